@@ -1,0 +1,169 @@
+"""What a session asks its driver to do. The session decides, the driver acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cutlayer.broker.errors import CutlayerError
+from cutlayer.broker.messages import EncodedTensor, Message, Mode, RunPhase, Telemetry
+
+__all__ = [
+    "AgentJoined",
+    "AgentLeft",
+    "Duplicate",
+    "Fail",
+    "LeaseGranted",
+    "LeaseLost",
+    "OutputsReceived",
+    "PhaseReached",
+    "Publish",
+    "Refused",
+    "StepCommitted",
+    "Subscribe",
+    "TelemetryReceived",
+    "Unsubscribe",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Send a message. `repeated` marks one that was sent before."""
+
+    topic: str
+    message: Message
+    qos: int = 1
+    retain: bool = False
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Subscribe to a topic filter."""
+
+    topic_filter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Give a topic filter up."""
+
+    topic_filter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The program cannot go on."""
+
+    error: CutlayerError
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGranted:
+    """To the agent: a worker serves it now. `committed` are the ranges of its steps that need no work any more."""
+
+    worker: str
+    committed: tuple[tuple[int, int], ...]
+    phase: RunPhase
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """To the agent: a worker is gone; what it held goes elsewhere."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsReceived:
+    """To the agent: compute loss and gradients from these outputs, then `submit_gradients`."""
+
+    step: int
+    mode: Mode
+    outputs: EncodedTensor
+    version: int
+    round_trip_s: float
+    server_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepCommitted:
+    """To the agent: a training step is part of the model."""
+
+    step: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseReached:
+    """To both: the run has reached another phase."""
+
+    phase: RunPhase
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentJoined:
+    """To the worker: an agent has a lease."""
+
+    agent: str
+    num_samples: int
+    returning: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLeft:
+    """To the worker: an agent has given its lease back or lost it."""
+
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryReceived:
+    """To the worker: an agent's counters."""
+
+    agent: str
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A message that the state table already has; answered from memory or ignored."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that was not taken, and why; `label` is fit for a metric."""
+
+    label: str
+    detail: str
+
+
+AgentAction = (
+    Publish
+    | Subscribe
+    | Unsubscribe
+    | Fail
+    | LeaseGranted
+    | LeaseLost
+    | OutputsReceived
+    | StepCommitted
+    | PhaseReached
+    | Duplicate
+    | Refused
+)
+WorkerAction = (
+    Publish
+    | Subscribe
+    | Unsubscribe
+    | Fail
+    | AgentJoined
+    | AgentLeft
+    | TelemetryReceived
+    | PhaseReached
+    | Duplicate
+    | Refused
+)

@@ -1,0 +1,444 @@
+"""The agent's side of the conversation, without I/O: messages and the time in, actions out.
+
+The session keeps every microbatch until its end (outputs for an evaluation, the commit for training), sends each to
+the leased worker that holds the fewest of this agent's, sends again on a deadline or when a worker is gone, and
+knows nothing of sockets, clocks, threads or arithmetic. Its driver (`cutlayer.edge_agent.runtime`) does the actions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cutlayer.broker.actions import (
+    AgentAction,
+    Duplicate,
+    Fail,
+    LeaseGranted,
+    LeaseLost,
+    OutputsReceived,
+    PhaseReached,
+    Publish,
+    Refused,
+    StepCommitted,
+    Subscribe,
+)
+from cutlayer.broker.errors import IdentityTaken, Rejected
+from cutlayer.broker.messages import (
+    ActivationGradients,
+    Activations,
+    AgentState,
+    Busy,
+    EncodedTensor,
+    Goodbye,
+    GoodbyeReason,
+    Hello,
+    Message,
+    Mode,
+    NegotiatedCodecs,
+    OutputGradients,
+    Outputs,
+    Phase,
+    Reject,
+    Resend,
+    ResendReason,
+    RunPhase,
+    TrainingDone,
+    Welcome,
+    WorkerState,
+)
+from cutlayer.broker.states import ExchangeState, next_state
+from cutlayer.broker.topics import RUN, WORKER_STATES, AgentTopics, WorkerTopics
+
+__all__ = ["AgentSession", "Deadlines"]
+
+Key = tuple[Mode, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long the session waits before it sends again, in seconds.
+
+    Attributes:
+        hello_s: For the answer to a Hello.
+        step_s: For the next message of a step, at the least; slow round trips stretch it.
+        longest_s: At the most, after doubling at each repetition.
+    """
+
+    hello_s: float = 2.0
+    step_s: float = 5.0
+    longest_s: float = 60.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    name: str
+    incarnation: int
+    lease: int | None = None
+    credits: int = 0
+    codecs: NegotiatedCodecs | None = None
+    hello_at: float = 0.0
+    hello_wait_s: float = 0.0
+    outstanding: set[Key] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Exchange:
+    step: int
+    mode: Mode
+    num_samples: int
+    tensors: tuple[tuple[str, EncodedTensor], ...]
+    state: ExchangeState = ExchangeState.IDLE
+    worker: str | None = None
+    first_sent_at: float = 0.0
+    sent_at: float = 0.0
+    deadline: float = 0.0
+    repeats: int = 0
+    last: Publish | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.mode, self.step
+
+
+class AgentSession:
+    """One agent's conversations with all its workers.
+
+    Args:
+        topics: The agent's topics.
+        incarnation: Start of this process, in milliseconds since the epoch.
+        software: Version for the log.
+        deadlines: When to send again.
+    """
+
+    def __init__(
+        self, topics: AgentTopics, incarnation: int, *, software: str = "", deadlines: Deadlines | None = None
+    ) -> None:
+        self.topics = topics
+        self.incarnation = incarnation
+        self.phase = RunPhase.WAITING
+        self.num_repeats = 0
+        self._software = software
+        self._deadlines = deadlines or Deadlines()
+        self._round_trip_s = 0.0
+        self._is_done = False
+        self._poll_at = 0.0
+        self._hello: tuple[bytes, int, tuple[str, ...], tuple[str, ...]] | None = None
+        self._workers: dict[str, _Worker] = {}
+        self._exchanges: dict[Key, _Exchange] = {}
+        self._homeless: deque[Key] = deque()
+
+    # What the driver asks -------------------------------------------------------------------------------------
+
+    @property
+    def num_outstanding(self) -> int:
+        """Microbatches that have not reached their end."""
+        return len(self._exchanges)
+
+    @property
+    def leased_workers(self) -> tuple[str, ...]:
+        """Workers that serve this agent now."""
+        return tuple(worker.name for worker in self._workers.values() if worker.lease is not None)
+
+    def codecs(self) -> NegotiatedCodecs | None:
+        """Return the codecs that the next microbatch must use, or None without a lease."""
+        worker = self._least_loaded()
+        return worker.codecs if worker else None
+
+    def can_submit(self) -> bool:
+        """Return whether a worker has a credit left for a new microbatch."""
+        return not self._homeless and self._least_loaded() is not None
+
+    def next_deadline(self) -> float | None:
+        """Return the time at which `tick` has something to do, or None."""
+        times = [exchange.deadline for exchange in self._exchanges.values() if exchange.last]
+        if self._polls():
+            times.append(self._poll_at)
+        if self._hello is not None:
+            times += [worker.hello_at for worker in self._workers.values() if worker.lease is None]
+        return min(times, default=None)
+
+    # What the driver reports ----------------------------------------------------------------------------------
+
+    def connected(self, now: float) -> list[AgentAction]:
+        """Take notice of a connection, the first or another one."""
+        topics = self.topics
+        actions: list[AgentAction] = [
+            Publish(topics.state, AgentState(online=True, incarnation=self.incarnation), retain=True),
+            *(Subscribe(wanted) for wanted in (topics.down_all, topics.state, RUN, WORKER_STATES)),
+        ]
+        for worker in self._workers.values():  # the will may have fired: ask whether the leases still stand
+            worker.hello_at = now
+            actions += self._say_hello(worker, now)
+        return actions
+
+    def ready(
+        self,
+        manifest_digest: bytes,
+        num_samples: int,
+        codecs: tuple[str, ...],
+        byte_stages: tuple[str, ...],
+        now: float,
+    ) -> list[AgentAction]:
+        """Start asking for leases: manifest, data and tokenizers are there."""
+        self._hello = (manifest_digest, num_samples, codecs, byte_stages)
+        return [action for worker in self._workers.values() for action in self._say_hello(worker, now)]
+
+    def submit(
+        self, step: int, mode: Mode, num_samples: int, tensors: tuple[tuple[str, EncodedTensor], ...], now: float
+    ) -> list[AgentAction]:
+        """Send a new microbatch to the least loaded worker (`can_submit` says whether there is one)."""
+        exchange = _Exchange(step, mode, num_samples, tensors, first_sent_at=now)
+        assert exchange.key not in self._exchanges, "a step is submitted once"
+        self._exchanges[exchange.key] = exchange
+        return self._send_activations(exchange, now)
+
+    def submit_gradients(self, step: int, version: int, gradients: EncodedTensor, now: float) -> list[AgentAction]:
+        """Send the output gradients of a training step, unless it has come to another state meanwhile."""
+        exchange = self._exchanges.get((Mode.TRAIN, step))
+        worker = self._workers.get(exchange.worker) if exchange and exchange.worker else None
+        if exchange is None or worker is None or worker.lease is None or exchange.state is not ExchangeState.OUTPUTS:
+            return []
+        exchange.state = ExchangeState.GRADIENTS
+        message = OutputGradients(worker.lease, step, version, gradients)
+        return self._send(exchange, Publish(self.topics.up_gradients(worker.name), message), now)
+
+    def training_done(self, now: float) -> list[AgentAction]:
+        """Tell the workers that all steps are committed; told again until the run moves on."""
+        self._is_done = True
+        self._poll_at = now + self._deadlines.step_s
+        return self._tell_workers(TrainingDone)
+
+    def leave(self, reason: GoodbyeReason) -> list[AgentAction]:
+        """Give all leases back."""
+        actions = self._tell_workers(lambda lease: Goodbye(lease, reason))
+        offline = AgentState(online=False, incarnation=self.incarnation)
+        return [*actions, Publish(self.topics.state, offline, retain=True)]
+
+    def progress(self, now: float) -> None:
+        """Take notice that bytes are moving: a slow link is not a dead one."""
+        for exchange in self._exchanges.values():
+            exchange.deadline = max(exchange.deadline, now + self._patience_s(exchange))
+
+    def tick(self, now: float) -> list[AgentAction]:
+        """Do what is due."""
+        actions: list[AgentAction] = []
+        for worker in self._workers.values():
+            if worker.lease is None and now >= worker.hello_at:
+                actions += self._say_hello(worker, now)
+        if self._polls() and now >= self._poll_at:
+            self._poll_at = now + self._deadlines.step_s
+            if self._is_done:
+                actions += self._tell_workers(TrainingDone)
+            else:
+                for worker in self._workers.values():
+                    actions += self._say_hello(worker, now)
+        for exchange in self._exchanges.values():
+            if exchange.last is not None and now >= exchange.deadline:
+                exchange.repeats += 1
+                self.num_repeats += 1
+                actions += self._send(exchange, _repeated(exchange.last), now)
+        return actions
+
+    # What the workers say -------------------------------------------------------------------------------------
+
+    def receive(self, message: Message, now: float) -> list[AgentAction]:
+        """Take a message from the broker."""
+        match message:
+            case WorkerState():
+                return self._worker_state(message, now)
+            case AgentState():
+                if message.online and message.incarnation > self.incarnation:
+                    return [Fail(IdentityTaken(self.topics.root))]
+                return []
+            case Welcome() | Busy() | Reject() if message.incarnation != self.incarnation:
+                return [Refused("incarnation", f"{type(message).__name__} to an earlier process")]
+            case Welcome():
+                return self._welcome(message, now)
+            case Busy():
+                if worker := self._workers.get(message.worker):
+                    worker.hello_at = now + message.retry_after_s
+                return []
+            case Reject():
+                return [Fail(Rejected(message.worker, message.reason, message.detail))]
+            case Phase():
+                if self._worker_of(message.lease) is None:
+                    return [Refused("lease", "Phase under an unknown lease")]
+                self.phase = message.phase
+                return [PhaseReached(message.phase, message.reason)]
+            case Outputs() | ActivationGradients() | Resend():
+                return self._step_message(message, now)
+            case _:
+                return [Refused("unexpected", f"{type(message).__name__} is not for an agent")]
+
+    def _step_message(self, message: Outputs | ActivationGradients | Resend, now: float) -> list[AgentAction]:
+        mode = Mode.TRAIN if isinstance(message, ActivationGradients) else message.mode
+        worker = self._worker_of(message.lease)
+        exchange = self._exchanges.get((mode, message.step))
+        if worker is None:
+            return [Refused("lease", f"{type(message).__name__} under an unknown lease")]
+        if exchange is None:
+            return [Duplicate(type(message).__name__)]
+        if isinstance(message, Resend) and message.reason is ResendReason.LEASE:
+            return self._lose(worker, "it does not know the lease", now) + self._say_hello(worker, now)
+        before = exchange.state
+        after = next_state(mode, before, type(message))
+        if after is None or (isinstance(message, Outputs | Resend) and exchange.worker != worker.name):
+            return [Refused("state", f"{type(message).__name__} in state {before.name}")]
+        if isinstance(message, ActivationGradients):
+            self._finish(exchange)
+            return [StepCommitted(message.step, message.window)]
+        if isinstance(message, Resend):
+            exchange.state = ExchangeState.IDLE
+            self.num_repeats += 1
+            self._release(exchange)
+            return self._send_activations(exchange, now, repeated=True)
+        if after is before:
+            return [Duplicate("Outputs")]
+        round_trip_s = now - exchange.sent_at
+        self._round_trip_s = max(round_trip_s, 0.9 * self._round_trip_s)
+        exchange.state = after
+        exchange.last = None  # from here on the driver is at work, and nothing is missing
+        exchange.repeats = 0
+        if mode is not Mode.TRAIN:
+            self._finish(exchange)
+        return [OutputsReceived(message.step, mode, message.outputs, message.version, round_trip_s, message.server_s)]
+
+    def _welcome(self, message: Welcome, now: float) -> list[AgentAction]:
+        worker = self._workers.get(message.worker)
+        if worker is None:
+            return [Refused("unexpected", f"Welcome from {message.worker}, which is not online")]
+        if worker.lease == message.lease:
+            if self.phase is message.phase:
+                return [Duplicate("Welcome")]
+            self.phase = message.phase
+            return [PhaseReached(message.phase, "")]
+        moved = self._take_back(worker)
+        worker.lease, worker.credits, worker.codecs = message.lease, message.credits, message.codecs
+        worker.hello_wait_s = 0.0
+        self.phase = message.phase
+        self._poll_at = now + self._deadlines.step_s
+        actions: list[AgentAction] = [LeaseGranted(worker.name, message.committed, message.phase)]
+        for start, stop in message.committed:
+            for key in [key for key in self._exchanges if key[0] is Mode.TRAIN and start <= key[1] < stop]:
+                self._finish(self._exchanges[key])
+                moved.discard(key)
+        self._homeless.extend(sorted(moved))
+        return actions + self._rehome(now)
+
+    def _worker_state(self, message: WorkerState, now: float) -> list[AgentAction]:
+        worker = self._workers.get(message.worker)
+        if not message.online:
+            if worker is None or worker.incarnation > message.incarnation:
+                return []
+            actions = self._lose(worker, "it went offline", now)
+            del self._workers[worker.name]
+            return actions
+        if worker is None:
+            worker = self._workers[message.worker] = _Worker(message.worker, message.incarnation, hello_at=now)
+            return self._say_hello(worker, now)
+        if message.incarnation > worker.incarnation:
+            actions = self._lose(worker, "it was started anew", now)
+            worker.incarnation = message.incarnation
+            return actions + self._say_hello(worker, now)
+        return []
+
+    # Inside ---------------------------------------------------------------------------------------------------
+
+    def _polls(self) -> bool:
+        """Whether the next news may have been lost on its way, with nothing outstanding that would show it."""
+        if self._is_done:
+            return self.phase in (RunPhase.WAITING, RunPhase.TRAINING)
+        return self.phase is RunPhase.WAITING and bool(self.leased_workers)
+
+    def _say_hello(self, worker: _Worker, now: float) -> list[AgentAction]:
+        if self._hello is None:
+            return []
+        wait_s = max(self._deadlines.hello_s, worker.hello_wait_s)
+        worker.hello_at = now + wait_s
+        worker.hello_wait_s = min(2 * wait_s, self._deadlines.longest_s)
+        digest, num_samples, codecs, byte_stages = self._hello
+        hello = Hello(self.topics.root, self.incarnation, digest, num_samples, codecs, byte_stages, self._software)
+        return [Publish(WorkerTopics(worker.name).inbox, hello)]
+
+    def _send_activations(self, exchange: _Exchange, now: float, *, repeated: bool = False) -> list[AgentAction]:
+        worker = self._least_loaded()
+        if worker is None or worker.lease is None:
+            exchange.last = None
+            self._homeless.append(exchange.key)
+            return []
+        exchange.worker = worker.name
+        exchange.state = ExchangeState.ACTIVATIONS
+        worker.outstanding.add(exchange.key)
+        message = Activations(worker.lease, exchange.step, exchange.mode, exchange.num_samples, exchange.tensors)
+        topic = self.topics.up_activations(worker.name)
+        return self._send(exchange, Publish(topic, message, repeated=repeated), now)
+
+    def _send(self, exchange: _Exchange, publish: Publish, now: float) -> list[AgentAction]:
+        exchange.last = publish
+        exchange.sent_at = now
+        exchange.deadline = now + self._patience_s(exchange)
+        return [publish]
+
+    def _patience_s(self, exchange: _Exchange) -> float:
+        usual_s = max(self._deadlines.step_s, 4.0 * self._round_trip_s)
+        return min(usual_s * 2.0**exchange.repeats, max(self._deadlines.longest_s, usual_s))
+
+    def _least_loaded(self) -> _Worker | None:
+        free = [
+            worker
+            for worker in self._workers.values()
+            if worker.lease is not None and len(worker.outstanding) < worker.credits
+        ]
+        return min(free, key=lambda worker: (len(worker.outstanding), worker.name), default=None)
+
+    def _worker_of(self, lease: int) -> _Worker | None:
+        return next((worker for worker in self._workers.values() if worker.lease == lease), None)
+
+    def _release(self, exchange: _Exchange) -> None:
+        if exchange.worker in self._workers:
+            self._workers[exchange.worker].outstanding.discard(exchange.key)
+        exchange.worker = None
+
+    def _finish(self, exchange: _Exchange) -> None:
+        self._release(exchange)
+        exchange.state = ExchangeState.DONE
+        del self._exchanges[exchange.key]
+
+    def _take_back(self, worker: _Worker) -> set[Key]:
+        """Take back everything that a worker holds; each goes up again from its activations."""
+        moved = set(worker.outstanding)
+        for key in moved:
+            exchange = self._exchanges[key]
+            exchange.state, exchange.worker, exchange.last = ExchangeState.IDLE, None, None
+        worker.outstanding.clear()
+        return moved
+
+    def _lose(self, worker: _Worker, reason: str, now: float) -> list[AgentAction]:
+        if worker.lease is None:
+            return []
+        moved = self._take_back(worker)
+        worker.lease = None
+        self._homeless.extend(sorted(moved))
+        return [LeaseLost(worker.name, reason), *self._rehome(now)]
+
+    def _rehome(self, now: float) -> list[AgentAction]:
+        actions: list[AgentAction] = []
+        while self._homeless and self._least_loaded() is not None:
+            exchange = self._exchanges.get(self._homeless.popleft())
+            if exchange is not None and exchange.worker is None:
+                self.num_repeats += 1
+                actions += self._send_activations(exchange, now, repeated=True)
+        return actions
+
+    def _tell_workers(self, make: Callable[[int], Message]) -> list[AgentAction]:
+        return [
+            Publish(WorkerTopics(worker.name).inbox, make(worker.lease))
+            for worker in self._workers.values()
+            if worker.lease is not None
+        ]
+
+
+def _repeated(publish: Publish) -> Publish:
+    return Publish(publish.topic, publish.message, publish.qos, publish.retain, repeated=True)

@@ -1,0 +1,110 @@
+"""The worker's table of leases: who trains here, with how many credits, and how far each agent has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from cutlayer.broker.manifest import CodecNames, Manifest
+from cutlayer.broker.messages import Hello, NegotiatedCodecs
+
+__all__ = ["Lease", "LeaseTable", "negotiate_codecs", "num_training_steps"]
+
+
+@dataclass(slots=True)
+class Lease:
+    """One agent's pairing with this worker.
+
+    Attributes:
+        agent: The agent's topic.
+        lease: Its number on the wire.
+        incarnation: The agent's process.
+        num_samples: Its training samples.
+        total_steps: Its training steps in all epochs.
+        codecs: The codecs agreed on.
+        heard_at: When it last said anything.
+        absent_since: When it vanished, or None. Its lease stands for the grace period, and nobody is sent anything.
+        is_done: Whether all its training steps are committed.
+    """
+
+    agent: str
+    lease: int
+    incarnation: int
+    num_samples: int
+    total_steps: int
+    codecs: NegotiatedCodecs
+    heard_at: float
+    absent_since: float | None = None
+    is_done: bool = False
+
+
+class LeaseTable:
+    """All leases of one worker.
+
+    Args:
+        new_number: Draws a lease number that no other worker uses (random).
+    """
+
+    def __init__(self, new_number: Callable[[], int]) -> None:
+        self._new_number = new_number
+        self._by_agent: dict[str, Lease] = {}
+        self._by_number: dict[int, Lease] = {}
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(self._by_agent.values())
+
+    def __len__(self) -> int:
+        return len(self._by_agent)
+
+    def of(self, agent: str) -> Lease | None:
+        """Return an agent's lease."""
+        return self._by_agent.get(agent)
+
+    def numbered(self, number: int) -> Lease | None:
+        """Return the lease of this number."""
+        return self._by_number.get(number)
+
+    def training(self) -> list[Lease]:
+        """Return the leases that windows may wait for."""
+        return [lease for lease in self if not lease.is_done]
+
+    def grant(self, hello: Hello, codecs: NegotiatedCodecs, total_steps: int, now: float) -> Lease:
+        """Grant a lease in place of the agent's earlier one."""
+        self.drop(hello.agent)
+        number = self._new_number()
+        while number in self._by_number:
+            number = self._new_number()
+        lease = Lease(hello.agent, number, hello.incarnation, hello.num_samples, total_steps, codecs, now)
+        self._by_agent[hello.agent] = self._by_number[number] = lease
+        return lease
+
+    def drop(self, agent: str) -> Lease | None:
+        """Take a lease back and return it."""
+        lease = self._by_agent.pop(agent, None)
+        if lease is not None:
+            del self._by_number[lease.lease]
+        return lease
+
+
+def num_training_steps(manifest: Manifest, num_samples: int) -> int:
+    """Return how many steps an agent with so many samples takes in all epochs."""
+    return manifest.epochs * -(-num_samples // manifest.microbatch_samples)
+
+
+def negotiate_codecs(wanted: CodecNames, codecs: tuple[str, ...], byte_stages: tuple[str, ...]) -> NegotiatedCodecs:
+    """Return the codecs that both sides know, as near to the manifest's as can be.
+
+    A byte stage that the agent lacks is left out, since it changes no value. Another tensor codec would change the
+    arithmetic of the run, so it is never put in place of the manifest's.
+
+    Raises:
+        ValueError: When the agent lacks a tensor codec; the text names it.
+    """
+    chosen = {}
+    for kind, name in wanted:
+        tensor_codec, _, stage = name.partition("+")
+        if tensor_codec.partition(":")[0] not in codecs:
+            raise ValueError(f"the run encodes {kind} as {name!r}, and the agent knows only {', '.join(codecs)}")
+        known = not stage or stage.partition(":")[0] in byte_stages
+        chosen[kind] = name if known else tensor_codec
+    return NegotiatedCodecs(**chosen)

@@ -1,0 +1,270 @@
+"""The run manifest: what every party of a run has to agree on, in one immutable document.
+
+The first worker writes it from its run settings, publishes it retained on `cutlayer/run`, and everybody checks
+it by its digest. An agent learns from it all that it needs beside its broker, topic and data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Final, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from cutlayer.broker.errors import MalformedMessage
+
+__all__ = [
+    "MANIFEST_FORMAT",
+    "MAX_MANIFEST_BYTES",
+    "AudioSpec",
+    "CodecNames",
+    "EvaluationSpec",
+    "ImageSpec",
+    "Manifest",
+    "ModalitySpec",
+    "TaskSpec",
+    "TokenizerWeights",
+    "WindowSpec",
+]
+
+MANIFEST_FORMAT: Final = 1
+MAX_MANIFEST_BYTES = 64 * 1024
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Dimension = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class ImageSpec(_Frozen):
+    """An image, cut into square patches.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        channels: 1 for grey, 3 for colour.
+        patch: Side of a patch in pixels; divides height and width.
+        mean: Subtracted from pixel values (which are scaled to 0..1).
+        std: Divides them afterwards.
+    """
+
+    kind: Literal["image"] = "image"
+    height: Dimension
+    width: Dimension
+    channels: Annotated[int, Field(ge=1, le=16)] = 3
+    patch: Dimension
+    mean: float = 0.5
+    std: PositiveFloat = 0.5
+
+    @model_validator(mode="after")
+    def _patch_divides(self) -> ImageSpec:
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide {self.height} x {self.width}: choose a divisor")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.height // self.patch, self.width // self.patch
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens a sample."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch: the input dimension of the linear tokenizer."""
+        return self.patch * self.patch * self.channels
+
+
+class AudioSpec(_Frozen):
+    """A mono waveform, turned into a log-mel spectrogram and cut into square patches (as AST, arXiv 2104.01778).
+
+    Attributes:
+        sample_rate_hz: Samples a second that the waveform must have.
+        num_frames: Spectrogram columns; the waveform is cut or zero-padded to fill them.
+        hop_samples: Samples from one column to the next.
+        fft_samples: Length of the Hann window and the FFT.
+        num_mels: Mel bands between 0 and half the sample rate.
+        patch: Side of a patch in bands and columns; divides both.
+        mean: Subtracted from the natural logarithm of the mel energies.
+        std: Divides it afterwards.
+    """
+
+    kind: Literal["audio"] = "audio"
+    sample_rate_hz: Annotated[int, Field(ge=1_000, le=192_000)]
+    num_frames: Dimension
+    hop_samples: Dimension
+    fft_samples: Annotated[int, Field(ge=16, le=16_384)]
+    num_mels: Annotated[int, Field(ge=1, le=1_024)]
+    patch: Dimension
+    mean: float = -4.0
+    std: PositiveFloat = 4.0
+
+    @model_validator(mode="after")
+    def _patch_divides(self) -> AudioSpec:
+        if self.num_mels % self.patch or self.num_frames % self.patch:
+            raise ValueError(
+                f"patch {self.patch} does not divide {self.num_mels} bands x {self.num_frames} frames: choose a divisor"
+            )
+        return self
+
+    @property
+    def num_samples(self) -> int:
+        """Waveform samples that the spectrogram covers."""
+        return (self.num_frames - 1) * self.hop_samples + self.fft_samples
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along the bands and along time."""
+        return self.num_mels // self.patch, self.num_frames // self.patch
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens a sample."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch: the input dimension of the linear tokenizer."""
+        return self.patch * self.patch
+
+
+ModalitySpec = Annotated[ImageSpec | AudioSpec, Field(discriminator="kind")]
+
+
+class TaskSpec(_Frozen):
+    """What is learned.
+
+    Attributes:
+        kind: `classification`: one label of `classes` a sample, cross-entropy.
+        classes: Class names, in the order of the outputs.
+    """
+
+    kind: Literal["classification"] = "classification"
+    classes: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=2, max_length=100_000)]
+
+
+class CodecNames(_Frozen):
+    """Codec of each kind of tensor, by the names of `cutlayer.compression.codec_from_name`."""
+
+    activations: str = "int8+zstd"
+    outputs: str = "fp16"
+    output_gradients: str = "fp16"
+    activation_gradients: str = "int8+zstd"
+
+
+class WindowSpec(_Frozen):
+    """When an optimizer step happens.
+
+    Attributes:
+        mode: `asynchronous` closes on `samples` or `deadline_s`; `synchronous` on one microbatch from each
+            leased agent that still trains.
+        samples: Samples that close an asynchronous window.
+        deadline_s: Seconds from a window's first gradient to its close at the latest; also how long a backward
+            pass waits for the last gradients of the microbatches that went forward together.
+        max_staleness: Versions that may be committed between a microbatch's forward pass and its backward pass.
+    """
+
+    mode: Literal["asynchronous", "synchronous"] = "asynchronous"
+    samples: PositiveInt = 128
+    deadline_s: PositiveFloat = 1.0
+    max_staleness: Annotated[int, Field(ge=0, le=10_000)] = 4
+
+
+class TokenizerWeights(_Frozen):
+    """The client-side weights: where they are and how they are used.
+
+    Attributes:
+        mode: `frozen`: agents only read them, and no gradient goes down.
+        digest: SHA-256 of the safetensors file, in hexadecimal.
+        num_bytes: Its size.
+        num_chunks: Retained packets on `cutlayer/model/<digest>/<i>`.
+    """
+
+    mode: Literal["frozen"] = "frozen"
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    num_bytes: Annotated[int, Field(ge=1, le=1 << 30)]
+    num_chunks: Annotated[int, Field(ge=1, le=65_536)]
+
+
+class EvaluationSpec(_Frozen):
+    """How agents evaluate on their own test samples (labels stay with them).
+
+    Attributes:
+        every_epochs: Evaluate after each so many epochs; 0 for only at the end.
+        samples: Test samples an agent uses then; the evaluation at the end uses all.
+    """
+
+    every_epochs: Annotated[int, Field(ge=0)] = 1
+    samples: PositiveInt = 256
+
+
+class Manifest(_Frozen):
+    """What every party of a run agrees on. Immutable; a different manifest is a different run.
+
+    Attributes:
+        format: Version of this document's form.
+        run_id: Unique name of the run.
+        seed: Seed that data order and splits derive from.
+        epochs: Passes of each agent over its own training samples.
+        microbatch_samples: Samples an agent sends at once.
+        width: Width D of a token.
+        model: Name of the encoder, for people and for the model card.
+        num_parameters: Parameters of the server side, for cost comparisons.
+        modalities: Specification of each modality, by name; the encoder takes them in alphabetical order.
+        fusion: `early` (one sequence) or `late` (one pass a modality).
+        task: What is learned.
+        codecs: Codec of each kind of tensor.
+        window: When an optimizer step happens.
+        tokenizers: The client-side weights.
+        evaluation: How agents evaluate.
+        telemetry_s: Seconds between two telemetry messages of an agent.
+    """
+
+    format: Literal[1] = MANIFEST_FORMAT
+    run_id: Name
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    epochs: PositiveInt
+    microbatch_samples: Annotated[int, Field(ge=1, le=65_536)]
+    width: Dimension
+    model: Annotated[str, Field(max_length=256)]
+    num_parameters: Annotated[int, Field(ge=0)]
+    modalities: Annotated[dict[Name, ModalitySpec], Field(min_length=1, max_length=16)]
+    fusion: Literal["early", "late"]
+    task: TaskSpec
+    codecs: CodecNames
+    window: WindowSpec
+    tokenizers: TokenizerWeights
+    evaluation: EvaluationSpec = EvaluationSpec()
+    telemetry_s: PositiveFloat = 1.0
+
+    def to_bytes(self) -> bytes:
+        """Serialize as canonical JSON: sorted keys, no white space, UTF-8."""
+        document = self.model_dump(mode="json")
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def digest(self) -> str:
+        """Return the SHA-256 of `to_bytes`, in hexadecimal."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @classmethod
+    def from_bytes(cls, document: bytes) -> Manifest:
+        """Parse and check a manifest.
+
+        Raises:
+            MalformedMessage: When it is too large, no JSON, or breaks the schema; the text names the key.
+        """
+        if len(document) > MAX_MANIFEST_BYTES:
+            raise MalformedMessage(f"run manifest of {len(document)} B is over {MAX_MANIFEST_BYTES} B")
+        try:
+            return cls.model_validate_json(document)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise MalformedMessage(f"run manifest: {key or 'document'}: {first['msg']}") from error

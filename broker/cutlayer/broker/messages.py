@@ -1,0 +1,590 @@
+"""Every message of the protocol: its fields, their limits, and how it becomes bytes. broker/README.md specifies it.
+
+A message is one MessagePack array `[version, kind, field, ...]`, fields in the order declared here. A receiver
+refuses another version, an unknown kind and any field outside its limit, and ignores fields beyond those it knows.
+No message carries a label, raw data, a loss of a single sample or a name that means something outside the run.
+
+Who sends what:
+
+    agent -> worker     Hello, Activations, OutputGradients, TrainingDone, Goodbye, Telemetry
+    worker -> agent     Welcome, Busy, Reject, Phase, Outputs, ActivationGradients, Resend
+    retained            AgentState, WorkerState, RunManifest, ModelChunk
+    either way          Chunk (a piece of a message that is larger than one packet)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+import msgpack
+
+from cutlayer.broker.errors import MalformedMessage, OversizedMessage, WrongVersion
+from cutlayer.broker.manifest import MAX_MANIFEST_BYTES
+from cutlayer.broker.wire import (
+    U32,
+    CheckFailed,
+    binary,
+    choice,
+    flag,
+    many,
+    number,
+    pack_fields,
+    pair,
+    parse_fields,
+    record,
+    text,
+    uint,
+    wire,
+)
+
+PROTOCOL_VERSION = 1
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""A message, put together from its chunks."""
+MAX_CHUNKS = 65_536
+"""Chunks of one message."""
+MAX_TENSOR_DIMENSIONS = 4
+MAX_DIMENSION = 65_536
+MAX_TENSOR_ELEMENTS = 64 << 20
+MAX_MODALITIES = 16
+MAX_NAME = 64
+MAX_TOPIC = 256
+MAX_DETAIL = 512
+MAX_RANGES = 4_096
+"""Committed ranges in a Welcome. A ledger with more holes than this is sent without the last ones."""
+MAX_EVALUATIONS = 4_096
+MAX_CODECS = 64
+
+
+class Mode(StrEnum):
+    """What a microbatch is for. Only `train` goes on to gradients and a commit."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+    PREDICT = "predict"
+
+
+class RunPhase(StrEnum):
+    """Where the run stands."""
+
+    WAITING = "waiting"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    ENDED = "ended"
+
+
+class RejectReason(StrEnum):
+    """Why a worker refuses an agent for good."""
+
+    MANIFEST = "manifest"
+    CODEC = "codec"
+    ENDED = "ended"
+    CONTENT = "content"
+
+
+class ResendReason(StrEnum):
+    """Why a worker asks for a step's activations again. `lease`: say Hello first, the lease is gone."""
+
+    STALE = "stale"
+    UNKNOWN = "unknown"
+    LEASE = "lease"
+
+
+class GoodbyeReason(StrEnum):
+    """Why an agent leaves."""
+
+    LEFT = "left"
+    COMPLETED = "completed"
+
+
+class Direction(StrEnum):
+    """Up is agent to worker."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTensor:
+    """A float32 tensor under a codec.
+
+    Attributes:
+        codec: Name for `cutlayer.compression.codec_from_name`.
+        shape: Dimensions, at most four.
+        data: The encoded bytes.
+    """
+
+    codec: str = wire(text(MAX_NAME))
+    shape: tuple[int, ...] = wire(many(uint(MAX_DIMENSION), MAX_TENSOR_DIMENSIONS))
+    data: bytes = wire(binary(MAX_MESSAGE_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSums:
+    """Sums over samples; never of fewer than `telemetry.MIN_REPORTED_SAMPLES`.
+
+    Attributes:
+        loss_sum: Sum of the loss, in nats for cross-entropy.
+        num_correct: Samples whose largest output is the label.
+        num_samples: Samples summed over.
+    """
+
+    loss_sum: float = wire(number())
+    num_correct: int = wire(uint())
+    num_samples: int = wire(uint())
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an agent's own test samples say of the model.
+
+    Attributes:
+        epoch: Epochs of training the agent had committed.
+        given: Modalities given, joined by `+`.
+        final: Whether the weights are the run's last.
+        sums: Sums over the samples.
+        wire_bytes: Bytes that this agent had moved until then, both directions.
+    """
+
+    epoch: int = wire(uint(U32))
+    given: str = wire(text(MAX_MODALITIES * (MAX_NAME + 1)))
+    final: bool = wire(flag())
+    sums: MetricSums = wire(record(MetricSums))
+    wire_bytes: int = wire(uint())
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of one kind of message in one direction, since the agent's start.
+
+    Attributes:
+        direction: Up or down.
+        kind: The message's class name.
+        codec: Codec of its tensors, empty where it has none.
+        messages: Messages.
+        raw_bytes: Their tensors as float32.
+        payload_bytes: MQTT payloads.
+        wire_bytes: Whole MQTT packets.
+    """
+
+    direction: Direction = wire(choice(Direction))
+    kind: str = wire(text(MAX_NAME))
+    codec: str = wire(text(MAX_NAME))
+    messages: int = wire(uint())
+    raw_bytes: int = wire(uint())
+    payload_bytes: int = wire(uint())
+    wire_bytes: int = wire(uint())
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """Time an agent has spent in one stage of a step.
+
+    Attributes:
+        stage: Name of the stage.
+        count: Times it ran.
+        seconds: Seconds in all, by the agent's monotonic clock.
+    """
+
+    stage: str = wire(text(MAX_NAME))
+    count: int = wire(uint())
+    seconds: float = wire(number(0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class NegotiatedCodecs:
+    """The codecs of a lease, one a kind of tensor."""
+
+    activations: str = wire(text(MAX_NAME))
+    outputs: str = wire(text(MAX_NAME))
+    output_gradients: str = wire(text(MAX_NAME))
+    activation_gradients: str = wire(text(MAX_NAME))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a message that is larger than one packet.
+
+    Attributes:
+        message_id: BLAKE2b-64 of the whole message: a resent message has the same chunks.
+        index: Position, from 0.
+        count: Chunks in all.
+        total_bytes: Size of the whole message.
+        data: The piece.
+    """
+
+    KIND: ClassVar[int] = 0
+    message_id: bytes = wire(binary(8))
+    index: int = wire(uint(MAX_CHUNKS - 1))
+    count: int = wire(uint(MAX_CHUNKS))
+    total_bytes: int = wire(uint(MAX_MESSAGE_BYTES))
+    data: bytes = wire(binary(MAX_MESSAGE_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """An agent asks for a lease.
+
+    Attributes:
+        agent: The agent's topic.
+        incarnation: Start of the agent's process, in milliseconds since the epoch.
+        manifest_digest: SHA-256 of the manifest the agent has read.
+        num_samples: Its training samples.
+        codecs: Tensor codecs that it knows.
+        byte_stages: Byte stages that it knows.
+        software: Its version, for the log.
+    """
+
+    KIND: ClassVar[int] = 1
+    agent: str = wire(text(MAX_TOPIC))
+    incarnation: int = wire(uint())
+    manifest_digest: bytes = wire(binary(32))
+    num_samples: int = wire(uint())
+    codecs: tuple[str, ...] = wire(many(text(MAX_NAME), MAX_CODECS))
+    byte_stages: tuple[str, ...] = wire(many(text(MAX_NAME), MAX_CODECS))
+    software: str = wire(text(MAX_NAME))
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """A worker grants a lease.
+
+    Attributes:
+        worker: The worker's name.
+        incarnation: Echo of the Hello's.
+        lease: Names the pairing in every later message; random, so that two workers' do not collide.
+        credits: Microbatches that may be outstanding at this worker.
+        codecs: The codecs of this lease.
+        committed: Ranges [start, stop) of this agent's training steps that the run has already committed.
+        phase: Where the run stands.
+        lease_s: Seconds of silence after which the worker takes the lease back.
+    """
+
+    KIND: ClassVar[int] = 2
+    worker: str = wire(text(MAX_NAME))
+    incarnation: int = wire(uint())
+    lease: int = wire(uint(U32))
+    credits: int = wire(uint(1024))
+    codecs: NegotiatedCodecs = wire(record(NegotiatedCodecs))
+    committed: tuple[tuple[int, int], ...] = wire(many(pair(uint(), uint()), MAX_RANGES))
+    phase: RunPhase = wire(choice(RunPhase))
+    lease_s: float = wire(number(0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A worker has no room now; the agent asks again after `retry_after_s` seconds."""
+
+    KIND: ClassVar[int] = 3
+    worker: str = wire(text(MAX_NAME))
+    incarnation: int = wire(uint())
+    retry_after_s: float = wire(number(0.0, 86_400.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A worker refuses the agent for good."""
+
+    KIND: ClassVar[int] = 4
+    worker: str = wire(text(MAX_NAME))
+    incarnation: int = wire(uint())
+    reason: RejectReason = wire(choice(RejectReason))
+    detail: str = wire(text(MAX_DETAIL))
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """A microbatch at the cut, going up.
+
+    Attributes:
+        lease: The lease.
+        step: Number of the agent's step in this mode. A training step's number fixes its samples.
+        mode: What it is for.
+        num_samples: Samples B.
+        tensors: (modality, tokens (B, N, D)) of each modality given.
+    """
+
+    KIND: ClassVar[int] = 5
+    lease: int = wire(uint(U32))
+    step: int = wire(uint())
+    mode: Mode = wire(choice(Mode))
+    num_samples: int = wire(uint(MAX_DIMENSION))
+    tensors: tuple[tuple[str, EncodedTensor], ...] = wire(
+        many(pair(text(MAX_NAME), record(EncodedTensor)), MAX_MODALITIES)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The model's outputs for a microbatch, going down.
+
+    Attributes:
+        lease: The lease.
+        step: Echo of the Activations'.
+        mode: Echo of the Activations'.
+        version: Version of the weights.
+        server_s: Seconds from the worker's receipt of the activations to this answer.
+        outputs: (B, C).
+    """
+
+    KIND: ClassVar[int] = 6
+    lease: int = wire(uint(U32))
+    step: int = wire(uint())
+    mode: Mode = wire(choice(Mode))
+    version: int = wire(uint())
+    server_s: float = wire(number(0.0))
+    outputs: EncodedTensor = wire(record(EncodedTensor))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputGradients:
+    """The gradient of the summed loss at the outputs, going up.
+
+    Attributes:
+        lease: The lease.
+        step: The training step.
+        version: Echo of the Outputs': a gradient of other outputs is not taken.
+        gradients: (B, C).
+    """
+
+    KIND: ClassVar[int] = 7
+    lease: int = wire(uint(U32))
+    step: int = wire(uint())
+    version: int = wire(uint())
+    gradients: EncodedTensor = wire(record(EncodedTensor))
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationGradients:
+    """The commit of a training step; with trainable tokenizers also the gradients at the cut.
+
+    Attributes:
+        lease: The lease.
+        step: The training step.
+        window: Number of the window that committed it.
+        server_s: Seconds from the worker's receipt of the output gradients to this answer.
+        tensors: (modality, gradient (B, N, D)); empty with frozen tokenizers.
+    """
+
+    KIND: ClassVar[int] = 8
+    lease: int = wire(uint(U32))
+    step: int = wire(uint())
+    window: int = wire(uint())
+    server_s: float = wire(number(0.0))
+    tensors: tuple[tuple[str, EncodedTensor], ...] = wire(
+        many(pair(text(MAX_NAME), record(EncodedTensor)), MAX_MODALITIES)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """A worker has no use for what it holds of a step and asks for its activations again."""
+
+    KIND: ClassVar[int] = 9
+    lease: int = wire(uint(U32))
+    step: int = wire(uint())
+    mode: Mode = wire(choice(Mode))
+    reason: ResendReason = wire(choice(ResendReason))
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The run has reached another phase."""
+
+    KIND: ClassVar[int] = 10
+    lease: int = wire(uint(U32))
+    phase: RunPhase = wire(choice(RunPhase))
+    reason: str = wire(text(MAX_DETAIL))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDone:
+    """All steps of the agent's epochs are committed: no window waits for it any more."""
+
+    KIND: ClassVar[int] = 11
+    lease: int = wire(uint(U32))
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """An agent gives its lease back."""
+
+    KIND: ClassVar[int] = 12
+    lease: int = wire(uint(U32))
+    reason: GoodbyeReason = wire(choice(GoodbyeReason))
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """An agent's cumulative counters since its start. The last one is marked `final` and sent at QoS 1.
+
+    Attributes:
+        incarnation: The agent's.
+        sequence: Counts up, so that a late one is known.
+        final: No more will come.
+        epoch: Epochs committed.
+        steps: Training steps committed, earlier incarnations' included.
+        total_steps: Training steps of all its epochs.
+        samples: Training samples committed since start.
+        train: Sums over the training samples since start.
+        recent: Sums over the samples since the report before.
+        evaluations: All evaluations since start.
+        traffic: Bytes by direction, kind of message and codec.
+        wire_sent_bytes: All that was written to the broker, control packets included.
+        wire_received_bytes: All that was read from the broker.
+        round_trips: (bucket, count) of `telemetry.LogHistogram`: activations sent to outputs received.
+        stages: Time by stage.
+        resends: Messages sent again.
+        duplicates: Messages received twice.
+        rejects: Messages received that broke the protocol.
+        cpu_s: Processor seconds, user and system.
+        peak_rss_bytes: Largest resident memory.
+    """
+
+    KIND: ClassVar[int] = 13
+    incarnation: int = wire(uint())
+    sequence: int = wire(uint())
+    final: bool = wire(flag())
+    epoch: int = wire(uint(U32))
+    steps: int = wire(uint())
+    total_steps: int = wire(uint())
+    samples: int = wire(uint())
+    train: MetricSums = wire(record(MetricSums))
+    recent: MetricSums = wire(record(MetricSums))
+    evaluations: tuple[Evaluation, ...] = wire(many(record(Evaluation), MAX_EVALUATIONS))
+    traffic: tuple[Traffic, ...] = wire(many(record(Traffic), 256))
+    wire_sent_bytes: int = wire(uint())
+    wire_received_bytes: int = wire(uint())
+    round_trips: tuple[tuple[int, int], ...] = wire(many(pair(uint(4096), uint()), 4096))
+    stages: tuple[StageTime, ...] = wire(many(record(StageTime), 32))
+    resends: int = wire(uint())
+    duplicates: int = wire(uint())
+    rejects: int = wire(uint())
+    cpu_s: float = wire(number(0.0))
+    peak_rss_bytes: int = wire(uint())
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """Retained on the agent's state topic; its will says offline."""
+
+    KIND: ClassVar[int] = 14
+    online: bool = wire(flag())
+    incarnation: int = wire(uint())
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """Retained on the worker's state topic; its will says offline.
+
+    Attributes:
+        online: Whether it takes Hellos.
+        worker: Its name.
+        incarnation: Start of its process, in milliseconds since the epoch.
+        manifest_digest: SHA-256 of the manifest it serves.
+        phase: Where the run stands.
+        agents: Leases it has granted.
+        version: Version of its weights.
+        reason: Why the run ended, when it has.
+    """
+
+    KIND: ClassVar[int] = 15
+    online: bool = wire(flag())
+    worker: str = wire(text(MAX_NAME))
+    incarnation: int = wire(uint())
+    manifest_digest: bytes = wire(binary(32))
+    phase: RunPhase = wire(choice(RunPhase))
+    agents: int = wire(uint(U32))
+    version: int = wire(uint())
+    reason: str = wire(text(MAX_DETAIL))
+
+
+@dataclass(frozen=True, slots=True)
+class RunManifest:
+    """The manifest, retained on `cutlayer/run`.
+
+    Attributes:
+        document: `Manifest.to_bytes`.
+    """
+
+    KIND: ClassVar[int] = 16
+    document: bytes = wire(binary(MAX_MANIFEST_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChunk:
+    """A piece of the client-side weights, retained on `cutlayer/model/<digest>/<index>`."""
+
+    KIND: ClassVar[int] = 17
+    index: int = wire(uint(MAX_CHUNKS - 1))
+    count: int = wire(uint(MAX_CHUNKS))
+    data: bytes = wire(binary(MAX_MESSAGE_BYTES))
+
+
+Message = (
+    Chunk
+    | Hello
+    | Welcome
+    | Busy
+    | Reject
+    | Activations
+    | Outputs
+    | OutputGradients
+    | ActivationGradients
+    | Resend
+    | Phase
+    | TrainingDone
+    | Goodbye
+    | Telemetry
+    | AgentState
+    | WorkerState
+    | RunManifest
+    | ModelChunk
+)
+
+MESSAGE_TYPES: dict[int, type[Message]] = {kind.KIND: kind for kind in Message.__args__}
+
+
+def serialize(message: Message) -> bytes:
+    """Turn a message into bytes.
+
+    Raises:
+        ValueError: When a field breaks its own limit; that is a fault of this program.
+    """
+    packed: bytes = msgpack.packb([PROTOCOL_VERSION, message.KIND, *pack_fields(message)], use_bin_type=True)
+    return packed
+
+
+def parse(data: bytes) -> Message:
+    """Turn bytes from a peer into a message.
+
+    Raises:
+        OversizedMessage: When there are more than `MAX_MESSAGE_BYTES`.
+        WrongVersion: When the protocol version is another.
+        MalformedMessage: When they are no MessagePack, of no known kind, or break a field's limit.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise OversizedMessage("message", len(data), MAX_MESSAGE_BYTES)
+    try:
+        # MessagePack's own lengths are bounded by the data's (a list of n items needs n bytes), so nothing
+        # here takes more memory than a small multiple of what has already arrived.
+        values = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise MalformedMessage(f"not MessagePack: {type(error).__name__}: {error}") from None
+    if not isinstance(values, list) or len(values) < 2:
+        raise MalformedMessage("not an array of version, kind and fields")
+    version, kind = values[0], values[1]
+    if type(version) is not int or type(kind) is not int:
+        raise MalformedMessage("version and kind are no integers")
+    if version != PROTOCOL_VERSION:
+        raise WrongVersion(version, PROTOCOL_VERSION)
+    message_type = MESSAGE_TYPES.get(kind)
+    if message_type is None:
+        raise MalformedMessage(f"unknown message kind {kind}")
+    try:
+        message: Message = parse_fields(message_type, values[2:])
+    except CheckFailed as error:
+        raise MalformedMessage(str(error)) from None
+    return message

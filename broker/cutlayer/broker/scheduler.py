@@ -1,0 +1,238 @@
+"""What a worker computes next: which microbatches go forward together, when a backward pass runs, when a window closes.
+
+Order of work: a window that closes is committed, then backward passes, then forward passes. So the number of live
+graphs falls before it grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cutlayer.broker.leases import Lease
+from cutlayer.broker.ledger import Ledger
+from cutlayer.broker.manifest import WindowSpec
+from cutlayer.broker.messages import Activations, EncodedTensor, Mode
+from cutlayer.broker.states import ExchangeState
+from cutlayer.broker.work import Backward, Commit, Exchange, Forward, Group, Key, Release, Work
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """The exchanges, groups and the open window of one worker.
+
+    Args:
+        spec: When windows close.
+        max_batch_samples: Samples that go forward together at the most.
+        window: Windows already committed.
+        version: Version of the weights.
+        committed_samples: Samples already committed.
+    """
+
+    def __init__(
+        self, spec: WindowSpec, max_batch_samples: int, window: int, version: int, committed_samples: int
+    ) -> None:
+        self.exchanges: dict[Key, Exchange] = {}
+        self.window = window
+        self.version = version
+        self.committed_samples = committed_samples
+        self._spec = spec
+        self._is_synchronous = spec.mode == "synchronous"
+        self._max_batch_samples = max_batch_samples
+        self._groups: dict[int, Group] = {}
+        self._next_group = 0
+        self._to_release: list[int] = []
+        self._in_window: list[Key] = []
+        self._window_samples = 0
+        self._opened_at: float | None = None
+
+    # Exchanges ------------------------------------------------------------------------------------------------
+
+    def add(self, exchange: Exchange) -> None:
+        """Queue a microbatch for its forward pass."""
+        self.exchanges[exchange.key] = exchange
+
+    def num_of(self, agent: str) -> int:
+        """Return how many microbatches of an agent are here."""
+        return sum(key.agent == agent for key in self.exchanges)
+
+    def take_gradients(self, exchange: Exchange, gradients: EncodedTensor, now: float) -> None:
+        """Take a microbatch's output gradients; its group may now be ready for its backward pass."""
+        assert exchange.group is not None
+        group = self._groups[exchange.group]
+        exchange.state = ExchangeState.GRADIENTS
+        exchange.gradients = gradients
+        group.waiting.discard(exchange.key)
+        group.ready.append(exchange.key)
+        group.first_ready_at = now if group.first_ready_at is None else group.first_ready_at
+
+    def abandon(self, agent: str) -> None:
+        """Forget what an agent has not sent the gradients of. What it has, is committed: nothing is lost or doubled."""
+        for key, exchange in list(self.exchanges.items()):
+            if key.agent == agent and exchange.state in (ExchangeState.ACTIVATIONS, ExchangeState.OUTPUTS):
+                self._forget(exchange)
+
+    def _forget(self, exchange: Exchange) -> None:
+        del self.exchanges[exchange.key]
+        group = self._groups.get(exchange.group) if exchange.group is not None else None
+        if group is not None:
+            group.waiting.discard(exchange.key)
+            self._release_if_empty(group)
+
+    def _release_if_empty(self, group: Group) -> None:
+        if not group.waiting and not group.ready:
+            del self._groups[group.number]
+            self._to_release.append(group.number)
+
+    # Work -----------------------------------------------------------------------------------------------------
+
+    def deadlines(self) -> list[float]:
+        """Return the times at which work appears by the clock alone."""
+        if self._is_synchronous:
+            return []
+        times = [] if self._opened_at is None else [self._opened_at + self._spec.deadline_s]
+        times += [
+            group.first_ready_at + self._spec.deadline_s
+            for group in self._groups.values()
+            if group.first_ready_at is not None
+        ]
+        return times
+
+    def next_work(
+        self,
+        training: Sequence[Lease],
+        ledger: Ledger,
+        *,
+        is_training: bool,
+        credits: int,  # noqa: A002 - the protocol's own word
+        planned_samples: int,
+        now: float,
+    ) -> Work | None:
+        """Return what to compute next, or None.
+
+        Args:
+            training: Leases that have steps left.
+            ledger: Committed steps.
+            is_training: Whether training microbatches may go forward.
+            credits: Microbatches that an agent may have outstanding.
+            planned_samples: Samples that all agents will have trained on at the end.
+            now: Seconds.
+        """
+        if self._to_release:
+            return Release(self._to_release.pop())
+        if self._in_window and self._closes(training, ledger, credits, now):
+            done = self.committed_samples + self._window_samples
+            return Commit(self.window, self._window_samples, min(done / max(planned_samples, 1), 1.0))
+        return self._next_backward(now) or self._next_forward(ledger, is_training=is_training)
+
+    def _closes(self, training: Sequence[Lease], ledger: Ledger, num_credits: int, now: float) -> bool:
+        held = [key.agent for key in self._in_window]
+        if self._is_synchronous:
+            return all(lease.agent in held for lease in training)
+        assert self._opened_at is not None
+        if self._window_samples >= self._spec.samples or now >= self._opened_at + self._spec.deadline_s:
+            return True
+        # Nothing can join the window before it is committed: every agent waits for it with all its credits.
+        return all(
+            held.count(lease.agent) >= num_credits
+            or held.count(lease.agent) + len(ledger.of(lease.agent)) >= lease.total_steps
+            for lease in training
+            if lease.absent_since is None
+        )
+
+    def _next_backward(self, now: float) -> Backward | None:
+        for group in self._groups.values():
+            is_late = (
+                not self._is_synchronous
+                and group.first_ready_at is not None
+                and now >= group.first_ready_at + self._spec.deadline_s
+            )
+            if group.ready and (not group.waiting or is_late):
+                gradients = []
+                for key in group.ready:
+                    tensor = self.exchanges[key].gradients
+                    assert tensor is not None
+                    gradients.append((key, tensor))
+                return Backward(group.number, tuple(gradients), last=not group.waiting)
+        return None
+
+    def _next_forward(self, ledger: Ledger, *, is_training: bool) -> Forward | None:
+        chosen: list[tuple[Key, Activations]] = []
+        form: object = None
+        num_samples = 0
+        for key, exchange in self.exchanges.items():
+            message = exchange.activations
+            if message is None or exchange.group is not None:
+                continue
+            if key.mode is Mode.TRAIN and not (is_training and self._is_next(key, ledger)):
+                continue
+            signature = (key.mode, tuple((name, tensor.shape[1:]) for name, tensor in sorted(message.tensors)))
+            if form is None:
+                form = signature
+            if signature != form or (chosen and num_samples + exchange.num_samples > self._max_batch_samples):
+                continue
+            chosen.append((key, message))
+            num_samples += exchange.num_samples
+        if not chosen:
+            return None
+        number = self._next_group
+        self._next_group += 1
+        for key, _ in chosen:
+            self.exchanges[key].group = number
+        mode = chosen[0][0].mode
+        if mode is Mode.TRAIN:
+            self._groups[number] = Group(number, self.version, {key for key, _ in chosen})
+        return Forward(number, mode, tuple(chosen))
+
+    def _is_next(self, key: Key, ledger: Ledger) -> bool:
+        """In synchronous mode a microbatch waits for the window of the one before it."""
+        return not self._is_synchronous or key.step == ledger.of(key.agent).first_missing()
+
+    # Results --------------------------------------------------------------------------------------------------
+
+    def forwarded(self, number: int, keys: Sequence[Key], version: int) -> list[Exchange]:
+        """Take notice of a forward pass; return the exchanges that are still wanted."""
+        wanted = []
+        for key in keys:
+            exchange = self.exchanges.get(key)
+            if exchange is None or exchange.group != number:
+                continue
+            exchange.activations = None
+            exchange.state = ExchangeState.OUTPUTS
+            wanted.append(exchange)
+            if key.mode is not Mode.TRAIN:
+                del self.exchanges[key]
+        if number in self._groups:
+            self._groups[number].version = version
+        return wanted
+
+    def backward_done(self, number: int, now: float) -> None:
+        """Take notice that the ready gradients of a group are part of the open window."""
+        group = self._groups[number]
+        for key in group.ready:
+            self.exchanges[key].gradients = None
+            self._in_window.append(key)
+            self._window_samples += self.exchanges[key].num_samples
+        group.ready, group.first_ready_at = [], None
+        self._opened_at = now if self._opened_at is None else self._opened_at
+        if not group.waiting:
+            del self._groups[number]
+
+    def committed(self, version: int) -> list[Exchange]:
+        """Take notice of an optimizer step; return the exchanges that it holds."""
+        done = [self.exchanges.pop(key) for key in self._in_window]
+        self.committed_samples += self._window_samples
+        self.window += 1
+        self.version = version
+        self._in_window, self._window_samples, self._opened_at = [], 0, None
+        return done
+
+    def take_stale(self) -> list[Exchange]:
+        """Give up the groups whose weights are too old by now; return their exchanges, to be sent again."""
+        stale: list[Exchange] = []
+        for group in list(self._groups.values()):
+            if self.version - group.version > self._spec.max_staleness:
+                stale += [self.exchanges.pop(key) for key in (*group.ready, *sorted(group.waiting))]
+                del self._groups[group.number]
+                self._to_release.append(group.number)
+        return stale

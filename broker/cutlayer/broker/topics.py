@@ -1,0 +1,153 @@
+"""Every topic name and topic filter of the protocol. Nobody else joins strings with slashes.
+
+    <agent>/up/<worker>/activations, <agent>/up/<worker>/gradients      agent -> that worker
+    <agent>/up/telemetry                                                agent -> any worker
+    <agent>/down/outputs, <agent>/down/gradients, <agent>/down/control  worker -> agent
+    <agent>/state                                                       retained, with a will
+    cutlayer/run                                                        retained: the run manifest
+    cutlayer/model/<digest>/<index>                                     retained: client-side weights
+    cutlayer/workers/<worker>/state                                     retained, with a will
+    cutlayer/workers/<worker>/inbox                                     Hello, TrainingDone, Goodbye
+
+An agent's topic may have several levels (`clinic/07`); a worker's name has one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cutlayer.broker.errors import SettingsError
+
+__all__ = ["RUN", "WORKER_STATES", "AgentTopics", "WorkerTopics", "agent_of", "model_chunk", "model_chunks"]
+
+ROOT = "cutlayer"
+RUN = f"{ROOT}/run"
+WORKER_STATES = f"{ROOT}/workers/+/state"
+MAX_AGENT_TOPIC = 200
+
+_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def model_chunk(digest: str, index: int) -> str:
+    """Return the topic name of one piece of the client-side weights."""
+    return f"{ROOT}/model/{digest}/{index}"
+
+
+def model_chunks(digest: str) -> str:
+    """Return the topic filter of all pieces of the client-side weights."""
+    return f"{ROOT}/model/{digest}/+"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTopics:
+    """A worker's own topics.
+
+    Args:
+        name: The worker's name: letters, digits, `.`, `_`, `-`.
+
+    Raises:
+        SettingsError: When the name is none.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not _LEVEL.fullmatch(self.name):
+            raise SettingsError(
+                f"worker name {self.name!r} is not usable in a topic",
+                "use letters, digits, '.', '_' and '-', at most 64",
+            )
+
+    @property
+    def state(self) -> str:
+        """Retained state."""
+        return f"{ROOT}/workers/{self.name}/state"
+
+    @property
+    def inbox(self) -> str:
+        """Where agents ask for leases."""
+        return f"{ROOT}/workers/{self.name}/inbox"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTopics:
+    """An agent's own topics.
+
+    Args:
+        root: The agent's `--topic`, one or more levels of letters, digits, `.`, `_`, `-`.
+
+    Raises:
+        SettingsError: When the root is no such topic or lies in Cutlayer's own.
+    """
+
+    root: str
+
+    def __post_init__(self) -> None:
+        levels = self.root.split("/")
+        reserved = levels[0] == ROOT or "up" in levels or "down" in levels
+        if len(self.root) > MAX_AGENT_TOPIC or reserved or not all(_LEVEL.fullmatch(level) for level in levels):
+            raise SettingsError(
+                f"topic {self.root!r} cannot be an agent's",
+                "use levels of letters, digits, '.', '_' and '-' joined by '/', such as clinic/07; not "
+                f"{ROOT!r} first and not 'up' or 'down' anywhere; at most {MAX_AGENT_TOPIC} characters",
+            )
+
+    def up_activations(self, worker: str) -> str:
+        """Activations to one worker."""
+        return f"{self.root}/up/{worker}/activations"
+
+    def up_gradients(self, worker: str) -> str:
+        """Output gradients to one worker."""
+        return f"{self.root}/up/{worker}/gradients"
+
+    def up_to(self, worker: str) -> str:
+        """Topic filter of all that goes to one worker."""
+        return f"{self.root}/up/{worker}/+"
+
+    @property
+    def telemetry(self) -> str:
+        """Counters for whichever worker listens."""
+        return f"{self.root}/up/telemetry"
+
+    @property
+    def down_outputs(self) -> str:
+        """Outputs."""
+        return f"{self.root}/down/outputs"
+
+    @property
+    def down_gradients(self) -> str:
+        """Commits, with activation gradients where tokenizers train."""
+        return f"{self.root}/down/gradients"
+
+    @property
+    def down_control(self) -> str:
+        """Welcome, Busy, Reject, Phase, Resend."""
+        return f"{self.root}/down/control"
+
+    @property
+    def down_all(self) -> str:
+        """Topic filter of all that comes down."""
+        return f"{self.root}/down/+"
+
+    @property
+    def state(self) -> str:
+        """Retained state."""
+        return f"{self.root}/state"
+
+
+def agent_of(topic: str) -> str | None:
+    """Return the agent whose own topic this is, or None.
+
+    Args:
+        topic: A topic name such as `clinic/07/up/w1/activations` or `clinic/07/state`.
+    """
+    levels = topic.split("/")
+    if levels[0] == ROOT:
+        return None
+    if levels[-1] == "state" and len(levels) > 1:
+        return "/".join(levels[:-1])
+    for marker in ("up", "down"):
+        if marker in levels[1:]:
+            return "/".join(levels[: levels.index(marker, 1)])
+    return None

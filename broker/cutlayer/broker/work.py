@@ -1,0 +1,108 @@
+"""What a worker session gives its driver to compute, and the microbatches that it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cutlayer.broker.messages import Activations, EncodedTensor, Mode, Outputs
+from cutlayer.broker.states import ExchangeState
+
+__all__ = ["Backward", "Commit", "Exchange", "Forward", "Group", "Key", "Release", "Work"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Names a microbatch for the whole run: the same again after any crash."""
+
+    agent: str
+    mode: Mode
+    step: int
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One microbatch at the worker.
+
+    Attributes:
+        key: Its name.
+        lease: Lease it came under.
+        activations: The message, until its forward pass.
+        state: Where it stands.
+        num_samples: Samples B.
+        received_at: When the last message of the agent came, for the server time told to it.
+        group: Number of the group that it went forward in.
+        outputs: The answer, kept for an agent that asks again.
+        gradients: The output gradients, until their backward pass.
+    """
+
+    key: Key
+    lease: int
+    activations: Activations | None
+    state: ExchangeState
+    num_samples: int
+    received_at: float
+    group: int | None = None
+    outputs: Outputs | None = None
+    gradients: EncodedTensor | None = None
+
+
+@dataclass(slots=True)
+class Group:
+    """Microbatches that went forward together: one live graph.
+
+    Attributes:
+        number: Its number.
+        version: Version of the weights it was computed with.
+        waiting: Members whose gradients are not there yet.
+        ready: Members whose gradients are there.
+        first_ready_at: When the first gradients came.
+    """
+
+    number: int
+    version: int
+    waiting: set[Key]
+    ready: list[Key] = field(default_factory=list)
+    first_ready_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Run these microbatches, of equal shape and mode, as one batch; then `forwarded`."""
+
+    group: int
+    mode: Mode
+    microbatches: tuple[tuple[Key, Activations], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """Run the backward pass of a group for these members; then `backward_done`. `last` frees the graph."""
+
+    group: int
+    gradients: tuple[tuple[Key, EncodedTensor], ...]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Free a group's graph; nobody needs it any more."""
+
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Take an optimizer step; then `committed`.
+
+    Attributes:
+        window: Number of the window.
+        num_samples: Samples in it.
+        progress: Share of the planned samples that are committed with it, for schedules.
+    """
+
+    window: int
+    num_samples: int
+    progress: float
+
+
+Work = Forward | Backward | Release | Commit

@@ -1,0 +1,259 @@
+"""The run settings: what whoever starts a run writes down, as TOML, checked before anything is built.
+
+The smallest file that starts a run names its modalities and classes:
+
+    [modalities.image]
+    kind = "image"
+    height = 8
+    width = 8
+    channels = 1
+    patch = 2
+
+    [task]
+    classes = ["cat", "dog"]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.manifest import CodecNames, EvaluationSpec, ModalitySpec, Name, TaskSpec, WindowSpec
+from cutlayer.server_worker.settings_errors import settings_error
+
+__all__ = [
+    "DataSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "RunSection",
+    "RunSettings",
+    "WorkerSettings",
+    "load_run_settings",
+]
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+# Part of parameter names, where a dot separates modules.
+ModalityName = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _zero_is_off(value: object) -> object:
+    return None if value == 0 and not isinstance(value, bool) else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(_Section):
+    """[run]: the run as a whole.
+
+    Attributes:
+        name: For people; part of the run's unique id.
+        seed: Seed of initial weights, data order and modality dropout.
+        epochs: Passes of each agent over its own training samples.
+        microbatch_samples: Samples an agent sends at once.
+        min_agents: Training starts when so many agents hold leases.
+        absence_grace_s: Seconds that an agent may be gone before the run goes on without it.
+        service: Whether the run never ends and takes agents as they come.
+    """
+
+    name: Name = "run"
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    epochs: PositiveInt = 1
+    microbatch_samples: Annotated[int, Field(ge=1, le=65_536)] = 32
+    min_agents: PositiveInt = 1
+    absence_grace_s: Annotated[float, Field(ge=0.0)] = 30.0
+    service: bool = False
+
+
+class DataSettings(_Section):
+    """[data]: informative; each agent names its own data.
+
+    Attributes:
+        name: What the run is about, such as `demo:digits`.
+    """
+
+    name: Annotated[str, Field(max_length=256)] = ""
+
+
+# What `timm.create_model` is given by other means.
+_TAKEN_OPTIONS = {
+    "num_classes": "name the classes in [task] instead",
+    "pretrained": "set [model] pretrained instead",
+    "checkpoint_path": "set [model] weights instead",
+    "pretrained_cfg_overlay": "set [model] weights instead",
+}
+
+
+class ModelSettings(_Section):
+    """[model]: the encoder.
+
+    Attributes:
+        name: Name of a timm VisionTransformer.
+        options: Further arguments of `timm.create_model`, such as `embed_dim`, `depth`, `drop_path_rate`.
+        weights: File of pretrained weights, as timm reads them (safetensors, or a PyTorch state dict); relative
+            to the settings file.
+        pretrained: Whether timm downloads the model's published weights.
+        fusion: `early` (one sequence of all modalities) or `late` (one pass a modality).
+        modality_dropout: Probability that a modality of a training sample is hidden.
+        dtype: Type of the server side's parameters and arithmetic.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=128)] = "vit_tiny_patch16_224"
+    options: dict[str, object] = Field(default_factory=dict)
+    weights: Path | None = None
+    pretrained: bool = False
+    fusion: Literal["early", "late"] = "early"
+    modality_dropout: Share = 0.0
+    dtype: Literal["float32", "float64"] = "float32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSettings:
+        for option, instead in _TAKEN_OPTIONS.items():
+            if option in self.options:
+                raise ValueError(f"options.{option} is not passed on to timm: {instead}")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights are both set: keep one of them")
+        return self
+
+
+class OptimizerSettings(_Section):
+    """[optimizer]: the step, and its learning rate over the run.
+
+    Attributes:
+        name: `adamw` or `sgd`.
+        lr: Peak learning rate.
+        weight_decay: Spares biases, norms, class tokens and embeddings.
+        betas: AdamW's.
+        momentum: SGD's.
+        warmup_ratio: Share of the planned samples over which the rate rises from 0 to `lr`.
+        min_lr_ratio: Share of `lr` that is left at the end of the run.
+        clip_norm: Largest norm of the mean gradient; 0 turns clipping off (None here).
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 5e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    momentum: Share = 0.9
+    warmup_ratio: Share = 0.1
+    min_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    clip_norm: Annotated[PositiveFloat | None, BeforeValidator(_zero_is_off)] = 1.0
+
+
+class WorkerSettings(_Section):
+    """[worker]: how a server worker works.
+
+    Attributes:
+        credits: Microbatches that an agent may have in flight at this worker.
+        max_batch_samples: Samples that go forward together at most.
+        checkpoint_every_windows: Windows from one checkpoint to the next.
+        lease_s: Seconds that a lease outlives its agent's last sign of life.
+        threads: Threads of torch; 0 leaves the choice to torch.
+    """
+
+    credits: Annotated[int, Field(ge=1, le=1_024)] = 2
+    max_batch_samples: PositiveInt = 256
+    checkpoint_every_windows: PositiveInt = 50
+    lease_s: PositiveFloat = 30.0
+    threads: Annotated[int, Field(ge=0, le=1_024)] = 0
+
+
+class RunSettings(_Section):
+    """Everything that a run is started with. Immutable; built once, at the edge of the program.
+
+    Attributes:
+        run: The run as a whole.
+        data: What the run is about.
+        model: The encoder.
+        modalities: Specification of each modality, by name.
+        task: What is learned.
+        codecs: Codec of each kind of tensor.
+        window: When an optimizer step happens.
+        optimizer: The step.
+        worker: How a server worker works.
+        evaluation: How agents evaluate.
+        telemetry_s: Seconds between two telemetry messages of an agent.
+    """
+
+    run: RunSection = RunSection()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    modalities: Annotated[dict[ModalityName, ModalitySpec], Field(min_length=1, max_length=16)]
+    task: TaskSpec
+    codecs: CodecNames = CodecNames()
+    window: WindowSpec = WindowSpec()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    worker: WorkerSettings = WorkerSettings()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    telemetry_s: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _microbatch_fits(self) -> RunSettings:
+        if self.run.microbatch_samples > self.worker.max_batch_samples:
+            raise ValueError(
+                f"run.microbatch_samples = {self.run.microbatch_samples} is over worker.max_batch_samples = "
+                f"{self.worker.max_batch_samples}: lower the first or raise the second"
+            )
+        return self
+
+
+def load_run_settings(path: Path, overrides: Mapping[str, object] | None = None) -> RunSettings:
+    """Read run settings from TOML.
+
+    Args:
+        path: The file.
+        overrides: Values that win over the file's, by dotted key (`{"run.epochs": 3}`); None leaves the file's.
+
+    Raises:
+        SettingsError: When the file cannot be read, is no TOML, or a setting is unknown, missing or out of its
+            limits. The text names the file, the key, the value and the fix.
+    """
+    document = _read_toml(path)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _override(document, key, value)
+    try:
+        settings = RunSettings.model_validate(document)
+    except pydantic.ValidationError as error:
+        raise settings_error(str(path), error, RunSettings) from error
+    weights = settings.model.weights
+    if weights is None or weights.is_absolute():
+        return settings
+    # What a file names is found from that file, wherever the program is started.
+    model = settings.model.model_copy(update={"weights": path.parent / weights})
+    return settings.model_copy(update={"model": model})
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"no settings file {path}", "name an existing TOML file") from error
+    except OSError as error:
+        raise SettingsError(
+            f"settings file {path} cannot be read: {error.strerror}", "check its kind and rights"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"settings file {path} is not UTF-8 at byte {error.start}", "save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {path} is no TOML: {error}", "mend that line") from error
+
+
+def _override(document: dict[str, object], key: str, value: object) -> None:
+    *sections, last = key.split(".")
+    table: object = document
+    for section in sections:
+        # A key below something that is no table is refused by the model, which knows what belongs there.
+        table = table.setdefault(section, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        raise SettingsError(
+            f"override {key} = {value!r} lies below a key that is no section", "name a key of a section"
+        )
+    table[last] = value

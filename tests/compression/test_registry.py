@@ -1,0 +1,132 @@
+"""Names: which exist, what they become, and what the others are told."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutlayer.compression import (
+    MAX_NAME_LENGTH,
+    BadOptionError,
+    UnknownCodecError,
+    available_byte_stages,
+    available_codecs,
+    codec_from_name,
+)
+
+
+def test_available_names() -> None:
+    assert available_codecs() == ("identity", "fp16", "int8")
+    assert available_byte_stages() == ("none", "lz4", "zstd")
+
+
+@pytest.mark.parametrize("tensor", available_codecs())
+@pytest.mark.parametrize("stage", available_byte_stages())
+def test_every_codec_goes_with_every_stage(tensor: str, stage: str) -> None:
+    assert codec_from_name(f"{tensor}+{stage}").name.startswith(tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("identity", "identity"),
+        ("fp16+none", "fp16"),
+        ("int8+lz4", "int8+lz4"),
+        ("int8+zstd", "int8+zstd:3"),
+        ("int8+zstd:3", "int8+zstd:3"),
+        ("int8+zstd:03", "int8+zstd:3"),
+        ("identity+zstd:19", "identity+zstd:19"),
+    ],
+)
+def test_names_become_canonical_and_lead_back_to_an_equal_codec(name: str, canonical: str) -> None:
+    codec = codec_from_name(name)
+    assert codec.name == canonical
+    assert codec_from_name(canonical) == codec
+
+
+def test_the_same_name_gives_the_same_object() -> None:
+    assert codec_from_name("int8+zstd:5") is codec_from_name("int8+zstd:5")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_lossless"), [("identity", True), ("identity+zstd", True), ("fp16", False), ("int8+lz4", False)]
+)
+def test_only_identity_is_lossless(name: str, is_lossless: bool) -> None:
+    assert codec_from_name(name).is_lossless is is_lossless
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("int4", "int8"), ("in8", "int8"), ("INT8", "int8"), ("fp-16", "fp16"), ("identiy+lz4", "identity")],
+)
+def test_an_unknown_codec_is_told_what_exists_and_the_nearest(name: str, suggestion: str) -> None:
+    with pytest.raises(UnknownCodecError) as caught:
+        codec_from_name(name)
+    assert caught.value.name == name
+    assert caught.value.available == available_codecs()
+    assert caught.value.suggestion == suggestion
+    assert f"did you mean '{suggestion}'?" in str(caught.value)
+    assert "identity, fp16, int8" in str(caught.value)
+
+
+def test_an_unknown_stage_is_told_the_stages() -> None:
+    with pytest.raises(UnknownCodecError, match="no byte stage 'zst'; did you mean 'zstd'") as caught:
+        codec_from_name("int8+zst")
+    assert caught.value.available == available_byte_stages()
+
+
+def test_nothing_is_suggested_where_nothing_is_near() -> None:
+    with pytest.raises(UnknownCodecError) as caught:
+        codec_from_name("wavelet")
+    assert caught.value.suggestion is None
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("int8:block=64", "int8 takes no options, not 'block=64'"),
+        ("int8:a,b", "int8 takes no options, not 'a,b'"),
+        ("int8+lz4:9", "lz4 takes no options, not '9'"),
+        ("int8+none:1", "none takes no options, not '1'"),
+        ("int8+zstd:0", "zstd takes one level from 1 to 19, not '0'"),
+        ("int8+zstd:20", "zstd takes one level from 1 to 19, not '20'"),
+        ("int8+zstd:fast", "zstd takes one level from 1 to 19, not 'fast'"),
+        ("int8+zstd:3,4", "zstd takes one level from 1 to 19, not '3,4'"),
+        ("int8+zstd:-1", "zstd takes one level from 1 to 19, not '-1'"),
+    ],
+)
+def test_an_unknown_option_is_named_with_what_is_accepted(name: str, problem: str) -> None:
+    with pytest.raises(UnknownCodecError) as caught:
+        codec_from_name(name)
+    assert caught.value.name == name
+    assert caught.value.problem == problem
+    assert isinstance(caught.value.__cause__, BadOptionError)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "+", "int8+", "+zstd", "int8:", "int8+zstd:", "int8 ", " int8", "int8+zstd+lz4", "int8:,", "int8\n", "8int"],
+)
+def test_a_name_that_breaks_the_grammar_is_told_the_form(name: str) -> None:
+    with pytest.raises(UnknownCodecError, match="not of the form"):
+        codec_from_name(name)
+
+
+def test_digits_of_other_scripts_are_no_level() -> None:
+    with pytest.raises(UnknownCodecError, match="not of the form"):
+        codec_from_name("int8+zstd:\u0663")
+
+
+def test_a_long_name_is_refused_and_not_repeated_whole() -> None:
+    name = "int8" * 100_000
+    with pytest.raises(UnknownCodecError, match=f"at most {MAX_NAME_LENGTH} characters") as caught:
+        codec_from_name(name)
+    assert len(str(caught.value)) < 400
+
+
+@given(st.text(max_size=80) | st.from_regex(r"(int8|fp16|x)(:[a-z0-9=]{1,4})?(\+(zstd|lz4|y)(:\d{1,2})?)?"))
+def test_any_string_is_a_codec_or_an_unknown_codec_error(name: str) -> None:
+    try:
+        codec = codec_from_name(name)
+    except UnknownCodecError:
+        return
+    assert codec_from_name(codec.name) == codec
