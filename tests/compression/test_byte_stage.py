@@ -156,10 +156,11 @@ def test_damaged_bytes_raise_only_decode_errors(stage: ByteStage, golden: bytes,
 
 def test_threads_share_a_stage() -> None:
     stage = ZstdStage()
-    inputs = [bytes([number]) * 50_000 for number in range(8)]
+    # Long enough that threads are inside the library at the same time.
+    inputs = [np.random.default_rng(seed).bytes(500_000) for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
         encoded = list(pool.map(stage.encode, inputs * 10))
-        decoded = list(pool.map(lambda frame: stage.decode(memoryview(frame), 50_000), encoded))
+        decoded = list(pool.map(lambda frame: stage.decode(memoryview(frame), 500_000), encoded))
     assert decoded == inputs * 10
 
 

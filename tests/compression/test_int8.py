@@ -1,11 +1,10 @@
 """The 8-bit codec: its bytes, the tokens at the edges of float32, and the headers it refuses."""
 
 import struct
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cutlayer.compression import NonFiniteDataError, NonFiniteInputError
 from cutlayer.compression.int8 import Int8Codec
@@ -15,7 +14,7 @@ SUBNORMAL = 2.0**-149
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def float32(values: Sequence[float] | Sequence[Sequence[float]]) -> NDArray[np.float32]:
+def float32(values: ArrayLike) -> NDArray[np.float32]:
     return np.array(values, np.float32)
 
 
@@ -24,14 +23,14 @@ def round_trip(array: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def test_golden_bytes_are_offsets_then_scales_then_codes() -> None:
-    array = float32([[0, 1, 2, 255], [-1, -1, -1, -1], [-0.5, 0.0, 0.25, 127.0]])
+    array = float32([[0.0, 1, 2, 255], [-1.0, -1, -1, -1], [-0.5, 0.0, 0.25, 127.0]])
     golden = bytes.fromhex(
         "00000000 000080bf 000000bf"  # offsets 0, -1, -0.5
         "0000803f 00000000 0000003f"  # scales 1, 0, 0.5
         "000102ff 00000000 000102ff"  # codes; 0.25 lies between 1 and 2 of its token, and ties round up
     )
     assert CODEC.encode(array) == golden
-    decoded = float32([[0, 1, 2, 255], [-1, -1, -1, -1], [-0.5, 0.0, 0.5, 127.0]])
+    decoded = float32([[0.0, 1, 2, 255], [-1.0, -1, -1, -1], [-0.5, 0.0, 0.5, 127.0]])
     np.testing.assert_array_equal(CODEC.decode(golden, (3, 4)), decoded)
 
 

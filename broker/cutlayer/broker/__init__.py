@@ -1,0 +1,1 @@
+"""What is said, on which topic, and how it travels."""

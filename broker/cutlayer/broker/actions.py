@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cutlayer.broker.errors import CutlayerError
-from cutlayer.broker.messages import EncodedTensor, Message, Mode, RunPhase, Telemetry
+from cutlayer.broker.messages import EncodedTensor, Message, Mode, NegotiatedCodecs, RunPhase, Telemetry
 
 __all__ = [
     "AgentJoined",
@@ -81,6 +81,7 @@ class OutputsReceived:
     step: int
     mode: Mode
     outputs: EncodedTensor
+    codecs: NegotiatedCodecs
     version: int
     round_trip_s: float
     server_s: float

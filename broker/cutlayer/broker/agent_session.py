@@ -303,7 +303,11 @@ class AgentSession:
         exchange.repeats = 0
         if mode is not Mode.TRAIN:
             self._finish(exchange)
-        return [OutputsReceived(message.step, mode, message.outputs, message.version, round_trip_s, message.server_s)]
+        assert worker.codecs is not None
+        outputs = OutputsReceived(
+            message.step, mode, message.outputs, worker.codecs, message.version, round_trip_s, message.server_s
+        )
+        return [outputs]
 
     def _welcome(self, message: Welcome, now: float) -> list[AgentAction]:
         worker = self._workers.get(message.worker)

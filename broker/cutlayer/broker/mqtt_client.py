@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
-import ssl
 from typing import Any
 
-from paho.mqtt.client import Client, SocketLike
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.mqtt_packets import PacketCounter, Protocol
@@ -20,9 +17,7 @@ from cutlayer.broker.transport import Will
 
 __all__ = ["CountingClient", "make_client"]
 
-log = logging.getLogger("cutlayer.broker")
-
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
 RECONNECT_MIN_S = 1
 RECONNECT_MAX_S = 30
 RECEIVE_LIMIT_BYTES = 16 * 1024 * 1024
@@ -52,6 +47,7 @@ class CountingClient(Client):
             )
         self.last_error: OSError | None = None
         """What the socket said last, since the callbacks only say that the connection is lost."""
+        self.ending = False
         self._sent_count = sent
         self._received_count = received
 
@@ -77,12 +73,31 @@ class CountingClient(Client):
         self._received_count.feed(data)
         return data
 
+    def begin_connection(self, sock: object) -> None:
+        """Count a new connection's packets from their start; refuse it when this client is to end.
+
+        Raises:
+            ConnectionAbortedError: When `leave` or `cut` came while the connection was being made. paho-mqtt takes
+                this like any failed attempt, and then ends.
+        """
+        if self.ending:
+            _shut_down(sock)
+            raise ConnectionAbortedError("this client is closing")
+        self.last_error = None
+        self._sent_count.begin()
+        self._received_count.begin()
+
+    def leave(self) -> bool:
+        """Send what is queued and DISCONNECT, so that no will fires; return whether there is a connection."""
+        self.ending = True
+        return self.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS
+
     def cut(self) -> None:
         """End the connection as if this process had died: no DISCONNECT, so the broker publishes the will."""
+        self.ending = True
         sock = self.socket()
         if sock is not None:
-            with contextlib.suppress(OSError):
-                _shut_down(sock)
+            _shut_down(sock)
         self.disconnect()  # on a dead socket this sends nothing; it makes the network thread end
 
     def dispose(self) -> None:
@@ -97,12 +112,11 @@ class CountingClient(Client):
         self.on_message = self.on_publish = self.on_subscribe = self.on_socket_open = None
 
 
-def _shut_down(sock: SocketLike) -> None:
-    if isinstance(sock, ssl.SSLSocket):
-        # SSLSocket.shutdown would drop the TLS state under the network thread's hands; the socket below will do.
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-    elif isinstance(sock, socket.socket):
-        sock.shutdown(socket.SHUT_RDWR)
+def _shut_down(sock: object) -> None:
+    # SSLSocket.shutdown would drop the TLS state under the network thread's hands; the socket below it will do.
+    if isinstance(sock, socket.socket):
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def make_client(
@@ -139,7 +153,7 @@ def make_client(
     if will is not None:
         client.will_set(will.topic, will.payload, will.qos, will.retain)
     if protocol == "5":
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.MaximumPacketSize = RECEIVE_LIMIT_BYTES
         client.connect_async(
             settings.host, settings.port, settings.keep_alive_s, clean_start=True, properties=properties
@@ -149,12 +163,9 @@ def make_client(
     return client
 
 
-def _on_socket_open(client: Client, userdata: Any, sock: SocketLike) -> None:  # noqa: ARG001 - paho's signature
+def _on_socket_open(client: Client, userdata: Any, sock: object) -> None:  # noqa: ARG001 - paho's signature
     if isinstance(sock, socket.socket):
         # Nagle's algorithm with delayed acknowledgements makes a small QoS 1 round trip 44 ms instead of 0.2 ms.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def is_refusal(reason: ReasonCode, *names: str) -> bool:
-    """Tell whether a reason code has one of these MQTT 5 names."""
-    return str(reason) in names
+    if isinstance(client, CountingClient):
+        client.begin_connection(sock)

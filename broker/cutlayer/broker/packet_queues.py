@@ -49,9 +49,9 @@ class EventQueue:
             self._filled.clear()
         return events
 
-    def wait(self, timeout_s: float) -> None:
-        """Sleep until there is an event or `timeout_s` seconds have passed."""
-        self._filled.wait(timeout_s)
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until there is an event or `timeout_s` seconds have passed; return whether there is one."""
+        return self._filled.wait(timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

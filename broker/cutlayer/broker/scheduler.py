@@ -72,11 +72,18 @@ class Scheduler:
             if key.agent == agent and exchange.state in (ExchangeState.ACTIVATIONS, ExchangeState.OUTPUTS):
                 self._forget(exchange)
 
+    def discard(self, key: Key) -> None:
+        """Forget one microbatch that is of no use, whatever of it is here."""
+        exchange = self.exchanges.get(key)
+        if exchange is not None and key not in self._in_window:
+            self._forget(exchange)
+
     def _forget(self, exchange: Exchange) -> None:
         del self.exchanges[exchange.key]
         group = self._groups.get(exchange.group) if exchange.group is not None else None
         if group is not None:
             group.waiting.discard(exchange.key)
+            group.ready = [key for key in group.ready if key != exchange.key]
             self._release_if_empty(group)
 
     def _release_if_empty(self, group: Group) -> None:
@@ -122,7 +129,8 @@ class Scheduler:
             return Release(self._to_release.pop())
         if self._in_window and self._closes(training, ledger, credits, now):
             done = self.committed_samples + self._window_samples
-            return Commit(self.window, self._window_samples, min(done / max(planned_samples, 1), 1.0))
+            progress = min(done / max(planned_samples, 1), 1.0)
+            return Commit(self.window, self._window_samples, len(self._in_window), progress)
         return self._next_backward(now) or self._next_forward(ledger, is_training=is_training)
 
     def _closes(self, training: Sequence[Lease], ledger: Ledger, num_credits: int, now: float) -> bool:

@@ -97,11 +97,13 @@ class Commit:
     Attributes:
         window: Number of the window.
         num_samples: Samples in it.
+        num_microbatches: Microbatches in it.
         progress: Share of the planned samples that are committed with it, for schedules.
     """
 
     window: int
     num_samples: int
+    num_microbatches: int
     progress: float
 
 

@@ -218,6 +218,7 @@ class WorkerSession:
 
     def fail_content(self, key: Key, detail: str) -> list[WorkerAction]:
         """Refuse an agent for good whose tensors cannot be decoded."""
+        self._scheduler.discard(key)
         lease = self.leases.of(key.agent)
         return [] if lease is None else self._refuse_content(lease, detail)
 

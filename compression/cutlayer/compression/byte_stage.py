@@ -135,6 +135,9 @@ class ZstdStage:
 
     def decode(self, view: memoryview, max_bytes: int) -> bytes:
         """Decompress; see `ByteStage.decode`."""
+        # Skippable frames start otherwise; libzstd has taken them for empty ones or not, depending on its version.
+        if view[:4] != zstandard.FRAME_HEADER:
+            raise CorruptError(self.name, "no Zstandard frame")
         try:
             declared_bytes = zstandard.frame_content_size(view)
             if declared_bytes < 0:

@@ -1,0 +1,1 @@
+"""The client side: private data, tokenizers and the loss. Loads no torch."""

@@ -1,0 +1,1 @@
+"""The server side: the encoder, its windows, its optimizer and its checkpoints."""

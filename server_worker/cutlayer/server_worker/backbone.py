@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.server_worker.settings import ModelSettings
@@ -29,18 +30,12 @@ def create_vit(settings: ModelSettings) -> VisionTransformer:
             model is no plain VisionTransformer.
     """
     overlay = None if settings.weights is None else _weights_from(settings.weights)
+    arguments: dict[str, Any] = {**settings.options, "num_classes": 0, "pretrained_cfg_overlay": overlay}
     try:
-        model = create_model(
-            settings.name,
-            pretrained=settings.pretrained or overlay is not None,
-            pretrained_cfg_overlay=overlay,
-            num_classes=0,
-            **settings.options,
-        )
+        model = create_model(settings.name, pretrained=settings.pretrained or overlay is not None, **arguments)
     except Exception as error:  # timm raises whatever its parts raise
         raise _creation_error(settings, error) from error
-    _check_plain(settings, model)
-    return model
+    return _plain(settings, model)
 
 
 def _weights_from(path: Path) -> dict[str, object]:
@@ -72,7 +67,7 @@ def _creation_error(settings: ModelSettings, error: Exception) -> SettingsError:
     )
 
 
-def _check_plain(settings: ModelSettings, model: object) -> None:
+def _plain(settings: ModelSettings, model: object) -> VisionTransformer:
     """Refuse what the split does not carry over, rather than train something subtly else."""
     if type(model) is not VisionTransformer:
         kind = type(model).__name__
@@ -88,3 +83,4 @@ def _check_plain(settings: ModelSettings, model: object) -> None:
         raise SettingsError(
             "[model] options: global_pool = '' leaves no feature for the head", "use 'token' or 'avg', or leave it out"
         )
+    return model

@@ -137,7 +137,7 @@ class SplitEncoder(nn.Module):
                 visible_B11T = keep_BM.repeat_interleave(torch.tensor(lengths, device=keep_BM.device), dim=1)[
                     :, None, None
                 ]
-            parts = list(self._blocks(torch.cat(parts, dim=1), visible_B11T).split(lengths, dim=1))
+            parts = list(torch.split(self._blocks(torch.cat(parts, dim=1), visible_B11T), lengths, dim=1))
         else:
             parts = [self._blocks(part, None) for part in parts]
         features_BMD = torch.stack([self.vit.forward_head(part, pre_logits=True) for part in parts], dim=1)

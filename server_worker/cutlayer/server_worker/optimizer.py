@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from cutlayer.server_worker.encoder import SplitEncoder
 from cutlayer.server_worker.settings import OptimizerSettings
 from cutlayer.server_worker.timm_import import param_groups_weight_decay
 
 __all__ = ["load_optimizer_state", "make_optimizer", "optimizer_state"]
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: SplitEncoder, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Return torch's AdamW (arXiv 1711.05101) or SGD with momentum over the model's trainable parameters.
 
     Biases, norms and whatever `model.no_weight_decay()` names are not decayed, which is timm's convention.
@@ -22,9 +23,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         model: Its parameters are stepped in place.
         settings: The [optimizer] section.
     """
-    groups = param_groups_weight_decay(
-        model, settings.weight_decay, no_weight_decay_list=getattr(model, "no_weight_decay", set)()
-    )
+    groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=model.no_weight_decay())
     # fused: one pass over each tensor instead of a dozen.
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
@@ -51,7 +50,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
         ValueError: When a tensor belongs to no parameter of the model, or has another shape.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    loaded: dict[nn.Parameter, dict[str, Tensor]] = {}
+    loaded: dict[Tensor, dict[str, Tensor]] = {}
     for path, value in state.items():
         name, _, quantity = path.rpartition("/")
         parameter = parameters.get(name)

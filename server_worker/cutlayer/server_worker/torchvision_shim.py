@@ -41,9 +41,9 @@ def declare_missing_operators() -> tuple[str, ...]:
     _load_native_part(Path(package.origin).parent)
     missing = tuple(name for name in _SCHEMAS if not hasattr(torch.ops.torchvision, name))
     if missing:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in missing:
-            library.define(_SCHEMAS[name])
+            library.define(_SCHEMAS[name])  # type: ignore[no-untyped-call]
         _declared.append(library)
     return missing
 
@@ -54,7 +54,7 @@ def _load_native_part(folder: Path) -> None:
         extension = folder / f"_C{suffix}"
         if extension.exists():
             try:
-                torch.ops.load_library(extension)
+                torch.ops.load_library(extension)  # type: ignore[no-untyped-call]
             except OSError:  # built for another torch: the case this module exists for
                 continue
             return

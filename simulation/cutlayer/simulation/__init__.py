@@ -1,0 +1,1 @@
+"""Many agents at once: the demo, the link emulator and the simulation."""

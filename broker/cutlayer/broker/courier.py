@@ -1,0 +1,85 @@
+"""Carries messages over a transport: bytes, chunks, counting and refusal in one place for both roles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from cutlayer.broker.actions import Publish
+from cutlayer.broker.chunking import Reassembler, split
+from cutlayer.broker.errors import WireError
+from cutlayer.broker.messages import Direction, Message, serialize
+from cutlayer.broker.telemetry import TrafficMeter
+from cutlayer.broker.topics import agent_of
+from cutlayer.broker.transport import Received, Transport
+
+__all__ = ["Courier"]
+
+
+@dataclass(slots=True)
+class _Size:
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+
+
+class Courier:
+    """Sends and receives messages for one party.
+
+    Args:
+        transport: The connection.
+        sends: The direction of what this party sends: up for an agent, down for a worker.
+        reassembler: Puts chunked messages together.
+    """
+
+    def __init__(self, transport: Transport, sends: Direction, reassembler: Reassembler | None = None) -> None:
+        self.transport = transport
+        self.traffic = TrafficMeter()
+        self.rejects: Counter[str] = Counter()
+        self._sends = sends
+        self._receives = Direction.DOWN if sends is Direction.UP else Direction.UP
+        self._reassembler = reassembler or Reassembler()
+        self._unfinished: dict[str, _Size] = {}
+
+    def send(self, publish: Publish) -> None:
+        """Publish a message, in chunks where it is larger than a packet.
+
+        Raises:
+            PacketTooLarge: When the packet limit leaves no room for a chunk.
+        """
+        size = _Size()
+        limit = self.transport.payload_limit(publish.topic)
+        for packet in split(serialize(publish.message), limit):
+            size.payload_bytes += len(packet)
+            size.wire_bytes += self.transport.publish(publish.topic, packet, qos=publish.qos, retain=publish.retain)
+        self.traffic.add(self._sends, publish.message, size.payload_bytes, size.wire_bytes)
+
+    def receive(self, packet: Received) -> Message | None:
+        """Take a packet; return the message that it completes, or None.
+
+        A packet that breaks the protocol is counted under its label in `rejects` and dropped.
+        """
+        if not packet.payload:
+            return None  # an empty retained message clears a topic
+        size = self._unfinished.setdefault(packet.topic, _Size())
+        size.payload_bytes += len(packet.payload)
+        size.wire_bytes += packet.wire_bytes
+        try:
+            message = self._reassembler.feed(packet.topic, packet.payload)
+        except WireError as error:
+            self.rejects[error.label] += 1
+            del self._unfinished[packet.topic]
+            return None
+        if message is not None:
+            self.traffic.add(self._receives, message, size.payload_bytes, size.wire_bytes)
+            del self._unfinished[packet.topic]
+        return message
+
+    def refuse(self, label: str) -> None:
+        """Count a message that a session has refused."""
+        self.rejects[label] += 1
+
+    def forget(self, agent: str) -> None:
+        """Drop what an agent has left unfinished."""
+        for topic in [topic for topic in self._unfinished if agent_of(topic) == agent]:
+            del self._unfinished[topic]
+            self._reassembler.forget(topic)

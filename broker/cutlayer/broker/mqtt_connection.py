@@ -1,0 +1,322 @@
+"""The network thread's half of `MqttTransport`: paho-mqtt's callbacks, turned into transport events.
+
+The callbacks run on paho-mqtt's network thread and only note what happened; nothing here blocks. No lock of ours is
+held while paho-mqtt is called, since it calls back with locks of its own held.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from cutlayer.broker.broker_settings import BrokerSettings
+from cutlayer.broker.errors import CutlayerError, NotAuthorized
+from cutlayer.broker.mqtt_client import CountingClient, make_client
+from cutlayer.broker.mqtt_packets import PacketCounter, Protocol, publish_size
+from cutlayer.broker.mqtt_reasons import (
+    BEFORE_ACCEPTED,
+    FAILURE,
+    UNSUPPORTED_PROTOCOL_VERSION,
+    ShortLives,
+    fatal_connack,
+    fatal_disconnect,
+    fatal_socket_error,
+    socket_text,
+)
+from cutlayer.broker.packet_queues import EventQueue, OnItsWay, Outbox
+from cutlayer.broker.transport import Connected, Disconnected, Received, Will, WireCount
+
+__all__ = ["MqttConnection"]
+
+LEAVE_TIMEOUT_S = 2.0
+
+
+class MqttConnection:
+    """Keeps a connection to a broker, with its subscriptions, and reports what happens on it.
+
+    Args:
+        settings: The broker and the limits.
+        client_id: Client identifier.
+        identity: What to call this client in `IdentityTaken`.
+        events: Where events go.
+        outbox: Where packets that have left are noted.
+    """
+
+    def __init__(
+        self, settings: BrokerSettings, client_id: str, identity: str, events: EventQueue, outbox: Outbox
+    ) -> None:
+        self.protocol: Protocol = settings.first_protocol
+        self.max_packet_bytes = settings.max_packet_bytes
+        self.up = False
+        """Whether the broker has accepted the connection. `Connected` follows when the subscriptions are in place."""
+        self._settings = settings
+        self._client_id = client_id
+        self._identity = identity
+        self._events = events
+        self._outbox = outbox
+        self._will: Will | None = None
+        self._client: CountingClient | None = None
+        self._retired: list[CountingClient] = []
+        self._sent = PacketCounter()
+        self._received = PacketCounter()
+        self._num_overflowed = 0
+        self._largest_bytes = 0
+
+        self._filters: dict[str, int] = {}
+        self._filters_lock = threading.Lock()
+        self._asked: dict[int, list[str]] = {}
+        self._denied_early: dict[int, str] = {}
+
+        self._welcome: Connected | None = None
+        self._welcome_after: int | None = None
+        self._early: list[Received] = []
+        self._up_since_s = 0.0
+        self._lives = ShortLives(client_id)
+        self._over = threading.Event()
+        self._ended = threading.Event()
+
+    @property
+    def wire(self) -> WireCount:
+        """Bytes so far; `dropped_packets` holds what found the event queue full."""
+        return WireCount(
+            sent_bytes=self._sent.num_bytes,
+            received_bytes=self._received.num_bytes,
+            sent_packets=self._sent.num_publishes,
+            received_packets=self._received.num_publishes,
+            dropped_packets=self._num_overflowed,
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether the connection was closed or failed for good."""
+        return self._over.is_set()
+
+    def start(self, will: Will | None) -> None:
+        """Start connecting.
+
+        Raises:
+            SettingsError: When a certificate, key or password file cannot be loaded.
+        """
+        assert self._client is None, "a transport connects once"
+        self._will = will
+        self._start_client()
+
+    def subscribe(self, topic_filter: str, qos: int) -> None:
+        """Ask for a topic filter, now and after each reconnect."""
+        with self._filters_lock:
+            self._filters[topic_filter] = qos
+        if self.up and self._client is not None:
+            self._ask(self._client, {topic_filter: qos})
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Give a topic filter up."""
+        with self._filters_lock:
+            self._filters.pop(topic_filter, None)
+        if self.up and self._client is not None:
+            self._client.unsubscribe(topic_filter)
+
+    def publish(self, packet: OnItsWay, payload: bytes, *, retain: bool) -> bool:
+        """Hand a packet, whose room in the outbox is reserved, to the network; return whether it was taken."""
+        client = self._client
+        if client is None:
+            return False
+        self._largest_bytes = max(self._largest_bytes, packet.wire_bytes)
+        sent = client.publish(packet.topic, payload, packet.qos, retain)
+        # Without a connection paho-mqtt answers NO_CONN, and keeps the packet nevertheless if it is QoS 1.
+        kept = sent.rc == MQTTErrorCode.MQTT_ERR_NO_CONN and packet.qos > 0
+        if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS and not kept:
+            return False
+        self._outbox.sent(sent.mid, packet)
+        denied = self._denied_early.pop(sent.mid, None)
+        if denied is not None:
+            self._deny(client, f"publishing to {packet.topic!r}", denied)
+        return True
+
+    def close(self, *, graceful: bool) -> None:
+        """End the connection and join the network thread. Not graceful: no DISCONNECT, so the will fires."""
+        client = self._client
+        self._over.set()
+        if client is None:
+            return
+        if graceful and client.leave():
+            self._ended.wait(LEAVE_TIMEOUT_S)
+        client.cut()
+        for each in (*self._retired, client):
+            each.dispose()
+        self._retired.clear()
+        self._client = None
+        self.up = False
+
+    def _start_client(self) -> None:
+        client = make_client(self._settings, self._client_id, self.protocol, self._will, self._sent, self._received)
+        client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        self._client = client
+        client.loop_start()
+
+    def _ask(self, client: CountingClient, filters: dict[str, int]) -> int | None:
+        if self.protocol == "5":
+            _, mid = client.subscribe([(name, SubscribeOptions(qos=qos)) for name, qos in filters.items()])
+        else:
+            _, mid = client.subscribe(list(filters.items()))
+        if mid is not None:
+            self._asked[mid] = list(filters)
+        return mid
+
+    def _fail(self, client: CountingClient, error: Exception) -> None:
+        if self._over.is_set():
+            return
+        self._over.set()
+        self.up = False
+        self._events.put(Disconnected(str(error).splitlines()[0], fatal=error))
+        client.cut()  # without DISCONNECT: peers learn by the will that this client is gone
+
+    def _deny(self, client: CountingClient, what: str, reason: str) -> None:
+        self._fail(client, NotAuthorized(self._settings.url, f"{what}: {reason.lower()}"))
+
+    # Callbacks: paho-mqtt's signatures, on its network thread.
+
+    def _on_connect(
+        self, client: Client, userdata: Any, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        del userdata
+        if client is not self._client or self.over:
+            return
+        if reason.value >= FAILURE:
+            self._on_refused(self._client, reason)
+            return
+        # MQTT 5, section 3.2.2.3.6: a larger packet would end the connection.
+        announced = getattr(properties, "MaximumPacketSize", self._settings.max_packet_bytes)
+        self.max_packet_bytes = min(self._settings.max_packet_bytes, announced)
+        self._welcome = Connected(self.max_packet_bytes, flags.session_present)
+        self._ended.clear()
+        self._asked.clear()
+        self.up = True
+        with self._filters_lock:
+            filters = dict(self._filters)
+        if filters:
+            self._welcome_after = self._ask(self._client, filters)
+        else:
+            self._announce()
+
+    def _on_refused(self, client: CountingClient, reason: ReasonCode) -> None:
+        client.last_error = ConnectionRefusedError(f"the broker refuses the connection: {str(reason).lower()}")
+        if reason.value == UNSUPPORTED_PROTOCOL_VERSION and self._settings.protocol == "auto" and self.protocol == "5":
+            # amqtt and others answer an MQTT 5 CONNECT so. The 3.1.1 client starts at once and is kept from here on.
+            self.protocol = "3.1.1"
+            self._outbox.forget(qos_1_too=True)  # only after a change of broker: what the old client still held
+            client.ending = True
+            client.disconnect()
+            self._retired.append(client)
+            try:
+                self._start_client()
+            except CutlayerError as error:  # a password or key file vanished meanwhile
+                self._fail(client, error)
+            return
+        fatal = fatal_connack(reason.value, str(reason), self._settings, self._client_id)
+        if fatal is not None:
+            self._fail(client, fatal)
+
+    def _announce(self) -> None:
+        assert self._welcome is not None
+        self._events.put(self._welcome)
+        self._welcome = self._welcome_after = None
+        self._up_since_s = time.monotonic()
+        for event in self._early:
+            self._deliver(event)
+        self._early.clear()
+
+    def _deliver(self, event: Received) -> None:
+        if not self._events.put(event):
+            self._num_overflowed += 1
+
+    def _on_connect_fail(self, client: Client, userdata: Any) -> None:
+        del userdata
+        if client is not self._client or self.over:
+            return
+        error = sys.exception()  # paho-mqtt calls this while it handles the exception, and tells no more
+        fatal = fatal_socket_error(error, self._settings)
+        if fatal is not None:
+            self._fail(self._client, fatal)
+        else:
+            self._events.put(Disconnected(f"no connection to {self._settings.url}: {socket_text(error)}"))
+
+    def _on_disconnect(
+        self, client: Client, userdata: Any, flags: DisconnectFlags, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        del userdata, properties
+        if client is not self._client:
+            return
+        accepted, announced = self.up, self.up and self._welcome is None
+        self.up = False
+        self._welcome = self._welcome_after = None
+        self._early.clear()
+        self._ended.set()
+        if self.over:
+            return
+        if flags.is_disconnect_packet_from_server:
+            fatal = fatal_disconnect(reason.value, self._settings, self._identity, self._largest_bytes)
+            text = f"the broker ended the connection: {str(reason).lower()}"
+        else:
+            fatal = None if accepted else fatal_socket_error(self._client.last_error, self._settings)
+            text = socket_text(self._client.last_error)
+        if fatal is not None:
+            self._fail(self._client, fatal)
+        else:
+            lived_s = time.monotonic() - self._up_since_s if announced else 0.0
+            hint = self._lives.hint_after(lived_s, self._largest_bytes) if accepted else BEFORE_ACCEPTED
+            self._events.put(Disconnected(text + hint))
+
+    def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
+        del userdata
+        if client is not self._client or self.over:
+            return
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # a broker that passes on a malformed topic name
+            self._num_overflowed += 1
+            return
+        wire_bytes = publish_size(topic, len(message.payload), qos=message.qos, protocol=self.protocol)
+        event = Received(topic, bytes(message.payload), message.retain, wire_bytes)
+        if self._welcome is None:
+            self._deliver(event)
+        else:
+            self._early.append(event)
+
+    def _on_publish(self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties) -> None:
+        del userdata, properties
+        if client is not self._client:
+            return
+        if reason.value >= FAILURE:
+            self._denied_early[mid] = str(reason)
+        packet = self._outbox.done(mid)
+        if packet is not None and self._denied_early.pop(mid, None) is not None:
+            self._deny(self._client, f"publishing to {packet.topic!r}", str(reason))
+
+    def _on_subscribe(
+        self, client: Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Properties
+    ) -> None:
+        del userdata, properties
+        if client is not self._client:
+            return
+        asked = self._asked.pop(mid, [])
+        for index, reason in enumerate(reasons):
+            if reason.value >= FAILURE:
+                # The SUBACK may overtake the note of what was asked; then only the reason is known.
+                which = f"to {asked[index]!r}" if index < len(asked) else "to a topic filter"
+                self._deny(self._client, f"the subscription {which}", str(reason))
+                return
+        if mid == self._welcome_after:
+            self._announce()

@@ -1,0 +1,31 @@
+"""The one sentence that compares a run with federated averaging, whichever of the two moved less."""
+
+from __future__ import annotations
+
+from cutlayer.dashboards.run_record import RunRecord
+from cutlayer.dashboards.units import bytes_text, count_text, ratio_text
+
+__all__ = ["federated_averaging_text"]
+
+
+def federated_averaging_text(run: RunRecord) -> str:
+    """Return what federated averaging of the same model would have moved, and the factor between the two.
+
+    The figure is the agents' model down and up in float32, each round (McMahan et al., arXiv 1602.05629); it
+    grows with the model and not with the data, so a small model on few samples says little about large ones.
+    """
+    other = run.federated_averaging
+    wire_bytes = run.bytes.total.wire
+    basis = (
+        f"computed from {count_text(other.parameters)} float32 parameters, {count_text(other.rounds)} rounds and "
+        f"{count_text(other.agents)} agents"
+    )
+    start = f"Federated averaging would have moved {bytes_text(other.bytes)} ({basis})"
+    if not wire_bytes or not other.bytes:
+        return f"{start}."
+    if other.bytes >= wire_bytes:
+        return f"{start}: {ratio_text(other.bytes, wire_bytes)} what this run moved, evaluation included."
+    return (
+        f"{start}. This run moved more, {ratio_text(wire_bytes, other.bytes)} as much, evaluation included: "
+        "the model is small and the data are many."
+    )

@@ -1,0 +1,142 @@
+"""The `edge-agent` command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from typing import Annotated
+
+import typer
+
+from cutlayer.broker.broker_flags import (
+    DEFAULT_BROKER,
+    DEFAULT_KEEP_ALIVE_S,
+    DEFAULT_MAX_PACKET_BYTES,
+    BrokerUrl,
+    CaFile,
+    ClientCert,
+    ClientKey,
+    KeepAlive,
+    MaxPacketBytes,
+    MqttVersion,
+    PasswordFile,
+    Username,
+    broker_settings,
+)
+from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, configure_logging, run_app
+from cutlayer.broker.errors import SettingsError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="One site's part of a run: keeps data, labels and tokenizers, and sends compressed activations.",
+    epilog=EXIT_CODES,
+)
+
+Topic = Annotated[
+    str, typer.Option(help="This agent's own MQTT topic and identity, such as clinic/07.", envvar="CUTLAYER_TOPIC")
+]
+Data = Annotated[str, typer.Option(help="Data set: demo:digits (spoken and written digits, made on the spot).")]
+ShardText = Annotated[str, typer.Option("--shard", help="Which part of the data set is this site's: INDEX/COUNT.")]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Option of the data set as KEY=VALUE, such as alpha=0.5 (label skew); may be repeated."),
+]
+ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.")]
+LogFormat = Annotated[str, typer.Option(help="text or json (one object a line).")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks.")]
+
+
+@app.callback()
+def _group() -> None:
+    """One site's part of a run."""
+
+
+@app.command()
+def start(
+    topic: Topic,
+    data: Data,
+    shard: ShardText = "0/1",
+    data_option: DataOption = None,
+    connect_timeout: ConnectTimeout = 20.0,
+    broker: BrokerUrl = DEFAULT_BROKER,
+    username: Username = None,
+    password_file: PasswordFile = None,
+    ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
+    max_packet_bytes: MaxPacketBytes = DEFAULT_MAX_PACKET_BYTES,
+    keep_alive: KeepAlive = DEFAULT_KEEP_ALIVE_S,
+    mqtt_version: MqttVersion = "auto",
+    log_format: LogFormat = "text",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Take part in the run that the broker announces, until it ends.
+
+    The agent needs its broker, its topic and its data; all else comes with the run. It may come late, leave
+    (Ctrl-C) and come back under the same topic: what is committed is not trained on again.
+
+    **Examples**
+
+    `edge-agent start --topic clinic/07 --data demo:digits --shard 0/4`
+
+    `edge-agent start --topic clinic/07 --data demo:digits --shard 0/4 --data-option alpha=0.5 --broker mqtts://hub`
+    """
+    configure_logging(log_format, quiet=quiet, debug=debug)
+    # More threads gain nothing at a few milliseconds a step, and take memory each. Set before NumPy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from cutlayer.broker.mqtt import MqttTransport
+    from cutlayer.broker.topics import AgentTopics
+    from cutlayer.edge_agent.datasets import open_dataset
+    from cutlayer.edge_agent.partition import Shard
+    from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+
+    part = Shard.parse(shard)
+    options = _parse_options(data_option or [])
+    AgentTopics(topic)
+    open_dataset(data, shard=part, options=options)  # a wrong flag shows now, not when a run begins
+    settings = broker_settings(
+        broker,
+        username,
+        password_file,
+        ca_file,
+        client_cert,
+        client_key,
+        max_packet_bytes,
+        keep_alive,
+        mqtt_version,
+    )
+    runtime = AgentRuntime(
+        MqttTransport(settings, client_id=f"cutlayer-agent-{topic.replace('/', '-')}", identity=topic),
+        topic,
+        time.time_ns() // 1_000_000,
+        lambda manifest: open_dataset(data, shard=part, seed=manifest.seed, options=options),
+        url=settings.url,
+        options=AgentOptions(
+            connect_timeout_s=connect_timeout, software=f"cutlayer {importlib.metadata.version('cutlayer')}"
+        ),
+    )
+    with GracefulStop("leaving the run; Ctrl-C again to stop at once") as stop:
+        runtime.run(stop.should_stop)
+
+
+def _parse_options(pairs: list[str]) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise SettingsError(f"--data-option {pair!r} is no KEY=VALUE", "write it as in --data-option alpha=0.5")
+        options[key] = value
+    return options
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app, name="edge-agent")

@@ -1,0 +1,137 @@
+"""What an agent says of itself: cumulative counters for the telemetry topic, lines for its own terminal.
+
+Only sums over at least `MIN_REPORTED_SAMPLES` samples leave the agent; no label, no loss of a single sample.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cutlayer.broker.courier import Courier
+from cutlayer.broker.messages import Evaluation, MetricSums, StageTime, Telemetry
+from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
+from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram
+from cutlayer.edge_agent.losses import LossResult
+from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
+
+__all__ = ["Reporter"]
+
+log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Collects one agent's counters.
+
+    Args:
+        incarnation: The agent's.
+        courier: Counts its messages.
+    """
+
+    def __init__(self, incarnation: int, courier: Courier) -> None:
+        self.num_duplicates = 0
+        self.num_samples = 0
+        self.round_trips = LogHistogram()
+        self.due_at: float | None = None
+        self._incarnation = incarnation
+        self._courier = courier
+        self._items: WorkItems | None = None
+        self._every_s = 1.0
+        self._sequence = 0
+        self._trained = Sums()
+        self._recent = Sums()
+        self._reported = MetricSums(0.0, 0, 0)
+        self._counted_steps: set[int] = set()
+        self._evaluations: list[Evaluation] = []
+        self._stages: dict[str, tuple[int, float]] = {}
+        self._epoch_shown = 0
+
+    def start(self, items: WorkItems, every_s: float) -> None:
+        """Start reporting on some work, each `every_s` seconds."""
+        self._items = items
+        self._every_s = every_s
+        self.due_at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Return whether the next report is due."""
+        return self.due_at is not None and now >= self.due_at
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage of a step."""
+        start = time.perf_counter()
+        yield
+        count, seconds = self._stages.get(name, (0, 0.0))
+        self._stages[name] = (count + 1, seconds + time.perf_counter() - start)
+
+    def trained(self, step: int, result: LossResult) -> None:
+        """Take the loss of a training microbatch; a step that is repeated counts once."""
+        if step not in self._counted_steps:
+            self._counted_steps.add(step)
+            self._trained.add(result)
+            self._recent.add(result)
+
+    def evaluated(self, evaluation: EvaluationRun, result: LossResult) -> None:
+        """Take the outcome of one batch of an evaluation."""
+        evaluation.sums.add(result)
+        evaluation.num_left -= 1
+        if evaluation.num_left:
+            return
+        self._evaluations.append(evaluation.result(self._courier.traffic.wire_bytes()))
+        sums = evaluation.sums
+        log.info(
+            "epoch %d%s: accuracy %.3f, loss %.3f on %d own test samples given %s",
+            evaluation.epoch,
+            " (final)" if evaluation.is_final else "",
+            sums.num_correct / sums.num_samples,
+            sums.loss_sum / sums.num_samples,
+            sums.num_samples,
+            " + ".join(evaluation.given),
+        )
+
+    def telemetry(self, now: float, *, num_repeats: int, is_final: bool) -> Telemetry:
+        """Return the counters as of now.
+
+        Args:
+            now: Seconds.
+            num_repeats: Messages that the session has sent again.
+            is_final: Whether this is the last report.
+        """
+        assert self._items is not None
+        items = self._items
+        self.due_at = now + self._every_s
+        self._sequence += 1
+        recent = MetricSums(0.0, 0, 0)
+        if self._recent.num_samples >= MIN_REPORTED_SAMPLES:
+            recent = self._recent.reported()
+            self._recent = Sums()
+            # Both move together, so that no difference of two reports is a sum over fewer samples.
+            self._reported = self._trained.reported()
+        if items.epoch > self._epoch_shown:
+            self._epoch_shown = items.epoch
+            log.info("epoch %d of %d is committed", items.epoch, items.plan.epochs)
+        wire = self._courier.transport.wire
+        return Telemetry(
+            incarnation=self._incarnation,
+            sequence=self._sequence,
+            final=is_final,
+            epoch=items.epoch,
+            steps=len(items.committed),
+            total_steps=items.plan.total_steps,
+            samples=self.num_samples,
+            train=self._reported,
+            recent=recent,
+            evaluations=tuple(self._evaluations),
+            traffic=self._courier.traffic.snapshot(),
+            wire_sent_bytes=wire.sent_bytes,
+            wire_received_bytes=wire.received_bytes,
+            round_trips=self.round_trips.counts(),
+            stages=tuple(StageTime(name, count, spent_s) for name, (count, spent_s) in self._stages.items()),
+            resends=num_repeats,
+            duplicates=self.num_duplicates,
+            rejects=sum(self._courier.rejects.values()),
+            cpu_s=cpu_seconds(),
+            peak_rss_bytes=peak_rss_bytes(),
+        )

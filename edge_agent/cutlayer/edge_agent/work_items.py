@@ -1,0 +1,165 @@
+"""What an agent does next: training steps in order, evaluations between epochs and at the end."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutlayer.broker.ledger import StepRanges
+from cutlayer.broker.messages import Evaluation, MetricSums, Mode
+from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES
+from cutlayer.edge_agent.batches import Split
+from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.losses import LossResult
+
+__all__ = ["EvaluationRun", "Sums", "WorkItem", "WorkItems"]
+
+
+class Sums:
+    """Running sums of loss and metrics."""
+
+    def __init__(self) -> None:
+        self.loss_sum = 0.0
+        self.num_correct = 0
+        self.num_samples = 0
+
+    def add(self, result: LossResult) -> None:
+        """Add the result of one microbatch."""
+        self.loss_sum += result.loss_sum
+        self.num_correct += result.num_correct
+        self.num_samples += result.num_samples
+
+    def reported(self) -> MetricSums:
+        """Return the sums as a message may carry them: nothing at all for fewer samples than the limit."""
+        if self.num_samples < MIN_REPORTED_SAMPLES:
+            return MetricSums(0.0, 0, 0)
+        return MetricSums(self.loss_sum, self.num_correct, self.num_samples)
+
+
+@dataclass(slots=True)
+class EvaluationRun:
+    """One evaluation that is under way.
+
+    Attributes:
+        epoch: Epochs committed when it began.
+        given: Modalities given.
+        is_final: Whether the weights are the run's last.
+        num_left: Batches without outputs yet.
+        sums: Sums so far.
+    """
+
+    epoch: int
+    given: tuple[str, ...]
+    is_final: bool
+    num_left: int
+    sums: Sums
+
+    def result(self, wire_bytes: int) -> Evaluation:
+        """Return the finished evaluation as a message carries it."""
+        return Evaluation(self.epoch, "+".join(self.given), self.is_final, self.sums.reported(), wire_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One microbatch to send.
+
+    Attributes:
+        mode: Train or eval.
+        step: Its number in this mode.
+        split: Split of its samples.
+        indices: Its samples, int64 (B).
+        given: Modalities to give.
+        evaluation: The evaluation that it belongs to.
+    """
+
+    mode: Mode
+    step: int
+    split: Split
+    indices: NDArray[np.int64]
+    given: tuple[str, ...]
+    evaluation: EvaluationRun | None = None
+
+
+class WorkItems:
+    """The agent's work in order, less what the run has already committed.
+
+    Args:
+        plan: Samples of each step.
+        modalities: All modalities, sorted.
+        every_epochs: Evaluate after each so many epochs; 0 for never.
+        evaluation_samples: Test samples of such an evaluation.
+    """
+
+    def __init__(
+        self, plan: EpochPlan, modalities: tuple[str, ...], *, every_epochs: int, evaluation_samples: int
+    ) -> None:
+        self.plan = plan
+        self.committed = StepRanges()
+        self._modalities = modalities
+        self._every_epochs = every_epochs
+        self._evaluation_samples = evaluation_samples
+        self._outstanding: set[int] = set()
+        self._next_step = 0
+        self._next_eval_step = 0
+        self._evaluations: deque[WorkItem] = deque()
+
+    @property
+    def is_training_done(self) -> bool:
+        """Whether all training steps are committed."""
+        return len(self.committed) >= self.plan.total_steps
+
+    @property
+    def has_evaluations(self) -> bool:
+        """Whether evaluation batches wait to be sent."""
+        return bool(self._evaluations)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs committed."""
+        return len(self.committed) // self.plan.steps_per_epoch
+
+    def next(self) -> WorkItem | None:
+        """Return what to send next, or None when nothing is left to send."""
+        if self._evaluations:
+            return self._evaluations.popleft()
+        while self._next_step in self.committed or self._next_step in self._outstanding:
+            self._next_step += 1
+        if self._next_step >= self.plan.total_steps:
+            return None
+        step = self._next_step
+        self._outstanding.add(step)
+        self._next_step += 1
+        if self._next_step % self.plan.steps_per_epoch == 0:
+            epoch = self._next_step // self.plan.steps_per_epoch
+            # The final evaluation follows the last epoch anyway.
+            if self._every_epochs and epoch % self._every_epochs == 0 and epoch < self.plan.epochs:
+                self._evaluate(epoch, self._modalities, self._evaluation_samples, is_final=False)
+        return WorkItem(Mode.TRAIN, step, "train", self.plan.train_indices(step), self._modalities)
+
+    def commit(self, step: int) -> bool:
+        """Take notice of a committed step; return whether it is news."""
+        self._outstanding.discard(step)
+        return self.committed.add(step)
+
+    def resume(self, committed: tuple[tuple[int, int], ...]) -> None:
+        """Go by a worker's ledger: a worker that was resumed from a checkpoint may know of fewer steps than before."""
+        self.committed = StepRanges(committed)
+        self._next_step = 0
+
+    def start_final_evaluations(self) -> None:
+        """Queue the evaluations of the finished model: with all modalities, and with each alone."""
+        choices = [self._modalities]
+        if len(self._modalities) > 1:
+            choices += [(name,) for name in self._modalities]
+        for given in choices:
+            self._evaluate(self.epoch, given, self.plan.num_test, is_final=True)
+
+    def _evaluate(self, epoch: int, given: tuple[str, ...], num_samples: int, *, is_final: bool) -> None:
+        batches = self.plan.test_batches(num_samples)
+        evaluation = EvaluationRun(epoch, given, is_final, len(batches), Sums())
+        for indices in batches:
+            self._evaluations.append(WorkItem(Mode.EVAL, self._next_eval_step, "test", indices, given, evaluation))
+            self._next_eval_step += 1

@@ -1,0 +1,144 @@
+"""The `server-worker` command."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cutlayer.broker.broker_flags import (
+    DEFAULT_BROKER,
+    DEFAULT_KEEP_ALIVE_S,
+    DEFAULT_MAX_PACKET_BYTES,
+    BrokerUrl,
+    CaFile,
+    ClientCert,
+    ClientKey,
+    KeepAlive,
+    MaxPacketBytes,
+    MqttVersion,
+    PasswordFile,
+    Username,
+    broker_settings,
+)
+from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, configure_logging, run_app
+from cutlayer.broker.errors import SettingsError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="The server's part of a run: holds the transformer, its optimizer and its checkpoints.",
+    epilog=EXIT_CODES,
+)
+
+RunFile = Annotated[Path, typer.Option("--run", help="Run settings (TOML), such as examples/digits.toml.")]
+Name = Annotated[
+    str | None, typer.Option(help="This worker's name; worker-HOST when left out.", envvar="CUTLAYER_WORKER")
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder for run.json and checkpoints; runs/NAME of the run when left out.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the output folder.")]
+MinAgents = Annotated[int | None, typer.Option(help="Training starts when so many agents are there.", min=1)]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, data order and splits.", min=0)]
+Epochs = Annotated[int | None, typer.Option(help="Passes of each agent over its own samples.", min=1)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any run setting as SECTION.KEY=VALUE, such as optimizer.lr=3e-4; may be repeated."),
+]
+HttpPort = Annotated[int, typer.Option(help="Port of /metrics and /healthz; 0 takes a free one.", min=0, max=65_535)]
+HttpHost = Annotated[str, typer.Option(help="Address of that port. Nothing there is protected by a password.")]
+ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.")]
+LogFormat = Annotated[str, typer.Option(help="text or json (one object a line).")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks.")]
+
+
+@app.callback()
+def _group() -> None:
+    """The server's part of a run."""
+
+
+@app.command()
+def start(
+    run: RunFile,
+    name: Name = None,
+    output: Output = None,
+    resume: Resume = False,
+    min_agents: MinAgents = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    settings: Set = None,
+    http_port: HttpPort = 9108,
+    http_host: HttpHost = "127.0.0.1",
+    connect_timeout: ConnectTimeout = 20.0,
+    broker: BrokerUrl = DEFAULT_BROKER,
+    username: Username = None,
+    password_file: PasswordFile = None,
+    ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
+    max_packet_bytes: MaxPacketBytes = DEFAULT_MAX_PACKET_BYTES,
+    keep_alive: KeepAlive = DEFAULT_KEEP_ALIVE_S,
+    mqtt_version: MqttVersion = "auto",
+    log_format: LogFormat = "text",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Announce a run, train with whichever agents come, and end when they have done their epochs.
+
+    Ctrl-C (or SIGTERM) saves a checkpoint; `--resume` goes on from it with the agents still connected. At the end
+    run.json in the output folder says what was reached and what it cost.
+
+    **Examples**
+
+    `server-worker start --run examples/digits.toml`
+
+    `server-worker start --run examples/digits.toml --broker mqtts://hub --set window.samples=256 --resume`
+    """
+    configure_logging(log_format, quiet=quiet, debug=debug)
+    from cutlayer.server_worker.program import Program
+
+    overrides: dict[str, object] = {"run.min_agents": min_agents, "run.seed": seed, "run.epochs": epochs}
+    overrides |= dict(_parse_setting(pair) for pair in settings or [])
+    broker_at = broker_settings(
+        broker,
+        username,
+        password_file,
+        ca_file,
+        client_cert,
+        client_key,
+        max_packet_bytes,
+        keep_alive,
+        mqtt_version,
+    )
+    program = Program(
+        run,
+        overrides,
+        name=name or f"worker-{socket.gethostname().split('.')[0]}",
+        broker=broker_at,
+        output=output,
+        resume=resume,
+        http_host=http_host,
+        http_port=http_port,
+        connect_timeout_s=connect_timeout,
+    )
+    with GracefulStop("saving a checkpoint; Ctrl-C again to stop at once") as stop:
+        program.run(stop.should_stop)
+
+
+def _parse_setting(pair: str) -> tuple[str, object]:
+    key, equals, value = pair.partition("=")
+    if "." not in key or not equals:
+        raise SettingsError(f"--set {pair!r} is no SECTION.KEY=VALUE", "write it as in --set optimizer.lr=3e-4")
+    return key, value
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app, name="server-worker")

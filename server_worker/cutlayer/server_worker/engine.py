@@ -1,0 +1,302 @@
+"""The torch side of a worker: forward and backward passes over microbatches, and the step. No messages here.
+
+Axes: b samples of a microbatch, B samples of a group, M modalities, N tokens, D width, C classes.
+
+Several microbatches go forward as one *group*, whose graph waits for their output gradients:
+
+    window:  forward -> group 0 ─┐
+             forward -> group 1 ─┤ backward adds to the window's gradient sums ─> commit: mean, clip, step,
+             forward -> group 2 ─┘                                                        next version
+
+The gradients of a group may come back together or in pieces. A piece costs a backward pass over the whole group,
+with zeros for the rest, so wait for all of them while the deadline allows it. A group may be older than the
+newest commit: its graph holds the parameter version that it was computed with (`parameters.py`).
+
+Not thread-safe: one thread owns an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cutlayer.server_worker.encoder import SplitEncoder
+from cutlayer.server_worker.modality_dropout import draw_keep
+from cutlayer.server_worker.parameters import CommitResult, EngineState, VersionedParameters
+from cutlayer.server_worker.settings import OptimizerSettings
+
+__all__ = ["Backwarded", "CommitResult", "Engine", "EngineState", "ForwardItem", "Forwarded"]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardItem:
+    """A microbatch on its way through the encoder.
+
+    Attributes:
+        key: Names the microbatch in outputs and gradients, and seeds its modality dropout: a value whose `repr`
+            is the same in every process, such as a tuple of strings and numbers.
+        mode: `train` keeps the graph and drops modalities; `eval` does neither.
+        tokens: Activations, float32 (b, N, D), by modality. A modality that the microbatch lacks is left out.
+    """
+
+    key: Hashable
+    mode: Literal["train", "eval"]
+    tokens: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples b."""
+        return len(next(iter(self.tokens.values())))
+
+    @property
+    def batch_key(self) -> Hashable:
+        """Items with equal batch keys can go forward together."""
+        return self.mode, tuple(sorted(self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What a forward pass gave.
+
+    Attributes:
+        group_id: Names the graph, for `Engine.backward`; None when there is none (`eval`, or nothing finite).
+        version: Parameter version that it was computed with.
+        outputs: Logits, float32 (b, C), by key; each array its own copy.
+        refused: Keys whose outputs are not finite, because their activations are not: they are in no graph, since
+            one of them would spoil the gradient of the whole group.
+    """
+
+    group_id: int | None
+    version: int
+    outputs: dict[Hashable, NDArray[np.float32]]
+    refused: tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backwarded:
+    """What a backward pass gave.
+
+    Attributes:
+        accepted: Keys whose gradient is in the window's sums now.
+        refused: Keys whose gradient is not finite, and is not in the sums. All keys, when each is finite and the
+            gradient of the group is not: send them again, one by one, to find the culprit.
+    """
+
+    accepted: tuple[Hashable, ...]
+    refused: tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    outputs: Tensor  # (B, C), with its graph
+    parameters: tuple[Tensor, ...]  # of the version of the forward pass
+    rows: Mapping[Hashable, slice]
+    waiting: set[Hashable]
+
+
+class Engine:
+    """Runs microbatches through the encoder and steps it.
+
+    Dropout inside the blocks (timm's `drop_path_rate` and the like) draws from torch's global generator, and so
+    depends on the order of arrival; modality dropout does not.
+
+    Args:
+        encoder: The master copy of the parameters, taken over. Its device and dtype are the engine's; parameters
+            that need no gradient stay as they are.
+        optimizer: The [optimizer] section.
+        seed: Of modality dropout.
+        modality_dropout: Probability that a modality of a training sample is hidden, 0..1, 1 excluded.
+    """
+
+    def __init__(
+        self, encoder: SplitEncoder, optimizer: OptimizerSettings, *, seed: int, modality_dropout: float = 0.0
+    ) -> None:
+        self._encoder = encoder
+        self._parameters = VersionedParameters(encoder, optimizer)
+        self._seed = seed
+        self._modality_dropout = modality_dropout
+        self._groups: dict[int, _Group] = {}
+        self._num_groups = 0
+
+    @property
+    def version(self) -> int:
+        """The newest parameter version: steps so far."""
+        return self._parameters.version
+
+    @property
+    def num_live_graphs(self) -> int:
+        """Groups that wait for output gradients, and hold memory."""
+        return len(self._groups)
+
+    @property
+    def live_samples(self) -> int:
+        """Samples in those groups."""
+        return sum(len(group.outputs) for group in self._groups.values())
+
+    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
+        """Run microbatches as one batch, on the newest parameter version.
+
+        Args:
+            items: At least one, of the same mode and modalities, with distinct keys.
+
+        Raises:
+            ValueError: When items do not fit together, or activations are not (b, N, D) of a known modality.
+        """
+        self._check(items)
+        version = self._parameters.version
+        outputs_BC = self._run(items)
+        outputs, refused = _finite_outputs(items, outputs_BC)
+        if items[0].mode == "eval" or not outputs:
+            return Forwarded(None, version, outputs, refused)
+        if refused:
+            # Zero output gradients would not save the others, since 0 * NaN is NaN: they go again, without it.
+            items = [item for item in items if item.key in outputs]
+            outputs_BC = self._run(items)
+        group_id = self._num_groups
+        self._num_groups += 1
+        self._groups[group_id] = _Group(
+            outputs_BC, tuple(self._parameters.newest.values()), dict(_rows(items)), set(outputs)
+        )
+        return Forwarded(group_id, version, outputs, refused)
+
+    def backward(self, group_id: int, gradients: Mapping[Hashable, NDArray[np.float32]], *, last: bool) -> Backwarded:
+        """Add the gradient of some of a group's microbatches to the window's sums.
+
+        Args:
+            group_id: From `forward`.
+            gradients: Gradients of the *summed* loss at the outputs, (b, C), by key; each key once.
+            last: Whether the group is done: its graph is freed.
+
+        Raises:
+            KeyError: When there is no such group.
+            ValueError: When a key is not in the group, was given before, or its gradient has another shape. The
+                group and the window are then as they were.
+        """
+        group = self._groups[group_id]
+        finite: list[Hashable] = []
+        gradients_BC = np.zeros(tuple(group.outputs.shape))
+        for key, gradient_bC in gradients.items():
+            if key not in group.waiting:
+                raise ValueError(f"group {group_id} waits for no gradient of {key!r}")
+            rows_bC = gradients_BC[group.rows[key]]
+            if gradient_bC.shape != rows_bC.shape:
+                raise ValueError(f"gradient of {key!r} is {gradient_bC.shape}, its outputs are {rows_bC.shape}")
+            if np.isfinite(gradient_bC).all():
+                rows_bC[:] = gradient_bC
+                finite.append(key)
+        group.waiting.difference_update(gradients)
+        if last:
+            del self._groups[group_id]
+        if finite:
+            parameter_gradients = torch.autograd.grad(
+                group.outputs,
+                group.parameters,
+                self._to_torch(gradients_BC),
+                retain_graph=not last,
+                allow_unused=True,
+            )
+            if not self._parameters.add(parameter_gradients):
+                finite = []
+        return Backwarded(tuple(finite), tuple(key for key in gradients if key not in finite))
+
+    def release(self, group_id: int) -> None:
+        """Free a group's graph without its gradient. A group that is gone already is no error."""
+        self._groups.pop(group_id, None)
+
+    def commit(self, num_samples: int, progress: float | None) -> CommitResult:
+        """Close the window: see `VersionedParameters.commit`."""
+        return self._parameters.commit(num_samples, progress)
+
+    def gradient_sums(self) -> list[Tensor]:
+        """Return the open window's gradient sums: see `VersionedParameters.gradient_sums`."""
+        return self._parameters.gradient_sums()
+
+    def set_gradient_sums(self, sums: Sequence[Tensor]) -> None:
+        """Replace them: see `VersionedParameters.set_gradient_sums`."""
+        self._parameters.set_gradient_sums(sums)
+
+    def parameters_digest(self) -> str:
+        """Return the SHA-256 of the weights, in hexadecimal: see `VersionedParameters.digest`."""
+        return self._parameters.digest()
+
+    def state_dict(self) -> EngineState:
+        """Return a snapshot that later commits do not change. Live graphs and the open window are not in it."""
+        return self._parameters.state_dict()
+
+    def load_state_dict(self, state: EngineState) -> None:
+        """Continue from a snapshot; live graphs and the open window are dropped.
+
+        Raises:
+            ValueError: When the snapshot is of another model or optimizer. Nothing has changed then.
+        """
+        self._parameters.load_state_dict(state)
+        self._groups.clear()
+
+    def _check(self, items: Sequence[ForwardItem]) -> None:
+        if not items or not all(item.tokens for item in items):
+            raise ValueError("a group has at least one microbatch, and a microbatch at least one modality")
+        if len({item.batch_key for item in items}) > 1 or len({item.key for item in items}) < len(items):
+            raise ValueError("the microbatches of a group have one mode, the same modalities and distinct keys")
+        for item in items:
+            for name, tokens_bND in item.tokens.items():
+                wanted = (item.num_samples, self._encoder.num_tokens.get(name), self._encoder.width)
+                if tokens_bND.shape != wanted or not item.num_samples:
+                    raise ValueError(f"activations {name!r} of {item.key!r} are {tokens_bND.shape}, not {wanted}")
+
+    def _run(self, items: Sequence[ForwardItem]) -> Tensor:
+        """Return the outputs (B, C) of all items, one after the other."""
+        train = items[0].mode == "train"
+        if self._encoder.training != train:
+            self._encoder.train(train)
+        # concatenate copies, so torch never sees the read-only arrays of the wire.
+        tokens = {
+            name: self._to_torch(np.concatenate([item.tokens[name] for item in items])) for name in items[0].tokens
+        }
+        keep = self._draw_keep(items) if train else None
+        with torch.set_grad_enabled(train):
+            outputs_BC: Tensor = torch.func.functional_call(self._encoder, self._parameters.newest, (tokens, keep))
+        return outputs_BC
+
+    def _draw_keep(self, items: Sequence[ForwardItem]) -> dict[str, Tensor] | None:
+        names = sorted(items[0].tokens)
+        if not self._modality_dropout or len(names) == 1:
+            return None
+        draws_bM = [
+            draw_keep(
+                self._seed,
+                item.key,
+                num_samples=item.num_samples,
+                num_modalities=len(names),
+                rate=self._modality_dropout,
+            )
+            for item in items
+        ]
+        keep_BM = torch.from_numpy(np.concatenate(draws_bM)).to(self._encoder.head.weight.device)
+        return dict(zip(names, keep_BM.unbind(dim=1), strict=True))
+
+    def _to_torch(self, array: NDArray[np.floating[Any]]) -> Tensor:
+        weight = self._encoder.head.weight
+        return torch.from_numpy(array).to(weight.device, weight.dtype)
+
+
+def _rows(items: Sequence[ForwardItem]) -> Iterator[tuple[Hashable, slice]]:
+    start = 0
+    for item in items:
+        yield item.key, slice(start, start + item.num_samples)
+        start += item.num_samples
+
+
+def _finite_outputs(
+    items: Sequence[ForwardItem], outputs_BC: Tensor
+) -> tuple[dict[Hashable, NDArray[np.float32]], tuple[Hashable, ...]]:
+    """Return each microbatch's outputs where they are finite, and the keys of the others."""
+    values_BC = outputs_BC.detach().cpu().numpy()
+    outputs = {key: values_BC[rows].astype(np.float32) for key, rows in _rows(items)}
+    refused = tuple(key for key, output_bC in outputs.items() if not np.isfinite(output_bC).all())
+    return {key: output_bC for key, output_bC in outputs.items() if key not in refused}, refused

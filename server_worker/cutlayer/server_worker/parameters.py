@@ -1,0 +1,182 @@
+"""The encoder's parameters over a run: immutable versions, the open window's gradient sums, and the step.
+
+The encoder's own parameters are the master copy, which the optimizer steps in place. A *version* is a clone of
+them that nothing ever writes to. Forward passes run on the newest version, and a graph that waits for its output
+gradients keeps the version that it was computed with alive; an in-place step under a live graph would not.
+
+Not thread-safe: one thread owns them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cutlayer.server_worker.encoder import SplitEncoder
+from cutlayer.server_worker.optimizer import load_optimizer_state, make_optimizer, optimizer_state
+from cutlayer.server_worker.schedule import learning_rate_factor
+from cutlayer.server_worker.settings import OptimizerSettings
+
+__all__ = ["CommitResult", "EngineState", "VersionedParameters"]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """What an optimizer step did.
+
+    Attributes:
+        version: The newest parameter version.
+        gradient_norm: Norm of the mean gradient, before clipping.
+        learning_rate: Learning rate of the step.
+        applied: False when the mean gradient was not finite: the window is then without effect, and the version
+            is the old one.
+    """
+
+    version: int
+    gradient_norm: float
+    learning_rate: float
+    applied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """All that a worker needs to continue from a commit.
+
+    Attributes:
+        version: Parameter version.
+        weights: The encoder's parameters and buffers, by name.
+        optimizer: The optimizer's state, as `<parameter>/<quantity>`.
+    """
+
+    version: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+class VersionedParameters:
+    """The encoder's trainable parameters, and everything that changes them.
+
+    Args:
+        encoder: The master copy, taken over.
+        settings: The [optimizer] section.
+
+    Attributes:
+        version: Steps so far.
+        newest: The newest version, by name; each tensor requires gradients and is never written to.
+    """
+
+    def __init__(self, encoder: SplitEncoder, settings: OptimizerSettings) -> None:
+        self._encoder = encoder
+        self._settings = settings
+        self._optimizer = make_optimizer(encoder, settings)
+        self._masters = {name: value for name, value in encoder.named_parameters() if value.requires_grad}
+        self._sums: list[Tensor | None] = [None] * len(self._masters)
+        self.version = 0
+        self.newest = self._clone_masters()
+
+    def add(self, gradients: Sequence[Tensor | None]) -> bool:
+        """Add gradients of a summed loss to the open window.
+
+        Args:
+            gradients: One for each parameter, in their order; None where the loss does not depend on it.
+
+        Returns:
+            False when they are not finite; the window is then as it was.
+        """
+        # One number tells about all: a root of a sum of squares is finite only if each of them is.
+        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        if not torch.isfinite(norm):
+            return False
+        for index, gradient in enumerate(gradients):
+            total = self._sums[index]
+            if gradient is not None:
+                # Never in place: autograd may return one tensor for several parameters.
+                self._sums[index] = gradient if total is None else total + gradient
+        return True
+
+    def commit(self, num_samples: int, progress: float | None) -> CommitResult:
+        """Close the window: one optimizer step on the mean gradient, and a new version.
+
+        Args:
+            num_samples: Samples in the window's sums, over all replicas.
+            progress: Committed samples / planned samples, this window's included; None without a plan.
+
+        Raises:
+            ValueError: When there are no samples.
+        """
+        if num_samples < 1:
+            raise ValueError("a window without samples cannot be committed")
+        settings = self._settings
+        learning_rate = settings.lr * learning_rate_factor(
+            progress, warmup_ratio=settings.warmup_ratio, min_lr_ratio=settings.min_lr_ratio
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        for master, total in zip(self._masters.values(), self._sums, strict=True):
+            # A parameter that no sample reached (an absent modality's) has no gradient rather than a zero one:
+            # the optimizer leaves it alone, as in plain torch.
+            master.grad = None if total is None else total / num_samples
+        self._sums = [None] * len(self._masters)
+        masters = list(self._masters.values())
+        norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
+        applied = bool(torch.isfinite(norm))
+        if applied:
+            if settings.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(masters, settings.clip_norm, norm)
+            self._optimizer.step()
+            self.version += 1
+            self.newest = self._clone_masters()
+        self._optimizer.zero_grad(set_to_none=True)
+        return CommitResult(self.version, float(norm), learning_rate, applied)
+
+    def gradient_sums(self) -> list[Tensor]:
+        """Return the open window's sums, in the order of the parameters: what replicas add up."""
+        return [
+            torch.zeros_like(master) if total is None else total
+            for master, total in zip(self._masters.values(), self._sums, strict=True)
+        ]
+
+    def set_gradient_sums(self, sums: Sequence[Tensor]) -> None:
+        """Replace the open window's sums, with those over all replicas."""
+        for master, total in zip(self._masters.values(), sums, strict=True):
+            assert master.shape == total.shape
+        self._sums = list(sums)
+
+    def state_dict(self) -> EngineState:
+        """Return a snapshot that later commits do not change. The open window is not in it."""
+        weights = {name: value.detach().clone() for name, value in self._encoder.state_dict().items()}
+        return EngineState(self.version, weights, optimizer_state(self._encoder, self._optimizer))
+
+    def load_state_dict(self, state: EngineState) -> None:
+        """Continue from a snapshot; the open window is dropped.
+
+        Raises:
+            ValueError: When the snapshot is of another model or optimizer. Nothing has changed then.
+        """
+        own = self._encoder.state_dict()
+        for name in sorted(own.keys() | state.weights.keys()):
+            if name not in own or name not in state.weights:
+                raise ValueError(f"weights are of another model: {name!r} is in only one of the two")
+            theirs, ours = tuple(state.weights[name].shape), tuple(own[name].shape)
+            if theirs != ours:
+                raise ValueError(f"weights are of another model: {name!r} is {theirs}, not {ours}")
+        load_optimizer_state(self._encoder, self._optimizer, state.optimizer)
+        self._encoder.load_state_dict(state.weights)
+        self._sums = [None] * len(self._masters)
+        self.version = state.version
+        self.newest = self._clone_masters()
+
+    def digest(self) -> str:
+        """Return the SHA-256, in hexadecimal, over name, dtype, shape and bytes of each parameter and buffer."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self._encoder.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _clone_masters(self) -> dict[str, Tensor]:
+        return {name: master.detach().clone().requires_grad_() for name, master in self._masters.items()}

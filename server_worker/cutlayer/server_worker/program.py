@@ -1,0 +1,282 @@
+"""One `server-worker start`, from its settings to its run.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutlayer.broker.broker_settings import BrokerSettings
+from cutlayer.broker.errors import CheckpointError, SettingsError
+from cutlayer.broker.leases import LeaseTable
+from cutlayer.broker.ledger import Ledger
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.messages import RunPhase
+from cutlayer.broker.model_chunks import describe_model
+from cutlayer.broker.mqtt import MqttTransport
+from cutlayer.broker.topics import WorkerTopics
+from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
+from cutlayer.compression import CodecError, codec_from_name
+from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
+from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.http_server import HttpServer
+from cutlayer.server_worker.metrics import WorkerMetrics
+from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.settings import RunSettings, load_run_settings
+
+__all__ = ["Program", "make_manifest", "make_session", "write_json"]
+
+log = logging.getLogger(__name__)
+
+
+class Program:
+    """One worker process.
+
+    Args:
+        run_file: Run settings.
+        overrides: Values that win over the file's, by dotted key.
+        name: The worker's name.
+        broker: The broker.
+        output: Folder for run.json and checkpoints; None for runs/<name of the run>.
+        resume: Whether to go on from a checkpoint.
+        http_host: Address of /metrics and /healthz.
+        http_port: Port; 0 for a free one.
+        connect_timeout_s: How long the first connection is tried.
+
+    Raises:
+        SettingsError: When a setting is wrong.
+        CheckpointError: When there is nothing to resume from.
+    """
+
+    def __init__(
+        self,
+        run_file: Path,
+        overrides: Mapping[str, object],
+        *,
+        name: str,
+        broker: BrokerSettings,
+        output: Path | None,
+        resume: bool,
+        http_host: str,
+        http_port: int,
+        connect_timeout_s: float,
+    ) -> None:
+        WorkerTopics(name)
+        settings = load_run_settings(run_file, overrides)
+        check_codecs(settings)
+        if settings.worker.threads:
+            torch.set_num_threads(settings.worker.threads)
+        self._output = output or Path("runs") / settings.run.name
+        store = CheckpointStore(self._output / "checkpoints")
+        built = build(settings, settings.run.seed)
+        manifest = make_manifest(settings, built)
+        engine = make_engine(settings, built)
+        resumed = _resume(store, engine, manifest) if resume else _Resumed(manifest)
+        self._manifest = resumed.manifest
+        self._name = name
+        self.session = make_session(settings, resumed.manifest, name, resumed=resumed, version=engine.version)
+        self._metrics = WorkerMetrics(name, built.name)
+        transport = MqttTransport(broker, client_id=f"cutlayer-worker-{name}", identity=name)
+        self._runtime = WorkerRuntime(
+            transport,
+            self.session,
+            engine,
+            resumed.manifest,
+            built.tokenizer_file,
+            RunBook(resumed.manifest, built.num_tokenizer_parameters),
+            checkpoints=store,
+            on_event=self._metrics,
+            url=broker.url,
+            options=WorkerOptions(
+                connect_timeout_s=connect_timeout_s, checkpoint_every_windows=settings.worker.checkpoint_every_windows
+            ),
+        )
+        self._http = HttpServer(self._metrics.registry, self._health, host=http_host, port=http_port)
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Serve until the run has ended or `should_stop` says so, then write run.json."""
+        log.info("model %s: %d parameters", self._manifest.model, self._manifest.num_parameters)
+        log.info("metrics at http://127.0.0.1:%d/metrics", self._http.port)
+        try:
+            self._runtime.run(should_stop)
+        finally:
+            self._http.close()
+        if self.session.window:
+            path = self._output / "run.json"
+            write_json(path, self._summary())
+            log.info("%s", path)
+
+    def _summary(self) -> dict[str, Any]:
+        runtime, now = self._runtime, time.monotonic()
+        started_at = now if runtime.training_started_at is None else runtime.training_started_at
+        committed_at = started_at if runtime.last_commit_at is None else runtime.last_commit_at
+        ended = self.session.phase is RunPhase.ENDED
+        return runtime.book.as_json(
+            worker=self._name,
+            windows=self.session.window,
+            committed_samples=self.session.committed_samples,
+            duration_s=now - started_at,
+            training_s=committed_at - started_at,
+            reason=self.session.reason if ended else "the worker was stopped",
+        )
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        facts = {
+            "connected": self._runtime.is_connected,
+            "run": self._manifest.run_id,
+            "phase": self.session.phase.value,
+            "agents": len(self.session.leases),
+            "window": self.session.window,
+        }
+        return self._runtime.is_connected, facts
+
+
+@dataclass(frozen=True, slots=True)
+class _Resumed:
+    """Where a worker starts from."""
+
+    manifest: Manifest
+    ledger: Ledger | None = None
+    window: int = 0
+    committed_samples: int = 0
+
+
+def check_codecs(settings: RunSettings) -> None:
+    """Check that every codec of the settings exists.
+
+    Raises:
+        SettingsError: When one does not; the text lists those that do.
+    """
+    for kind, name in settings.codecs:
+        try:
+            codec_from_name(name)
+        except CodecError as error:
+            raise SettingsError(f"[codecs] {kind} = {name!r}: {error}", "name one of them") from error
+
+
+def make_manifest(settings: RunSettings, built: BuiltModel, *, run_id: str | None = None) -> Manifest:
+    """Write the manifest of a new run.
+
+    Args:
+        settings: The run.
+        built: Its model.
+        run_id: Its unique name; by default the run's name and eight random digits.
+    """
+    return Manifest(
+        run_id=run_id or f"{settings.run.name[:55]}-{secrets.token_hex(4)}",
+        seed=settings.run.seed,
+        epochs=settings.run.epochs,
+        microbatch_samples=settings.run.microbatch_samples,
+        width=built.width,
+        model=built.name,
+        num_parameters=built.num_parameters,
+        modalities=dict(settings.modalities),
+        fusion=settings.model.fusion,
+        task=settings.task,
+        codecs=settings.codecs,
+        window=settings.window,
+        tokenizers=describe_model(built.tokenizer_file),
+        evaluation=settings.evaluation,
+        telemetry_s=settings.telemetry_s,
+    )
+
+
+def make_engine(settings: RunSettings, built: BuiltModel) -> Engine:
+    """Build the arithmetic of a run."""
+    return Engine(
+        built.encoder,
+        settings.optimizer,
+        seed=settings.run.seed,
+        modality_dropout=settings.model.modality_dropout,
+    )
+
+
+def make_session(
+    settings: RunSettings,
+    manifest: Manifest,
+    name: str,
+    *,
+    resumed: _Resumed | None = None,
+    version: int = 0,
+    incarnation: int | None = None,
+    lease_seed: int | None = None,
+) -> WorkerSession:
+    """Build a worker's side of the conversation.
+
+    Args:
+        settings: The run.
+        manifest: Its manifest.
+        name: The worker's name.
+        resumed: Where it starts from.
+        version: Version of the weights.
+        incarnation: Start of the process in milliseconds since the epoch; now when left out.
+        lease_seed: Makes lease numbers reproducible, for simulations.
+    """
+    limits = WorkerLimits(
+        credits=settings.worker.credits,
+        max_batch_samples=settings.worker.max_batch_samples,
+        lease_s=settings.worker.lease_s,
+        absence_grace_s=settings.run.absence_grace_s,
+        min_agents=settings.run.min_agents,
+        is_service=settings.run.service,
+    )
+    numbers = random.SystemRandom() if lease_seed is None else random.Random(lease_seed)  # noqa: S311 - names, no secrets
+    resumed = resumed or _Resumed(manifest)
+    return WorkerSession(
+        name,
+        time.time_ns() // 1_000_000 if incarnation is None else incarnation,
+        manifest,
+        limits,
+        LeaseTable(lambda: numbers.getrandbits(32)),
+        ledger=resumed.ledger,
+        committed_samples=resumed.committed_samples,
+        window=resumed.window,
+        version=version,
+    )
+
+
+def _resume(store: CheckpointStore, engine: Engine, manifest: Manifest) -> _Resumed:
+    restored = store.load_latest()
+    for problem in restored.passed_over:
+        log.warning("passed over a damaged checkpoint: %s", problem)
+    checkpoint = restored.checkpoint
+    saved = Manifest.from_bytes(str(checkpoint.meta["manifest"]).encode())
+    same = manifest.model_copy(update={"run_id": saved.run_id})
+    if same.digest() != saved.digest():
+        raise CheckpointError(
+            str(restored.path),
+            f"it belongs to a run with other settings ({_difference(same, saved)}); give the same --run and flags",
+        )
+    engine.load_state_dict(checkpoint.state)
+    window, committed = _counter(checkpoint, "window"), _counter(checkpoint, "committed_samples")
+    log.info("resumed %s at window %d from %s", saved.run_id, window, restored.path.name)
+    return _Resumed(saved, Ledger.from_bytes(checkpoint.ledger), window, committed)
+
+
+def _counter(checkpoint: Checkpoint, key: str) -> int:
+    value = checkpoint.meta[key]
+    assert isinstance(value, int), "the checkpoint's digest is right, so its counters are what was written"
+    return value
+
+
+def _difference(new: Manifest, saved: Manifest) -> str:
+    ours, theirs = new.model_dump(), saved.model_dump()
+    return ", ".join(key for key in ours if ours[key] != theirs[key])
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file in one piece: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

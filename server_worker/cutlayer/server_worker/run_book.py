@@ -1,0 +1,215 @@
+"""What a run has cost and reached, put together from the agents' counters: the source of `run.json`.
+
+Agents count cumulatively since their start, so the latest message of each process of an agent says all; a process
+that came back is another incarnation, and both count.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.messages import Direction, Evaluation, MetricSums, Telemetry
+from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
+from cutlayer.broker.telemetry import LogHistogram
+
+__all__ = ["RUN_FORMAT", "RunBook", "federated_averaging_bytes", "versions"]
+
+RUN_FORMAT = 1
+FLOAT32_BYTES = 4
+
+
+@dataclass(slots=True)
+class _Agent:
+    telemetry: dict[int, Telemetry] = field(default_factory=dict)
+
+
+class RunBook:
+    """The latest counters of every process of every agent.
+
+    Args:
+        manifest: The run.
+        num_client_parameters: Parameters of the tokenizers.
+    """
+
+    def __init__(self, manifest: Manifest, num_client_parameters: int) -> None:
+        self._manifest = manifest
+        self._num_client_parameters = num_client_parameters
+        self._agents: dict[str, _Agent] = defaultdict(_Agent)
+
+    def take(self, agent: str, telemetry: Telemetry) -> bool:
+        """Take an agent's counters; return False for ones that are older than what is known."""
+        known = self._agents[agent].telemetry.get(telemetry.incarnation)
+        if known is not None and known.sequence >= telemetry.sequence:
+            return False
+        self._agents[agent].telemetry[telemetry.incarnation] = telemetry
+        return True
+
+    def of(self, agent: str, incarnation: int) -> Telemetry | None:
+        """Return the latest counters of one process of an agent."""
+        return self._agents[agent].telemetry.get(incarnation) if agent in self._agents else None
+
+    def latest(self) -> list[tuple[str, Telemetry]]:
+        """Return the latest counters of every process, oldest process first."""
+        return [
+            (name, agent.telemetry[incarnation])
+            for name, agent in sorted(self._agents.items())
+            for incarnation in sorted(agent.telemetry)
+        ]
+
+    def accuracy(self) -> dict[str, float]:
+        """Return the final test accuracy given all modalities (`joint`) and given each alone."""
+        pooled: dict[str, list[MetricSums]] = defaultdict(list)
+        for _, evaluation in self._evaluations():
+            if evaluation.final:
+                pooled[self._given(evaluation)].append(evaluation.sums)
+        return {given: _accuracy(sums) for given, sums in sorted(pooled.items()) if _num_samples(sums)}
+
+    def history(self) -> list[dict[str, float]]:
+        """Return pooled test accuracy and loss after each epoch that was evaluated, and the bytes moved until then."""
+        epochs: dict[int, dict[str, Evaluation]] = defaultdict(dict)
+        for agent, evaluation in self._evaluations():
+            if self._given(evaluation) == "joint":
+                epochs[evaluation.epoch][agent] = evaluation
+        rows = []
+        for epoch, by_agent in sorted(epochs.items()):
+            sums = [evaluation.sums for evaluation in by_agent.values()]
+            if _num_samples(sums):
+                rows.append(
+                    {
+                        "epoch": epoch,
+                        "accuracy": _accuracy(sums),
+                        "loss": sum(entry.loss_sum for entry in sums) / _num_samples(sums),
+                        "samples": _num_samples(sums),
+                        "agents": len(by_agent),
+                        "wire_bytes": sum(evaluation.wire_bytes for evaluation in by_agent.values()),
+                    }
+                )
+        return rows
+
+    def bytes_moved(self) -> dict[str, dict[str, int]]:
+        """Return bytes up and down: tensors as float32, MQTT payloads, and all that crossed the agents' connections."""
+        moved = {direction.value: {"raw": 0, "payload": 0, "wire": 0} for direction in Direction}
+        for _, telemetry in self.latest():
+            for traffic in telemetry.traffic:
+                moved[traffic.direction]["raw"] += traffic.raw_bytes
+                moved[traffic.direction]["payload"] += traffic.payload_bytes
+            moved["up"]["wire"] += telemetry.wire_sent_bytes
+            moved["down"]["wire"] += telemetry.wire_received_bytes
+        return moved
+
+    def traffic(self) -> list[dict[str, Any]]:
+        """Return messages and bytes by direction, kind of message and codec, over all agents."""
+        rows: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        for _, telemetry in self.latest():
+            for entry in telemetry.traffic:
+                row = rows[entry.direction.value, entry.kind, entry.codec]
+                counts = (entry.messages, entry.raw_bytes, entry.payload_bytes, entry.wire_bytes)
+                row[:] = [total + count for total, count in zip(row, counts, strict=True)]
+        names = ("messages", "raw_bytes", "payload_bytes", "wire_bytes")
+        return [
+            {"direction": direction, "kind": kind, "codec": codec, **dict(zip(names, row, strict=True))}
+            for (direction, kind, codec), row in sorted(rows.items())
+        ]
+
+    def round_trips(self) -> LogHistogram:
+        """Return the round trips of all agents."""
+        merged = LogHistogram()
+        for _, telemetry in self.latest():
+            merged.merge(LogHistogram(telemetry.round_trips))
+        return merged
+
+    def as_json(
+        self, *, worker: str, windows: int, committed_samples: int, duration_s: float, training_s: float, reason: str
+    ) -> dict[str, Any]:
+        """Return the content of `run.json`.
+
+        Args:
+            worker: The worker's name.
+            windows: Windows committed.
+            committed_samples: Training samples committed, each epoch's again.
+            duration_s: Seconds from the start of training to the end of the run.
+            training_s: Seconds of that until the last commit.
+            reason: Why the run ended.
+        """
+        latest = self.latest()
+        round_trips = self.round_trips()
+        moved = self.bytes_moved()
+        wire_bytes = moved["up"]["wire"] + moved["down"]["wire"]
+        manifest = self._manifest
+        processes: list[dict[str, Any]] = [
+            {"role": "worker", "id": worker, "peak_rss_bytes": peak_rss_bytes(), "cpu_s": cpu_seconds()}
+        ]
+        processes += [
+            {"role": "agent", "id": agent, "peak_rss_bytes": entry.peak_rss_bytes, "cpu_s": entry.cpu_s}
+            for agent, entry in latest
+        ]
+        return {
+            "format": RUN_FORMAT,
+            "run_id": manifest.run_id,
+            "reason": reason,
+            "accuracy": self.accuracy(),
+            "history": self.history(),
+            "bytes": moved,
+            "bytes_per_sample": wire_bytes / committed_samples if committed_samples else None,
+            "traffic": self.traffic(),
+            "federated_averaging": {
+                "bytes": federated_averaging_bytes(self._num_parameters(), manifest.epochs, len(self._agents)),
+                "rounds": manifest.epochs,
+                "agents": len(self._agents),
+                "parameters": self._num_parameters(),
+            },
+            "samples": committed_samples,
+            "steps": sum({agent: entry.steps for agent, entry in latest}.values()),
+            "windows": windows,
+            "duration_s": duration_s,
+            "training_s": training_s,
+            "round_trip_s": {"p50": round_trips.quantile(0.5), "p95": round_trips.quantile(0.95)},
+            "resends": sum(entry.resends for _, entry in latest),
+            "duplicates": sum(entry.duplicates for _, entry in latest),
+            "processes": processes,
+            "seed": manifest.seed,
+            "manifest": manifest.model_dump(mode="json"),
+            "versions": versions(),
+        }
+
+    def _num_parameters(self) -> int:
+        return self._manifest.num_parameters + self._num_client_parameters
+
+    def _evaluations(self) -> list[tuple[str, Evaluation]]:
+        return [(agent, evaluation) for agent, entry in self.latest() for evaluation in entry.evaluations]
+
+    def _given(self, evaluation: Evaluation) -> str:
+        return "joint" if evaluation.given == "+".join(sorted(self._manifest.modalities)) else evaluation.given
+
+
+def federated_averaging_bytes(num_parameters: int, num_rounds: int, num_agents: int) -> int:
+    """Return what federated averaging moves: the whole model in float32, down and up, each agent, each round.
+
+    McMahan et al., arXiv 1602.05629, algorithm 1, with every client in every round and one local epoch a round.
+    """
+    return 2 * num_rounds * num_agents * num_parameters * FLOAT32_BYTES
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run depends on."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for package in ("cutlayer", "torch", "timm", "numpy", "paho-mqtt", "msgpack", "lz4", "zstandard"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _num_samples(sums: list[MetricSums]) -> int:
+    return sum(entry.num_samples for entry in sums)
+
+
+def _accuracy(sums: list[MetricSums]) -> float:
+    return sum(entry.num_correct for entry in sums) / _num_samples(sums)
