@@ -29,7 +29,7 @@ __all__ = [
 DEFAULT_BROKER: Final = "mqtt://127.0.0.1:1883"
 DEFAULT_MAX_PACKET_BYTES: Final = 1_000_000
 DEFAULT_KEEP_ALIVE_S: Final = 60
-PASSWORD_VARIABLE: Final = "CUTLAYER_PASSWORD"
+PASSWORD_VARIABLE: Final = "CUTLAYER_PASSWORD"  # noqa: S105 - the name of a variable, not its value
 _PANEL = "Broker"
 
 BrokerUrl = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.mqtt_packets import MAX_PACKET_BYTES, Protocol
 
-__all__ = ["BrokerSettings", "ProtocolChoice"]
+__all__ = ["BrokerSettings", "ProtocolChoice", "is_loopback"]
 
 ProtocolChoice = Literal["auto", "5", "3.1.1"]
 
@@ -184,6 +185,16 @@ class BrokerSettings:
         value = getattr(self, name)
         if not low <= value <= high:
             raise SettingsError(f"{name} is {value}", f"use {low} to {high} {unit}")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches a host name or address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name; empty, as an address to listen on, is every address
+        return False
 
 
 def _check_file(name: str, path: Path) -> None:

@@ -24,7 +24,7 @@ import typer
 
 from cutlayer.broker.errors import CutlayerError, SettingsError
 
-__all__ = ["EXIT_CODES", "GracefulStop", "VersionOption", "configure_logging", "run_app"]
+__all__ = ["EXIT_CODES", "GracefulStop", "VersionOption", "configure_logging", "printable", "run_app"]
 
 LOG_FORMATS: Final = ("text", "json")
 ROOT_LOGGER: Final = "cutlayer"
@@ -132,10 +132,10 @@ class TextFormatter(logging.Formatter):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         # Indented, so that a line break in a peer's text cannot pass for a line of this log.
-        message = _printable(record.getMessage()).replace("\n", "\n    ")
+        message = printable(record.getMessage()).replace("\n", "\n    ")
         line = f"{clock} {level}{message}"
         if record.exc_info:
-            line += "\n" + _printable(self.formatException(record.exc_info))
+            line += "\n" + printable(self.formatException(record.exc_info))
         colour = self._COLOURS.get(record.levelno)
         return f"\x1b[{colour}m{line}\x1b[0m" if self._colours and colour else line
 
@@ -209,7 +209,7 @@ def _explain(name: str, message: str) -> None:
     """Print one message on stderr, after the traceback where debugging is on."""
     if _is_debugging():
         traceback.print_exc()
-    print(f"{name}: {_printable(message)}", file=sys.stderr, flush=True)
+    print(f"{name}: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _is_debugging() -> bool:
@@ -220,5 +220,6 @@ def _wants_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text with its control characters spelled out, all but line breaks and tabs."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

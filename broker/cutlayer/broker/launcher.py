@@ -1,16 +1,20 @@
 """Starts a broker as a child process, waits until it answers, and ends it again.
 
-with launch_broker(BrokerOptions(kind="auto")) as broker:
-print(broker.url)
+`with launch_broker(BrokerOptions(kind="auto")) as broker: print(broker.url)`
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -18,7 +22,8 @@ from urllib.parse import urlsplit
 
 from cutlayer.broker import parent_guard
 from cutlayer.broker.broker_options import BrokerOptions
-from cutlayer.broker.launcher_mosquitto import mosquitto_user, write_configuration
+from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.launcher_mosquitto import INSTALL, find_mosquitto, mosquitto_user, write_configuration
 
 __all__ = ["BrokerProcess", "launch_broker"]
 

@@ -152,6 +152,11 @@ class MemoryTransport:
         self._broker.advance()
         return self._events.take_all()
 
+    def has_events(self) -> bool:
+        """Return whether `poll` has something to give: for a scheduler that wakes only those with news."""
+        self._broker.advance()
+        return self._events.wait(0)
+
     def wait(self, timeout_s: float) -> None:
         """Sleep until an event is there or `timeout_s` seconds have passed. Only useful with a clock that runs."""
         end_s = time.monotonic() + timeout_s

@@ -13,12 +13,11 @@ with more clients use the in-memory twin.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections import deque
 from dataclasses import dataclass
 
-from cutlayer.broker.broker_settings import BrokerSettings
+from cutlayer.broker.broker_settings import BrokerSettings, is_loopback
 from cutlayer.broker.errors import PacketTooLarge
 from cutlayer.broker.mqtt_connection import MqttConnection
 from cutlayer.broker.mqtt_packets import Protocol, largest_payload, publish_size
@@ -81,7 +80,7 @@ class MqttTransport:
             SettingsError: When a certificate, key or password file cannot be loaded.
         """
         settings = self._settings
-        if settings.username is not None and not settings.tls and not _is_loopback(settings.host):
+        if settings.username is not None and not settings.tls and not is_loopback(settings.host):
             log.warning("the password travels unencrypted to %s: use mqtts://", settings.url)
         self._connection.start(will)
 
@@ -164,12 +163,3 @@ class MqttTransport:
             self._outbox.release(waiting.packet.wire_bytes)
             self._num_refused += 1
         return sent
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -108,7 +108,7 @@ class CountingClient(Client):
             sock.close()
         # The callbacks refer to the transport and the transport to this client: without the circle, paho-mqtt's
         # own sockets are closed here and now rather than by the garbage collector.
-        self.on_connect = self.on_connect_fail = self.on_disconnect = None
+        self.on_pre_connect = self.on_connect = self.on_connect_fail = self.on_disconnect = None
         self.on_message = self.on_publish = self.on_subscribe = self.on_socket_open = None
 
 

@@ -15,7 +15,6 @@ from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.errors import CutlayerError, NotAuthorized
@@ -24,13 +23,14 @@ from cutlayer.broker.mqtt_packets import PacketCounter, Protocol, publish_size
 from cutlayer.broker.mqtt_reasons import (
     BEFORE_ACCEPTED,
     FAILURE,
-    UNSUPPORTED_PROTOCOL_VERSION,
     ShortLives,
     fatal_connack,
     fatal_disconnect,
     fatal_socket_error,
     socket_text,
 )
+from cutlayer.broker.mqtt_subscriptions import Subscriptions
+from cutlayer.broker.mqtt_version import ask_version
 from cutlayer.broker.packet_queues import EventQueue, OnItsWay, Outbox
 from cutlayer.broker.transport import Connected, Disconnected, Received, Will, WireCount
 
@@ -70,9 +70,7 @@ class MqttConnection:
         self._num_overflowed = 0
         self._largest_bytes = 0
 
-        self._filters: dict[str, int] = {}
-        self._filters_lock = threading.Lock()
-        self._asked: dict[int, list[str]] = {}
+        self._subscriptions = Subscriptions()
         self._denied_early: dict[int, str] = {}
 
         self._welcome: Connected | None = None
@@ -111,15 +109,13 @@ class MqttConnection:
 
     def subscribe(self, topic_filter: str, qos: int) -> None:
         """Ask for a topic filter, now and after each reconnect."""
-        with self._filters_lock:
-            self._filters[topic_filter] = qos
+        self._subscriptions.add(topic_filter, qos)
         if self.up and self._client is not None:
-            self._ask(self._client, {topic_filter: qos})
+            self._subscriptions.ask(self._client, self.protocol, {topic_filter: qos})
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Give a topic filter up."""
-        with self._filters_lock:
-            self._filters.pop(topic_filter, None)
+        self._subscriptions.remove(topic_filter)
         if self.up and self._client is not None:
             self._client.unsubscribe(topic_filter)
 
@@ -157,6 +153,7 @@ class MqttConnection:
 
     def _start_client(self) -> None:
         client = make_client(self._settings, self._client_id, self.protocol, self._will, self._sent, self._received)
+        client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
@@ -165,15 +162,6 @@ class MqttConnection:
         client.on_subscribe = self._on_subscribe
         self._client = client
         client.loop_start()
-
-    def _ask(self, client: CountingClient, filters: dict[str, int]) -> int | None:
-        if self.protocol == "5":
-            _, mid = client.subscribe([(name, SubscribeOptions(qos=qos)) for name, qos in filters.items()])
-        else:
-            _, mid = client.subscribe(list(filters.items()))
-        if mid is not None:
-            self._asked[mid] = list(filters)
-        return mid
 
     def _fail(self, client: CountingClient, error: Exception) -> None:
         if self._over.is_set():
@@ -187,6 +175,22 @@ class MqttConnection:
         self._fail(client, NotAuthorized(self._settings.url, f"{what}: {reason.lower()}"))
 
     # Callbacks: paho-mqtt's signatures, on its network thread.
+
+    def _on_pre_connect(self, client: Client, userdata: Any) -> None:
+        del userdata
+        if self._settings.protocol != "auto" or self.protocol != "5" or client is not self._client or self.over:
+            return
+        try:
+            if ask_version(self._settings, self._sent, self._received) != "3.1.1":
+                return
+            self.protocol = "3.1.1"  # and kept from here on
+            self._outbox.forget(qos_1_too=True)  # only after a change of broker: what the old client still held
+            self._retired.append(self._client)
+            self._start_client()
+        except CutlayerError as error:  # a password or key file vanished meanwhile
+            self._fail(self._client, error)
+        client.disconnect()  # there is no connection yet: this makes the old client's thread end
+        raise ConnectionAbortedError("another client goes on with MQTT 3.1.1")
 
     def _on_connect(
         self, client: Client, userdata: Any, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None
@@ -202,29 +206,13 @@ class MqttConnection:
         self.max_packet_bytes = min(self._settings.max_packet_bytes, announced)
         self._welcome = Connected(self.max_packet_bytes, flags.session_present)
         self._ended.clear()
-        self._asked.clear()
         self.up = True
-        with self._filters_lock:
-            filters = dict(self._filters)
-        if filters:
-            self._welcome_after = self._ask(self._client, filters)
-        else:
+        self._welcome_after = self._subscriptions.ask_all(self._client, self.protocol)
+        if self._welcome_after is None:
             self._announce()
 
     def _on_refused(self, client: CountingClient, reason: ReasonCode) -> None:
         client.last_error = ConnectionRefusedError(f"the broker refuses the connection: {str(reason).lower()}")
-        if reason.value == UNSUPPORTED_PROTOCOL_VERSION and self._settings.protocol == "auto" and self.protocol == "5":
-            # amqtt and others answer an MQTT 5 CONNECT so. The 3.1.1 client starts at once and is kept from here on.
-            self.protocol = "3.1.1"
-            self._outbox.forget(qos_1_too=True)  # only after a change of broker: what the old client still held
-            client.ending = True
-            client.disconnect()
-            self._retired.append(client)
-            try:
-                self._start_client()
-            except CutlayerError as error:  # a password or key file vanished meanwhile
-                self._fail(client, error)
-            return
         fatal = fatal_connack(reason.value, str(reason), self._settings, self._client_id)
         if fatal is not None:
             self._fail(client, fatal)
@@ -311,12 +299,8 @@ class MqttConnection:
         del userdata, properties
         if client is not self._client:
             return
-        asked = self._asked.pop(mid, [])
-        for index, reason in enumerate(reasons):
-            if reason.value >= FAILURE:
-                # The SUBACK may overtake the note of what was asked; then only the reason is known.
-                which = f"to {asked[index]!r}" if index < len(asked) else "to a topic filter"
-                self._deny(self._client, f"the subscription {which}", str(reason))
-                return
-        if mid == self._welcome_after:
+        denied = self._subscriptions.denied(mid, reasons)
+        if denied is not None:
+            self._deny(self._client, *denied)
+        elif mid == self._welcome_after:
             self._announce()

@@ -13,7 +13,6 @@ from cutlayer.broker.errors import IdentityTaken, NotAuthorized, PacketTooLarge,
 __all__ = [
     "BEFORE_ACCEPTED",
     "FAILURE",
-    "UNSUPPORTED_PROTOCOL_VERSION",
     "ShortLives",
     "fatal_connack",
     "fatal_disconnect",

@@ -26,6 +26,6 @@ def federated_averaging_text(run: RunRecord) -> str:
     if other.bytes >= wire_bytes:
         return f"{start}: {ratio_text(other.bytes, wire_bytes)} what this run moved, evaluation included."
     return (
-        f"{start}. This run moved more, {ratio_text(wire_bytes, other.bytes)} as much, evaluation included: "
-        "the model is small and the data are many."
+        f"{start}. This run moved more: {ratio_text(wire_bytes, other.bytes)} as much, evaluation included. "
+        "Its bytes grow with the samples, those of federated averaging with the model."
     )

@@ -89,7 +89,8 @@ class DigitsDataset:
         self._images_BHW, self._labels_B = written_digits()
         self._clips = spoken_digits()
         self._scans: dict[Split, NDArray[np.int64]] = {}
-        for split, alpha in (("train", options.alpha), ("test", None)):
+        for split in SPLITS:
+            alpha = options.alpha if split == "train" else None
             scans_B = _scans_of(split, self._labels_B.size)
             parts = partition(self._labels_B[scans_B], shard.count, seed=seed, alpha=alpha)
             self._scans[split] = scans_B[parts[shard.index]]
@@ -172,11 +173,10 @@ def written_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _scans_of(split: Split, num_scans: int) -> NDArray[np.int64]:
-    scans_B = np.arange(num_scans, dtype=np.int64)
-    is_test_B = scans_B % _TEST_EVERY == 0
-    return scans_B[is_test_B if split == "test" else ~is_test_B]
+    is_test_B = np.arange(num_scans) % _TEST_EVERY == 0
+    return np.flatnonzero(is_test_B if split == "test" else ~is_test_B).astype(np.int64)
 
 
 def _noisy_image(scan_HW: NDArray[np.uint8], noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     levels_HW = np.clip(scan_HW + noise * rng.standard_normal(scan_HW.shape), 0, _LEVELS)
-    return np.rint(levels_HW * (255 / _LEVELS)).astype(np.uint8)
+    return np.asarray(np.rint(levels_HW * (255 / _LEVELS)), dtype=np.uint8)

@@ -72,8 +72,9 @@ def partition(
     With `alpha`, each shard draws its class proportions q ~ Dirichlet(alpha * p), p being those of the whole data
     set, and takes its samples by q without replacement; a class that is used up leaves q, which is normalized
     again. Small `alpha` gives shards of few classes, large `alpha` approaches IID. (Hsu, Qi and Brown,
-    "Measuring the Effects of Non-Identical Data Distribution", arXiv 1909.06335, section 3.) Since the sizes are
-    fixed beforehand, no shard is empty.
+    "Measuring the Effects of Non-Identical Data Distribution", arXiv 1909.06335, section 3.) Some libraries give
+    each of the C classes a concentration a instead of alpha * p: their a is about an alpha of a * C here. Since
+    the sizes are fixed beforehand, no shard is empty.
 
     Args:
         labels_B: Class of every sample, int, 0 or more.

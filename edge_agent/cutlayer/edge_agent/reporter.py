@@ -48,11 +48,11 @@ class Reporter:
         self._stages: dict[str, tuple[int, float]] = {}
         self._epoch_shown = 0
 
-    def start(self, items: WorkItems, every_s: float) -> None:
-        """Start reporting on some work, each `every_s` seconds."""
+    def start(self, items: WorkItems, every_s: float, now: float) -> None:
+        """Start reporting on some work, each `every_s` seconds from `now` on."""
         self._items = items
         self._every_s = every_s
-        self.due_at = 0.0
+        self.due_at = now + every_s
 
     def is_due(self, now: float) -> bool:
         """Return whether the next report is due."""

@@ -256,7 +256,6 @@ class AgentRuntime:
             every_epochs=manifest.evaluation.every_epochs,
             evaluation_samples=manifest.evaluation.samples,
         )
-        self.reporter.start(self._items, manifest.telemetry_s)
         self._do(
             self._session.ready(
                 bytes.fromhex(manifest.digest()),
@@ -298,8 +297,10 @@ class AgentRuntime:
                     raise action.error
 
     def _leased(self, action: LeaseGranted, now: float) -> None:
-        assert self._items is not None
-        self._was_leased = True
+        assert self._items is not None and self._manifest is not None
+        if not self._was_leased:
+            self._was_leased = True
+            self.reporter.start(self._items, self._manifest.telemetry_s, now)
         self._told_done = False
         self._items.resume(action.committed)
         log.info(
@@ -370,7 +371,7 @@ class AgentRuntime:
             self.is_finished = True
 
     def _report(self, now: float, *, is_final: bool) -> None:
-        if self._items is None or not self._was_leased:
+        if not self._was_leased:
             return
         telemetry = self.reporter.telemetry(now, num_repeats=self._session.num_repeats, is_final=is_final)
         self._courier.send(Publish(self._topics.telemetry, telemetry, qos=1 if is_final else 0))

@@ -9,6 +9,7 @@ a patch, D token width.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -59,7 +60,7 @@ class Tokenizer(Protocol):
         """Return `project(features(raw))`."""
 
 
-class _PatchTokenizer:
+class _PatchTokenizer(abc.ABC):
     """The linear map that every patch tokenizer ends in."""
 
     def __init__(
@@ -72,8 +73,9 @@ class _PatchTokenizer:
         self.num_tokens = spec.num_tokens
         self.width = int(bias_D.size)
 
+    @abc.abstractmethod
     def features(self, raw: NDArray[Any]) -> NDArray[np.float32]:
-        raise NotImplementedError
+        """Return patches_BNP, float32 (B, N, P)."""
 
     def project(self, patches_BNP: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return `patches @ weight + bias`.
@@ -138,7 +140,9 @@ class ImagePatchTokenizer(_PatchTokenizer):
         """
         spec = self.spec
         expected = f"(B, {spec.height}, {spec.width}, {spec.channels}) uint8, or float from 0 to 1"
-        if raw.shape[1:] != (spec.height, spec.width, spec.channels) or not _is_kind(raw, "uint8", "float"):
+        if raw.shape[1:] != (spec.height, spec.width, spec.channels) or not (
+            raw.dtype == np.uint8 or raw.dtype.kind == "f"
+        ):
             raise _unfit(self.modality, raw, expected, "resize the images and put the channels last")
         pixels_BHWC = raw.astype(np.float32)
         if raw.dtype == np.uint8:
@@ -193,7 +197,7 @@ class LogMelPatchTokenizer(_PatchTokenizer):
         """
         spec = self.spec
         expected = f"(B, T) float from -1 to 1, mono at {spec.sample_rate_hz} Hz"
-        if raw.ndim != 2 or not _is_kind(raw, "float"):
+        if raw.ndim != 2 or raw.dtype.kind != "f":
             raise _unfit(self.modality, raw, expected, "mix to one channel; divide 16-bit values by 32768")
         waveform_BT = raw[:, : spec.num_samples].astype(np.float32)
         if not _within(waveform_BT, -MAX_AMPLITUDE, MAX_AMPLITUDE):
@@ -231,13 +235,18 @@ def load_tokenizers(modalities: Mapping[str, ModalitySpec], safetensors_bytes: b
         A tokenizer for each modality, by its name, in the order of `modalities`.
 
     Raises:
-        ManifestUnsatisfiable: When the file cannot be read, lacks a weight or has one of the wrong shape.
+        ManifestUnsatisfiable: When the file cannot be read, lacks a weight or has one of the wrong shape, or the
+            modalities' tokens differ in width.
     """
     try:
         weights = safetensors.numpy.load(safetensors_bytes)
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a dtype that NumPy does not have
         raise _bad_weights(f"the client-side weights are no readable safetensors file ({error})") from error
-    return {name: tokenizer_from_spec(name, spec, weights) for name, spec in modalities.items()}
+    tokenizers = {name: tokenizer_from_spec(name, spec, weights) for name, spec in modalities.items()}
+    if len({tokenizer.width for tokenizer in tokenizers.values()}) > 1:
+        widths = ", ".join(f"{name} {tokenizer.width}" for name, tokenizer in tokenizers.items())
+        raise _bad_weights(f"the tokens of its modalities differ in width ({widths})")
+    return tokenizers
 
 
 def _patches(values_BCHW: NDArray[np.float32], side: int) -> NDArray[np.float32]:
@@ -246,10 +255,6 @@ def _patches(values_BCHW: NDArray[np.float32], side: int) -> NDArray[np.float32]
     rows, columns = height // side, width // side
     blocks = values_BCHW.reshape(batch, channels, rows, side, columns, side).transpose(0, 2, 4, 1, 3, 5)
     return np.ascontiguousarray(blocks).reshape(batch, rows * columns, channels * side * side)
-
-
-def _is_kind(raw: NDArray[Any], *kinds: str) -> bool:
-    return any(raw.dtype == np.uint8 if kind == "uint8" else raw.dtype.kind == "f" for kind in kinds)
 
 
 def _within(values: NDArray[np.float32], low: float, high: float) -> bool:
@@ -279,6 +284,4 @@ def _check_weights(
     width = bias_D.size
     for name, tensor, shape in (("bias", bias_D, (width,)), ("weight", weight_PD, (spec.patch_values, width))):
         if tensor.shape != shape or tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
-            raise _bad_weights(
-                f"{modality}.{name} is {tensor.shape} {tensor.dtype}; expected {shape} of finite floats"
-            )
+            raise _bad_weights(f"{modality}.{name} is {tensor.shape} {tensor.dtype}; expected {shape} of finite floats")

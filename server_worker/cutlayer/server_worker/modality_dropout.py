@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["draw_keep"]
 
 
-def draw_keep(seed: int, key: Hashable, *, num_samples: int, num_modalities: int, rate: float) -> NDArray[np.bool_]:
+def draw_keep(seed: int, key: Hashable, shape_BM: tuple[int, int], rate: float) -> NDArray[np.bool_]:
     """Draw which modalities of each sample the encoder may see.
 
     The draw depends on the seed and the microbatch's key alone. So it is the same whichever worker runs the
@@ -24,8 +24,7 @@ def draw_keep(seed: int, key: Hashable, *, num_samples: int, num_modalities: int
         seed: The run's seed.
         key: Names the microbatch; its `repr` has to be the same in every process (tuples of strings and numbers
             are, Python's own `hash` is not: it is salted anew in each process).
-        num_samples: B.
-        num_modalities: M.
+        shape_BM: Samples of the microbatch and modalities.
         rate: Probability that a modality of a sample is dropped, 0..1, 1 excluded.
 
     Returns:
@@ -33,8 +32,8 @@ def draw_keep(seed: int, key: Hashable, *, num_samples: int, num_modalities: int
     """
     digest = hashlib.blake2b(repr((seed, key)).encode(), digest_size=16).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-    keep_BM = generator.random((num_samples, num_modalities)) >= rate
-    spared_B = generator.integers(num_modalities, size=num_samples)
+    keep_BM = generator.random(shape_BM) >= rate
+    spared_B = generator.integers(shape_BM[1], size=shape_BM[0])
     empty_B = ~keep_BM.any(axis=1)
     keep_BM[empty_B, spared_B[empty_B]] = True
     return keep_BM

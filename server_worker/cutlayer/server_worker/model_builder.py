@@ -1,8 +1,8 @@
 """From run settings to both halves of the model: the encoder, and the tokenizers that agents download.
 
-Axes: B batch, N tokens, V values of a patch, D width, C classes.
+Axes: B batch, N tokens, P values of a patch, D width, C classes.
 
-A tokenizer is one linear map, `tokens_BND = patches_BNV @ weight_VD + bias_D`. The values of a patch are in the
+A tokenizer is one linear map, `tokens_BND = patches_BNP @ weight_PD + bias_D`. The values of a patch are in the
 order channels, rows, columns (rows are mel bands and columns frames, for audio), which is the order of the
 convolution that a ViT's patch embedding is.
 """
@@ -35,7 +35,7 @@ class BuiltModel:
 
     Attributes:
         encoder: The server side, in the dtype of the settings.
-        tokenizer_file: The client side: a safetensors file with `<modality>.weight`, (V, D), and
+        tokenizer_file: The client side: a safetensors file with `<modality>.weight`, (P, D), and
             `<modality>.bias`, (D,), float32.
         num_parameters: Parameters of the encoder.
         num_tokenizer_parameters: Parameters of all tokenizers.
@@ -72,11 +72,11 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         tokenizers: dict[str, Tensor] = {}
         for name, spec in sorted(settings.modalities.items()):
             if has_weights:
-                weight_VD, bias_D = _fitted_tokenizer(vit.patch_embed.proj, spec)
+                weight_PD, bias_D = _fitted_tokenizer(vit.patch_embed.proj, spec)
             else:
-                weight_VD = torch.randn(spec.patch_values, vit.embed_dim) / math.sqrt(spec.patch_values)
+                weight_PD = torch.randn(spec.patch_values, vit.embed_dim) / math.sqrt(spec.patch_values)
                 bias_D = torch.zeros(vit.embed_dim)
-            tokenizers |= {f"{name}.weight": weight_VD, f"{name}.bias": bias_D}
+            tokenizers |= {f"{name}.weight": weight_PD, f"{name}.bias": bias_D}
         encoder = SplitEncoder(
             vit,
             {name: spec.grid for name, spec in settings.modalities.items()},
@@ -94,7 +94,7 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
 
 
 def _fitted_tokenizer(conv: nn.Conv2d, spec: ImageSpec | AudioSpec) -> tuple[Tensor, Tensor]:
-    """Return weight (V, D) and bias (D,): the convolution, fitted to the modality's channels and patch."""
+    """Return weight (P, D) and bias (D,): the convolution, fitted to the modality's channels and patch."""
     channels = spec.channels if isinstance(spec, ImageSpec) else 1
     kernel = conv.weight.detach().float()  # (D, channels, rows, columns)
     # A single channel takes the sum over the channels: a grey image is then embedded as if it were repeated.
@@ -134,7 +134,7 @@ class WholeModel(nn.Module):
         """Run a batch.
 
         Args:
-            patches: (B, N, V) by modality.
+            patches: (B, N, P) by modality.
             keep: As in `SplitEncoder.forward`.
 
         Returns:

@@ -41,6 +41,7 @@ from cutlayer.broker.transport import Connected, Disconnected, Received, Transpo
 from cutlayer.broker.work import Backward, Commit, Forward, Key, Release, Work
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointNotSaved, CheckpointStore
+from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine, ForwardItem
 from cutlayer.server_worker.events import (
     AgentCountChanged,
@@ -97,7 +98,7 @@ class WorkerRuntime:
         self,
         transport: Transport,
         session: WorkerSession,
-        engine: Engine,
+        engine: Engine | CountingEngine,
         manifest: Manifest,
         tokenizer_file: bytes,
         book: RunBook,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import CodecNames, EvaluationSpec, ModalitySpec, Name, TaskSpec, WindowSpec
@@ -42,8 +42,8 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 ModalityName = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
-def _zero_is_off(value: object) -> object:
-    return None if value == 0 and not isinstance(value, bool) else value
+def _zero_is_off(value: float | None) -> float | None:
+    return value or None
 
 
 class _Section(BaseModel):
@@ -144,7 +144,7 @@ class OptimizerSettings(_Section):
     momentum: Share = 0.9
     warmup_ratio: Share = 0.1
     min_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    clip_norm: Annotated[PositiveFloat | None, BeforeValidator(_zero_is_off)] = 1.0
+    clip_norm: Annotated[Annotated[float, Field(ge=0.0)] | None, AfterValidator(_zero_is_off)] = 1.0
 
 
 class WorkerSettings(_Section):

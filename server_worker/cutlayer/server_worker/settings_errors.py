@@ -39,7 +39,8 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     location = tuple(str(part) for part in detail["loc"])
     if location[:1] == ("modalities",) and len(location) > 2:
         location = location[:2] + location[3:]
-    key, kind, message = _spell(location), detail["type"], detail["msg"]
+    kind, message = detail["type"], detail["msg"]
+    key = _spell(location, is_section=_is_section(location, model) or _is_table(detail))
     if kind == "extra_forbidden":
         return f"unknown key {key}", _nearest(location, model)
     if kind == "missing":
@@ -54,16 +55,26 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     return f"{key} = {detail['input']!r} is refused", f"it should {fix}" if fix != message else message
 
 
-def _spell(location: Location) -> str:
+def _spell(location: Location, *, is_section: bool = False) -> str:
     """`[optimizer] lr`, the way that TOML shows it."""
     if not location:
         return "the file"
     if len(location) == 1:
-        return location[0]
+        return f"[{location[0]}]" if is_section else location[0]
     if location[0] == "modalities":
         section = ".".join(location[:2])
         return f"[{section}] {'.'.join(location[2:])}".rstrip()
     return f"[{location[0]}] {'.'.join(location[1:])}"
+
+
+def _is_section(location: Location, model: type[BaseModel]) -> bool:
+    field = model.model_fields.get(location[0]) if len(location) == 1 else None
+    return field is not None and any(_models_in(field.annotation))
+
+
+def _is_table(detail: ErrorDetails) -> bool:
+    # What is missing comes with the table that it is missing from.
+    return detail["type"] != "missing" and isinstance(detail["input"], dict)
 
 
 def _nearest(location: Location, model: type[BaseModel]) -> str:

@@ -1,0 +1,100 @@
+"""The engine's shipped twin: keeps the books of an engine and computes nothing.
+
+It answers with zeros, and refuses what would be a fault of the session: a gradient for a graph that is gone or that
+was given before, a commit of an empty window. Simulations of many agents check with it that each step is committed
+once; benchmarks find with it what the transport alone can carry.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutlayer.server_worker.engine import Backwarded, CommitResult, EngineState, Forwarded, ForwardItem
+
+__all__ = ["CountingEngine"]
+
+
+class CountingEngine:
+    """Counts microbatches.
+
+    Args:
+        num_classes: Width C of the outputs.
+
+    Attributes:
+        committed: How often each microbatch was committed.
+        version: Commits so far.
+        num_forwarded_samples: Samples that went forward, evaluations included.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.committed: Counter[Hashable] = Counter()
+        self.version = 0
+        self.num_forwarded_samples = 0
+        self._num_classes = num_classes
+        self._groups: dict[int, dict[Hashable, int]] = {}
+        self._window: list[Hashable] = []
+        self._window_samples = 0
+        self._num_groups = 0
+
+    @property
+    def live_samples(self) -> int:
+        """Samples whose gradients are awaited."""
+        return sum(sum(group.values()) for group in self._groups.values())
+
+    @property
+    def num_live_graphs(self) -> int:
+        """Groups whose gradients are awaited."""
+        return len(self._groups)
+
+    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
+        """Answer with zeros (b, C)."""
+        outputs: dict[Hashable, NDArray[np.float32]] = {
+            item.key: np.zeros((item.num_samples, self._num_classes), np.float32) for item in items
+        }
+        self.num_forwarded_samples += sum(item.num_samples for item in items)
+        if items[0].mode == "eval":
+            return Forwarded(None, self.version, outputs, ())
+        group = self._num_groups
+        self._num_groups += 1
+        self._groups[group] = {item.key: item.num_samples for item in items}
+        return Forwarded(group, self.version, outputs, ())
+
+    def backward(self, group_id: int, gradients: Mapping[Hashable, NDArray[np.float32]], *, last: bool) -> Backwarded:
+        """Put microbatches into the open window.
+
+        Raises:
+            KeyError: When the group is gone, or a gradient was given before.
+        """
+        group = self._groups[group_id]
+        for key in gradients:
+            self._window_samples += group.pop(key)
+            self._window.append(key)
+        if last:
+            del self._groups[group_id]
+        return Backwarded(tuple(gradients), ())
+
+    def release(self, group_id: int) -> None:
+        """Forget a group."""
+        self._groups.pop(group_id, None)
+
+    def commit(self, num_samples: int, progress: float | None) -> CommitResult:
+        """Commit the open window.
+
+        Raises:
+            ValueError: When it holds another number of samples.
+        """
+        del progress
+        if num_samples != self._window_samples or not num_samples:
+            raise ValueError(f"a window of {self._window_samples} samples is committed as {num_samples}")
+        self.committed.update(self._window)
+        self._window, self._window_samples = [], 0
+        self.version += 1
+        return CommitResult(self.version, 0.0, 0.0, applied=True)
+
+    def state_dict(self) -> EngineState:
+        """Return the version alone."""
+        return EngineState(self.version, {}, {})

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cutlayer.broker.errors import SettingsError
+from cutlayer.server_worker.settings import RunSettings, load_run_settings
+
+SMALLEST = """
+[modalities.image]
+kind = "image"
+height = 8
+width = 8
+channels = 1
+patch = 2
+
+[task]
+classes = ["cat", "dog"]
+"""
+
+
+def load(folder: Path, text: str = SMALLEST, overrides: Mapping[str, object] | None = None) -> RunSettings:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return load_run_settings(path, overrides)
+
+
+def test_the_smallest_file_names_modalities_and_classes(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    assert settings.task.classes == ("cat", "dog")
+    assert settings.modalities["image"].num_tokens == 16
+    assert settings.run.epochs == 1
+    assert settings.optimizer.clip_norm == 1.0
+
+
+def test_every_section_is_read(tmp_path: Path) -> None:
+    text = f"""
+telemetry_s = 2.5
+{SMALLEST}
+[run]
+name = "wards"
+seed = 7
+min_agents = 4
+service = true
+[data]
+name = "demo:digits"
+[model]
+name = "vit_small_patch16_224"
+options = {{ depth = 4, img_size = [8, 16] }}
+fusion = "late"
+modality_dropout = 0.2
+dtype = "float64"
+[codecs]
+activations = "fp16"
+[window]
+samples = 64
+[optimizer]
+name = "sgd"
+betas = [0.8, 0.9]
+clip_norm = 0
+[worker]
+credits = 4
+[evaluation]
+every_epochs = 2
+"""
+    settings = load(tmp_path, text)
+    assert settings.model.options == {"depth": 4, "img_size": [8, 16]}
+    assert settings.optimizer.clip_norm is None
+    assert (settings.run.name, settings.data.name, settings.codecs.activations) == ("wards", "demo:digits", "fp16")
+    assert (settings.telemetry_s, settings.window.samples, settings.evaluation.every_epochs) == (2.5, 64, 2)
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    settings = load(tmp_path, overrides={"run.epochs": 9, "modalities.image.patch": 4, "run.seed": None})
+    assert settings.run.epochs == 9
+    assert settings.modalities["image"].num_tokens == 4
+
+
+def test_weights_are_found_from_the_settings_file(tmp_path: Path) -> None:
+    settings = load(tmp_path, overrides={"model.weights": "vit.safetensors"})
+    assert settings.model.weights == tmp_path / "vit.safetensors"
+    absolute = load(tmp_path, overrides={"model.weights": str(tmp_path.parent / "vit.pth")})
+    assert absolute.model.weights == tmp_path.parent / "vit.pth"
+
+
+@pytest.mark.parametrize(
+    ("addition", "problem", "fix"),
+    [
+        ("[optimizer]\nweight_decy = 0.1", "unknown key [optimizer] weight_decy", "did you mean weight_decay?"),
+        ("[worker]\nepochs = 3", "unknown key [worker] epochs", "did you mean [run] epochs?"),
+        ("[optimiser]\nlr = 0.1", "unknown key [optimiser]", "did you mean optimizer?"),
+        ("[data]\nqqq = 1", "unknown key [data] qqq", "known here: name"),
+        (
+            "[modalities.sound]\nkind = 'audio'\nsample_rat_hz = 1",
+            "[modalities.sound] sample_rat_hz",
+            "sample_rate_hz?",
+        ),
+        ("[optimizer]\nlr = -1.0", "[optimizer] lr = -1.0 is refused", "it should be greater than 0"),
+        ("[model]\nfusion = 'both'", "[model] fusion = 'both' is refused", "it should be 'early' or 'late'"),
+        ("[model]\nmodality_dropout = 1.0", "[model] modality_dropout = 1.0", "less than 1"),
+        ("[model]\noptions = {num_classes = 3}", "[model]: options.num_classes", "name the classes in [task] instead"),
+        ("[model]\npretrained = true\nweights = 'a'", "pretrained and weights are both set", "keep one of them"),
+        ("[run]\nmicrobatch_samples = 512", "worker.max_batch_samples = 256", "lower the first or raise the second"),
+        ("[modalities.sound]\nhop_samples = 1", "[modalities.sound] has no known kind", '"image" or "audio"'),
+        ('[modalities."a.b"]\nkind = "image"', "[modalities.a.b]", "match pattern"),
+    ],
+    ids=lambda value: value.replace("\n", " ") if "=" in value else "",
+)
+def test_a_wrong_setting_is_explained(tmp_path: Path, addition: str, problem: str, fix: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, SMALLEST + addition)
+    text = str(caught.value)
+    assert str(tmp_path / "run.toml") in text
+    assert problem in text
+    assert fix in text
+
+
+def test_a_patch_that_does_not_divide_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, overrides={"modalities.image.patch": 3})
+    assert "[modalities.image]: patch 3 does not divide 8 x 8" in caught.value.problem
+    assert caught.value.fix == "choose a divisor"
+
+
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\[task\] is missing"):
+        load(tmp_path, SMALLEST.partition("[task]")[0])
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\[modalities\.image\] patch is missing"):
+        load(tmp_path, SMALLEST.replace("patch = 2", ""))
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, SMALLEST + "[run]\nepochs = 0\nsede = 1\n")
+    assert "2 settings are wrong" in caught.value.problem
+    assert "[run] epochs = 0" in caught.value.problem
+    assert "did you mean seed?" in caught.value.problem
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no settings file .*absent\.toml"):
+        load_run_settings(tmp_path / "absent.toml")
+
+
+def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_run_settings(tmp_path)
+
+
+def test_a_syntax_error_is_located(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"is no TOML: .*line 2"):
+        load(tmp_path, "[run]\nepochs = = 3\n")
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b'name = "\xff"')
+    with pytest.raises(SettingsError, match="not UTF-8 at byte 8"):
+        load_run_settings(path)
+
+
+@pytest.mark.parametrize("key", ["task.classes.first", "telemetry_s.x"])
+def test_an_override_below_a_value_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(SettingsError, match=f"override {key} = 1"):
+        load(tmp_path, "telemetry_s = 1.0\n" + SMALLEST, {key: 1})
+
+
+def test_an_override_that_is_wrong_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\[run\] epochs = -1"):
+        load(tmp_path, overrides={"run.epochs": -1})

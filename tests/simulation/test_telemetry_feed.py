@@ -1,0 +1,91 @@
+import time
+from collections.abc import Callable
+
+import pytest
+
+from cutlayer.broker.errors import IdentityTaken
+from cutlayer.broker.memory import MemoryTransport
+from cutlayer.broker.memory_broker import MemoryBroker
+from cutlayer.broker.messages import Message, RunManifest, RunPhase, WorkerState, serialize
+from cutlayer.broker.topics import RUN, AgentTopics, WorkerTopics
+from cutlayer.simulation.telemetry_feed import TelemetryFeed
+from support.synthetic_run import synthetic_manifest, synthetic_telemetry
+
+TELEMETRY = AgentTopics("clinic/00").telemetry
+STATE = WorkerTopics("worker-0").state
+
+
+class Stage:
+    """A broker, a feed, and a client that speaks for worker and agents."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker(time.monotonic)
+        self.feed = TelemetryFeed(MemoryTransport(self.broker, "demo"), ["clinic/00", "clinic/01"], "worker-0")
+        self._speaker = MemoryTransport(self.broker, "speaker")
+        self._speaker.connect(None)
+
+    def say(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        self.say_bytes(topic, serialize(message), retain=retain)
+
+    def say_bytes(self, topic: str, packet: bytes, *, retain: bool = False) -> None:
+        self._speaker.publish(topic, packet, retain=retain)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(200):
+            self._speaker.poll()
+            self.feed.pump()
+            if condition():
+                return
+            self.feed.wait(0.02)
+        raise AssertionError("waited in vain")
+
+
+@pytest.fixture
+def stage() -> Stage:
+    stage = Stage()
+    stage.say(RUN, RunManifest(synthetic_manifest().to_bytes()), retain=True)
+    stage.say(STATE, WorkerState(True, "worker-0", 1, bytes(32), RunPhase.TRAINING, 2, 7, ""), retain=True)
+    return stage
+
+
+def test_late_onlooker_learns_run_and_phase_from_what_is_retained(stage: Stage) -> None:
+    stage.feed.start()
+    status = stage.feed.status
+    stage.until(lambda: status.manifest is not None and status.worker is not None)
+    assert status.phase is RunPhase.TRAINING
+    assert stage.feed.is_connected
+
+
+def test_counters_arrive_at_their_agent(stage: Stage) -> None:
+    stage.feed.start()
+    stage.until(lambda: stage.feed.status.manifest is not None)
+    stage.say(TELEMETRY, synthetic_telemetry(3))
+    stage.until(lambda: stage.feed.status.agents["clinic/00"].telemetry is not None)
+    assert stage.feed.status.agents["clinic/01"].telemetry is None
+
+
+def test_garbage_is_dropped_and_what_follows_is_read(stage: Stage) -> None:
+    stage.feed.start()
+    stage.until(lambda: stage.feed.status.manifest is not None)
+    stage.say_bytes(TELEMETRY, b"\xc1 no message")
+    stage.say(RUN, RunManifest(b"{}"))
+    stage.say(TELEMETRY, synthetic_telemetry(3))
+    stage.until(lambda: stage.feed.status.agents["clinic/00"].telemetry is not None)
+
+
+def test_connection_that_is_lost_is_noticed_and_comes_back(stage: Stage) -> None:
+    stage.feed.start()
+    stage.until(lambda: stage.feed.is_connected)
+    stage.broker.stop()
+    stage.until(lambda: not stage.feed.is_connected)
+    assert stage.feed.problem
+    stage.broker.start()
+    stage.until(lambda: stage.feed.is_connected)
+
+
+def test_onlooker_whose_identity_is_taken_says_so(stage: Stage) -> None:
+    stage.feed.start()
+    stage.until(lambda: stage.feed.is_connected)
+    MemoryTransport(stage.broker, "demo").connect(None)
+    with pytest.raises(IdentityTaken):
+        stage.until(lambda: False)
