@@ -85,7 +85,7 @@ def test_accuracy_of_each_epoch_is_drawn() -> None:
 def test_progress_line_holds_the_same_figures() -> None:
     line = progress_line(status_after(4, 4), 63.2)
     assert line.startswith("1 min 03 s  training, 50% of the steps, loss 0.552, accuracy 82.8 % (test 83.2 %), ")
-    assert "up 26.4 MB, down 189.2 kB, ratio 4.0x, round trip" in line
+    assert "up 26.4 MB, down 189.1 kB, ratio 4.0x, round trip" in line
 
 
 def test_silent_agents_count_as_not_started() -> None:

@@ -21,7 +21,7 @@ AUDIO = AudioSpec(sample_rate_hz=1_000, num_frames=4, hop_samples=8, fft_samples
 CLASSES = ("no", "perhaps", "yes")
 
 
-def small_settings(**sections: dict[str, object]) -> RunSettings:
+def small_settings(telemetry_s: float = 1.0, **sections: dict[str, object]) -> RunSettings:
     """Return settings of a small run; sections given replace single keys of the defaults."""
     document: dict[str, dict[str, object]] = {
         "run": {"name": "small", "epochs": 2, "microbatch_samples": 4, "min_agents": 1},
@@ -45,7 +45,7 @@ def small_settings(**sections: dict[str, object]) -> RunSettings:
     }
     for section, keys in sections.items():
         document[section] = {**document.get(section, {}), **keys}
-    return RunSettings.model_validate(document)
+    return RunSettings.model_validate({**document, "telemetry_s": telemetry_s})
 
 
 def small_dataset(seed: int, num_train: int = 16, num_test: int = 40) -> ArrayDataset:

@@ -44,6 +44,7 @@ from cutlayer.broker.messages import (
     Resend,
     ResendReason,
     RunPhase,
+    Telemetry,
     TrainingDone,
     Welcome,
     WorkerState,
@@ -54,6 +55,9 @@ from cutlayer.broker.topics import RUN, WORKER_STATES, AgentTopics, WorkerTopics
 __all__ = ["AgentSession", "Deadlines"]
 
 Key = tuple[Mode, int]
+
+
+MAX_GOODBYES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,8 @@ class AgentSession:
         self._deadlines = deadlines or Deadlines()
         self._round_trip_s = 0.0
         self._is_done = False
+        self._goodbye: tuple[GoodbyeReason, Telemetry] | None = None
+        self._goodbyes_left = MAX_GOODBYES
         self._poll_at = 0.0
         self._hello: tuple[bytes, int, tuple[str, ...], tuple[str, ...]] | None = None
         self._workers: dict[str, _Worker] = {}
@@ -148,14 +154,16 @@ class AgentSession:
 
     def can_submit(self) -> bool:
         """Return whether a worker has a credit left for a new microbatch."""
-        return not self._homeless and self._least_loaded() is not None
+        return self._goodbye is None and not self._homeless and self._least_loaded() is not None
 
     def next_deadline(self) -> float | None:
         """Return the time at which `tick` has something to do, or None."""
-        times = [exchange.deadline for exchange in self._exchanges.values() if exchange.last]
+        times = []
+        if self._goodbye is None:
+            times += [exchange.deadline for exchange in self._exchanges.values() if exchange.last]
         if self._polls():
             times.append(self._poll_at)
-        if self._hello is not None:
+        if self._hello is not None and self._goodbye is None:
             times += [worker.hello_at for worker in self._workers.values() if worker.lease is None]
         return min(times, default=None)
 
@@ -210,11 +218,21 @@ class AgentSession:
         self._poll_at = now + self._deadlines.step_s
         return self._tell_workers(TrainingDone)
 
-    def leave(self, reason: GoodbyeReason) -> list[AgentAction]:
-        """Give all leases back."""
-        actions = self._tell_workers(lambda lease: Goodbye(lease, reason))
-        offline = AgentState(online=False, incarnation=self.incarnation)
-        return [*actions, Publish(self.topics.state, offline, retain=True)]
+    def leave(self, reason: GoodbyeReason, telemetry: Telemetry, now: float) -> list[AgentAction]:
+        """Give all leases back, with the last counters; said again until each worker has answered (`has_left`)."""
+        self._goodbye = (reason, telemetry)
+        self._poll_at = now + self._deadlines.hello_s
+        self._goodbyes_left -= 1
+        return self._tell_workers(lambda lease: Goodbye(lease, reason, telemetry))
+
+    @property
+    def has_left(self) -> bool:
+        """Whether every worker has answered the goodbye, or has been asked often enough."""
+        return self._goodbye is not None and (not self.leased_workers or self._goodbyes_left < 0)
+
+    def offline(self) -> Publish:
+        """Return the retained state of an agent that is gone."""
+        return Publish(self.topics.state, AgentState(online=False, incarnation=self.incarnation), retain=True)
 
     def progress(self, now: float) -> None:
         """Take notice that bytes are moving: a slow link is not a dead one."""
@@ -229,12 +247,14 @@ class AgentSession:
                 actions += self._say_hello(worker, now)
         if self._polls() and now >= self._poll_at:
             self._poll_at = now + self._deadlines.step_s
-            if self._is_done:
+            if self._goodbye is not None:
+                actions += self.leave(*self._goodbye, now)
+            elif self._is_done:
                 actions += self._tell_workers(TrainingDone)
             else:
                 for worker in self._workers.values():
                     actions += self._say_hello(worker, now)
-        for exchange in self._exchanges.values():
+        for exchange in self._exchanges.values() if self._goodbye is None else ():
             if exchange.last is not None and now >= exchange.deadline:
                 exchange.repeats += 1
                 self.num_repeats += 1
@@ -263,8 +283,12 @@ class AgentSession:
             case Reject():
                 return [Fail(Rejected(message.worker, message.reason, message.detail))]
             case Phase():
-                if self._worker_of(message.lease) is None:
+                worker = self._worker_of(message.lease)
+                if worker is None:
                     return [Refused("lease", "Phase under an unknown lease")]
+                if message.phase is RunPhase.ENDED and self._goodbye is not None:
+                    worker.lease = None
+                    return []
                 self.phase = message.phase
                 return [PhaseReached(message.phase, message.reason)]
             case Outputs() | ActivationGradients() | Resend():
@@ -297,7 +321,8 @@ class AgentSession:
         if after is before:
             return [Duplicate("Outputs")]
         round_trip_s = now - exchange.sent_at
-        self._round_trip_s = max(round_trip_s, 0.9 * self._round_trip_s)
+        if not exchange.repeats:  # Karn's rule (RFC 6298, section 3): a repeated message measures nothing
+            self._round_trip_s += (round_trip_s - self._round_trip_s) / 8
         exchange.state = after
         exchange.last = None  # from here on the driver is at work, and nothing is missing
         exchange.repeats = 0
@@ -352,12 +377,14 @@ class AgentSession:
 
     def _polls(self) -> bool:
         """Whether the next news may have been lost on its way, with nothing outstanding that would show it."""
+        if self._goodbye is not None:
+            return not self.has_left
         if self._is_done:
             return self.phase in (RunPhase.WAITING, RunPhase.TRAINING)
         return self.phase is RunPhase.WAITING and bool(self.leased_workers)
 
     def _say_hello(self, worker: _Worker, now: float) -> list[AgentAction]:
-        if self._hello is None:
+        if self._hello is None or self._goodbye is not None:
             return []
         wait_s = max(self._deadlines.hello_s, worker.hello_wait_s)
         worker.hello_at = now + wait_s
@@ -386,8 +413,8 @@ class AgentSession:
         return [publish]
 
     def _patience_s(self, exchange: _Exchange) -> float:
-        usual_s = max(self._deadlines.step_s, 4.0 * self._round_trip_s)
-        return min(usual_s * 2.0**exchange.repeats, max(self._deadlines.longest_s, usual_s))
+        usual_s = max(self._deadlines.step_s, 4.0 * self._round_trip_s) * 2.0**exchange.repeats
+        return min(usual_s, max(self._deadlines.longest_s, self._deadlines.step_s))
 
     def _least_loaded(self) -> _Worker | None:
         free = [

@@ -11,6 +11,9 @@ from cutlayer.broker.messages import Hello, NegotiatedCodecs
 __all__ = ["Lease", "LeaseTable", "negotiate_codecs", "num_training_steps"]
 
 
+MAX_FORMER = 10_000
+
+
 @dataclass(slots=True)
 class Lease:
     """One agent's pairing with this worker.
@@ -49,6 +52,7 @@ class LeaseTable:
         self._new_number = new_number
         self._by_agent: dict[str, Lease] = {}
         self._by_number: dict[int, Lease] = {}
+        self._former: dict[int, str] = {}
 
     def __iter__(self) -> Iterator[Lease]:
         return iter(self._by_agent.values())
@@ -83,7 +87,14 @@ class LeaseTable:
         lease = self._by_agent.pop(agent, None)
         if lease is not None:
             del self._by_number[lease.lease]
+            self._former[lease.lease] = agent
+            if len(self._former) > MAX_FORMER:
+                del self._former[next(iter(self._former))]
         return lease
+
+    def former(self, number: int) -> str | None:
+        """Return the agent that a lease belonged to before it was dropped, as far as is remembered."""
+        return self._former.get(number)
 
 
 def num_training_steps(manifest: Manifest, num_samples: int) -> int:

@@ -408,17 +408,8 @@ class TrainingDone:
 
 
 @dataclass(frozen=True, slots=True)
-class Goodbye:
-    """An agent gives its lease back."""
-
-    KIND: ClassVar[int] = 12
-    lease: int = wire(uint(U32))
-    reason: GoodbyeReason = wire(choice(GoodbyeReason))
-
-
-@dataclass(frozen=True, slots=True)
 class Telemetry:
-    """An agent's cumulative counters since its start. The last one is marked `final` and sent at QoS 1.
+    """An agent's cumulative counters since its start. The last ones, marked `final`, come with its Goodbye.
 
     Attributes:
         incarnation: The agent's.
@@ -464,6 +455,22 @@ class Telemetry:
     rejects: int = wire(uint())
     cpu_s: float = wire(number(0.0))
     peak_rss_bytes: int = wire(uint())
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """An agent gives its lease back, with its last counters. Sent again until a Phase `ended` answers it.
+
+    Attributes:
+        lease: The lease.
+        reason: Whether its work is done.
+        telemetry: Its counters; a message of their own could come too late to be taken.
+    """
+
+    KIND: ClassVar[int] = 12
+    lease: int = wire(uint(U32))
+    reason: GoodbyeReason = wire(choice(GoodbyeReason))
+    telemetry: Telemetry = wire(record(Telemetry))
 
 
 @dataclass(frozen=True, slots=True)

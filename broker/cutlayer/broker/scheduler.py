@@ -112,7 +112,7 @@ class Scheduler:
         *,
         is_training: bool,
         credits: int,  # noqa: A002 - the protocol's own word
-        planned_samples: int,
+        planned_samples: int | None,
         now: float,
     ) -> Work | None:
         """Return what to compute next, or None.
@@ -122,14 +122,14 @@ class Scheduler:
             ledger: Committed steps.
             is_training: Whether training microbatches may go forward.
             credits: Microbatches that an agent may have outstanding.
-            planned_samples: Samples that all agents will have trained on at the end.
+            planned_samples: Samples that all agents will have trained on at the end; None when there is none.
             now: Seconds.
         """
         if self._to_release:
             return Release(self._to_release.pop())
         if self._in_window and self._closes(training, ledger, credits, now):
             done = self.committed_samples + self._window_samples
-            progress = min(done / max(planned_samples, 1), 1.0)
+            progress = None if planned_samples is None else min(done / max(planned_samples, 1), 1.0)
             return Commit(self.window, self._window_samples, len(self._in_window), progress)
         return self._next_backward(now) or self._next_forward(ledger, is_training=is_training)
 

@@ -98,13 +98,14 @@ class Commit:
         window: Number of the window.
         num_samples: Samples in it.
         num_microbatches: Microbatches in it.
-        progress: Share of the planned samples that are committed with it, for schedules.
+        progress: Share of the planned samples that are committed with it, for schedules; None for a service, which
+            has no end.
     """
 
     window: int
     num_samples: int
     num_microbatches: int
-    progress: float
+    progress: float | None
 
 
 Work = Forward | Backward | Release | Commit

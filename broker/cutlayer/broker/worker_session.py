@@ -160,7 +160,7 @@ class WorkerSession:
             self.ledger,
             is_training=self.phase is not RunPhase.WAITING,
             credits=self._limits.credits,
-            planned_samples=self.planned_samples,
+            planned_samples=None if self._limits.is_service else self.planned_samples,
             now=now,
         )
 
@@ -383,6 +383,8 @@ class WorkerSession:
 
     def _unknown_lease(self, sender: str | None, message: Message) -> list[WorkerAction]:
         refused = Refused("lease", f"{type(message).__name__} under an unknown lease")
+        if isinstance(message, Goodbye) and (agent := self.leases.former(message.lease)) is not None:
+            return [Duplicate("Goodbye"), self._answer_goodbye(agent, message.lease)]
         if sender is None or not isinstance(message, Activations | OutputGradients):
             return [refused]
         mode = message.mode if isinstance(message, Activations) else Mode.TRAIN
@@ -397,12 +399,20 @@ class WorkerSession:
         return self._advance()
 
     def _goodbye(self, lease: Lease, message: Goodbye) -> list[WorkerAction]:
+        actions: list[WorkerAction] = [
+            TelemetryReceived(lease.agent, message.telemetry),
+            self._answer_goodbye(lease.agent, lease.lease),
+        ]
+        reason = "it has finished"
         if message.reason is GoodbyeReason.LEFT:
+            reason = "it left"
             steps = len(self.ledger.of(lease.agent))
             committed = min(steps * self._manifest.microbatch_samples, lease.num_samples * self._manifest.epochs)
             self._known_samples[lease.agent] = committed // self._manifest.epochs
-            return [*self._drop(lease, "it left"), *self._advance()]
-        return [*self._drop(lease, "it has finished"), *self._advance()]
+        return [*actions, *self._drop(lease, reason), *self._advance()]
+
+    def _answer_goodbye(self, agent: str, lease: int) -> Publish:
+        return Publish(AgentTopics(agent).down_control, Phase(lease, RunPhase.ENDED, "goodbye"))
 
     def _agent_state(self, agent: str | None, message: AgentState, now: float) -> list[WorkerAction]:
         lease = self.leases.of(agent) if agent else None

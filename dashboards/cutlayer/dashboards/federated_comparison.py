@@ -17,8 +17,8 @@ def federated_averaging_text(run: RunRecord) -> str:
     other = run.federated_averaging
     wire_bytes = run.bytes.total.wire
     basis = (
-        f"computed from {count_text(other.parameters)} float32 parameters, {count_text(other.rounds)} rounds and "
-        f"{count_text(other.agents)} agents"
+        f"computed from {count_text(other.parameters)} float32 parameters, {_counted(other.rounds, 'round')} and "
+        f"{_counted(other.agents, 'agent')}"
     )
     start = f"Federated averaging would have moved {bytes_text(other.bytes)} ({basis})"
     if not wire_bytes or not other.bytes:
@@ -29,3 +29,7 @@ def federated_averaging_text(run: RunRecord) -> str:
         f"{start}. This run moved more: {ratio_text(wire_bytes, other.bytes)} as much, evaluation included. "
         "Its bytes grow with the samples, those of federated averaging with the model."
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count_text(count)} {noun}{'' if count == 1 else 's'}"

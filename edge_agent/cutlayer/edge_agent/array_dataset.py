@@ -42,7 +42,9 @@ class ArrayDataset:
                 raise SettingsError(f"{self.name} has no split {split!r}", "give 'train' and 'test'")
             sizes = {name: len(values) for name, values in batch.inputs.items()} | {"labels": len(batch.labels_B)}
             if len(set(sizes.values())) > 1:
-                raise SettingsError(f"{self.name}, {split}: lengths differ: {sizes}", "give one row a sample everywhere")
+                raise SettingsError(
+                    f"{self.name}, {split}: lengths differ: {sizes}", "give one row a sample everywhere"
+                )
 
     def num_samples(self, split: Split) -> int:
         """Return how many samples a split has."""

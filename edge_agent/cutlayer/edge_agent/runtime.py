@@ -50,6 +50,10 @@ __all__ = ["AgentOptions", "AgentRuntime"]
 log = logging.getLogger(__name__)
 
 
+LEAVE_S = 3.0
+"""How long Ctrl-C waits for the worker's answer to the goodbye."""
+
+
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
     """How an agent behaves.
@@ -119,6 +123,7 @@ class AgentRuntime:
         self._was_leased = False
         self._told_done = False
         self._is_evaluating = False
+        self._is_leaving = False
         self.is_finished = False
         self.reporter = Reporter(incarnation, self._courier)
 
@@ -140,14 +145,26 @@ class AgentRuntime:
                 # A signal only sets a flag, so a long wait would keep a person waiting.
                 self._transport.wait(min(max(wake_at - self._clock(), 0.0), 0.5))
             if not self.is_finished:
-                self.leave()
+                self._leave_early()
         finally:
             self._transport.close(graceful=True)
 
-    def leave(self) -> None:
-        """Leave before the run has ended."""
-        self._report(self._clock(), is_final=True)
-        self._do(self._session.leave(GoodbyeReason.LEFT), self._clock())
+    def _leave_early(self) -> None:
+        """Say goodbye before the run has ended, and wait a moment for the answer."""
+        self._is_leaving = True
+        give_up_at = self._clock() + LEAVE_S
+        if self._was_leased and self._is_connected:
+            self.leave(GoodbyeReason.LEFT, self._clock())
+            while not self.is_finished and self._clock() < give_up_at:
+                self.pump(self._clock())
+                self._transport.wait(0.05)
+        if self._is_connected and not self.is_finished:
+            self._courier.send(self._session.offline())
+
+    def leave(self, reason: GoodbyeReason, now: float) -> None:
+        """Start saying goodbye; `is_finished` follows."""
+        telemetry = self.reporter.telemetry(now, num_repeats=self._session.num_repeats, is_final=True)
+        self._do(self._session.leave(reason, telemetry, now), now)
 
     def pump(self, now: float) -> float:
         """Do all that can be done now.
@@ -177,10 +194,10 @@ class AgentRuntime:
         if self._is_connected:
             self._do(self._session.tick(now), now)
             self._submit_work(now)
-            if self.reporter.is_due(now):
-                self._report(now, is_final=False)
+            if not self._is_leaving and self.reporter.is_due(now):
+                self._report(now)
             self._finish_if_done(now)
-        deadlines = [now + 1.0, self._session.next_deadline(), self.reporter.due_at]
+        deadlines = [now + 1.0, self._session.next_deadline(), None if self._is_leaving else self.reporter.due_at]
         return min(time for time in deadlines if time is not None)
 
     # Messages in ----------------------------------------------------------------------------------------------
@@ -355,7 +372,10 @@ class AgentRuntime:
 
     def _finish_if_done(self, now: float) -> None:
         items = self._items
-        if items is None or not self._session.leased_workers:
+        if self._session.has_left:
+            self._courier.send(self._session.offline())
+            self.is_finished = True
+        if items is None or not self._session.leased_workers or self._is_leaving:
             return
         if items.is_training_done and not self._told_done:
             self._told_done = True
@@ -366,12 +386,9 @@ class AgentRuntime:
             self._submit_work(now)
         is_idle = not self._in_flight and not items.has_evaluations
         if self._session.phase is RunPhase.ENDED or (self._is_evaluating and is_idle):
-            self._report(now, is_final=True)
-            self._do(self._session.leave(GoodbyeReason.COMPLETED), now)
-            self.is_finished = True
+            self._is_leaving = True
+            self.leave(GoodbyeReason.COMPLETED, now)
 
-    def _report(self, now: float, *, is_final: bool) -> None:
-        if not self._was_leased:
-            return
-        telemetry = self.reporter.telemetry(now, num_repeats=self._session.num_repeats, is_final=is_final)
-        self._courier.send(Publish(self._topics.telemetry, telemetry, qos=1 if is_final else 0))
+    def _report(self, now: float) -> None:
+        telemetry = self.reporter.telemetry(now, num_repeats=self._session.num_repeats, is_final=False)
+        self._courier.send(Publish(self._topics.telemetry, telemetry, qos=0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -136,7 +137,10 @@ def _parse_setting(pair: str) -> tuple[str, object]:
     key, equals, value = pair.partition("=")
     if "." not in key or not equals:
         raise SettingsError(f"--set {pair!r} is no SECTION.KEY=VALUE", "write it as in --set optimizer.lr=3e-4")
-    return key, value
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value  # text, which TOML would want in quotes
 
 
 def main() -> None:

@@ -338,8 +338,11 @@ class WorkerRuntime:
             return
         with self._timed("forward", sum(item.num_samples for item in items)):
             forwarded = self._engine.forward(items)
-        if forwarded.refused:
+        if forwarded.refused and not forwarded.outputs:
             raise RunError(self._diverged("outputs", forwarded.version))
+        for key, _ in work.microbatches:
+            if _engine_key(key) in forwarded.refused:
+                self._do(self._session.fail_content(key, "its activations give outputs that are not finite"))
         if forwarded.group_id is not None:
             self._groups[work.group] = forwarded.group_id
         with self._timed("encode", 0):

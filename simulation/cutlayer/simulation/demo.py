@@ -80,7 +80,7 @@ class _Demo:
         self._console = console
         self._live = live
         self._started_at = time.monotonic()
-        self._stop = GracefulStop("stopping everything; Ctrl-C again to kill it")
+        self._stop = GracefulStop()
         self._broker: BrokerProcess | None = None
         self._logs = folder / "logs"
         self._logs.mkdir()
@@ -159,6 +159,7 @@ class _Demo:
     def _check(self) -> None:
         """Look for a signal, and for a process that has ended too early."""
         if self._stop.should_stop():
+            self._say("stopping everything; Ctrl-C kills it at once")
             raise _Stopped
         self._children.check()
         broker = self._broker
