@@ -25,6 +25,7 @@ from cutlayer.broker.transport import Will
 __all__ = ["Connection", "MemoryBroker", "MemoryClient", "Publish"]
 
 RECONNECT_DELAY_S = 1.0
+BROKER_CLOSED = "the broker closed the connection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class MemoryBroker:
         down: Faults of the links to the clients, unless a client has its own.
         exempt: Topics whose packets are only delayed, such as those of retained states.
         reconnect_delay_s: Seconds after which a client that lost its connection tries again.
+        tells_takeover: Whether a client whose session is taken over learns that (MQTT 5). Otherwise it only loses
+            its connection, comes back, and takes the session over in turn, as with Mosquitto 2.0.11 and MQTT 3.1.1.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class MemoryBroker:
         down: LinkFaults = NO_FAULTS,
         exempt: Callable[[str], bool] = nothing_exempt,
         reconnect_delay_s: float = RECONNECT_DELAY_S,
+        tells_takeover: bool = True,
     ) -> None:
         self.clock = clock
         self.max_packet_bytes = max_packet_bytes
@@ -112,6 +116,7 @@ class MemoryBroker:
         self.down = down
         self.exempt = exempt
         self.reconnect_delay_s = reconnect_delay_s
+        self._tells_takeover = tells_takeover
         self.changed = threading.Condition()
         """Held by every public method, notified when the schedule changes or a client has news."""
         self._now_s = clock()
@@ -166,7 +171,7 @@ class MemoryBroker:
             for connection in list(self._connections.values()):
                 connection.client_listens = False
                 self._end(connection, fire_will=False)
-                connection.client.on_lost(connection, "the broker closed the connection", None)
+                connection.client.on_lost(connection, BROKER_CLOSED, None)
 
     def start(self) -> None:
         """Start it again after `stop`; the clients come back by themselves."""
@@ -189,8 +194,9 @@ class MemoryBroker:
         old = self._connections.get(connection.client_id)
         if old is not None:
             self._end(old, fire_will=True)
-            taken = IdentityTaken(old.identity)
-            self._tell(old, 0, lambda: old.client.on_lost(old, "another client took the MQTT session over", taken))
+            taken = IdentityTaken(old.identity) if self._tells_takeover else None
+            reason = "another client took the MQTT session over" if taken else BROKER_CLOSED
+            self._tell(old, 0, lambda: old.client.on_lost(old, reason, taken))
         self._connections[connection.client_id] = connection
         size = connack_size(protocol="3.1.1")
         self._tell(connection, size, lambda: connection.client.on_connack(size))

@@ -2,10 +2,10 @@
 
 The driver's thread lives here; what paho-mqtt's network thread does is in `mqtt_connection`.
 
-Two processes with one client identifier: an MQTT 5 broker tells the older one (reason code 0x8E), which then
-reports `IdentityTaken`. MQTT 3.1.1 has no such word: both lose and regain the connection in turn, just as they
-would for a packet above the broker's limit. The third short connection in a row says so in its
-`Disconnected.reason`; an agent tells for certain by watching its own retained state for another incarnation.
+Two processes with one client identifier: an MQTT 5 broker may tell the older one (reason code 0x8E), which then
+reports `IdentityTaken`. MQTT 3.1.1 has no such word, and Mosquitto 2.0.11 does not use it: both lose and regain the
+connection in turn, just as they would for a packet above the broker's limit. The third short connection in a row
+says so in its `Disconnected.reason`; the sessions tell for certain, by another incarnation in the retained state.
 
 A process can hold some 300 of these (paho-mqtt calls select(), which ends at file descriptor 1024); simulations
 with more clients use the in-memory twin.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from typing import Any
 
 from paho.mqtt.client import Client
@@ -112,6 +113,17 @@ class CountingClient(Client):
         self.on_message = self.on_publish = self.on_subscribe = self.on_socket_open = None
 
 
+class _TidySocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails; paho-mqtt leaves that to the garbage collector, which complains."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 def _shut_down(sock: object) -> None:
     # SSLSocket.shutdown would drop the TLS state under the network thread's hands; the socket below it will do.
     if isinstance(sock, socket.socket):
@@ -149,6 +161,7 @@ def make_client(
         client.username_pw_set(settings.username, settings.read_password())
     context = settings.tls_context()
     if context is not None:
+        context.sslsocket_class = _TidySocket
         client.tls_set_context(context)
     if will is not None:
         client.will_set(will.topic, will.payload, will.qos, will.retain)

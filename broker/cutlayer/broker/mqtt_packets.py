@@ -87,13 +87,11 @@ def largest_payload(topic: str, limit_bytes: int) -> int:
     Raises:
         PacketTooLarge: When the limit leaves no room for a single byte.
     """
-    header = publish_size(topic, 0, qos=1, protocol="5")
-    payload = min(limit_bytes, MAX_PACKET_BYTES) - header
-    # The header above has one length byte; a large payload needs up to four, so this takes at most three steps.
-    while payload > 0 and publish_size(topic, payload, qos=1, protocol="5") > limit_bytes:
-        payload -= 1
+    other_fields = _text(topic) + 2 + _properties("5", 0)
+    # One to four length bytes: each allows for so much, and the largest that fits is the answer.
+    payload = max(min(limit_bytes - 1 - n, 128**n - 1) for n in range(1, 5)) - other_fields
     if payload < 1:
-        raise PacketTooLarge(limit_bytes, header + 1)
+        raise PacketTooLarge(limit_bytes, publish_size(topic, 1, qos=1, protocol="5"))
     return payload
 
 

@@ -20,6 +20,7 @@ BARE_CONNECT = bytes.fromhex("10 0d 0004 4d515454 05 02 001e 00 0000")
 broker makes one up."""
 DISCONNECT = bytes.fromhex("e000")
 CONNACK = 0x20
+ACCEPTED = b"\x00"
 CONNACK_3_1_1_LENGTH = 2
 """Remaining length; an MQTT 5 CONNACK has a property length too, so at least 3 (section 3.2.1)."""
 TIMEOUT_S = 5.0
@@ -52,7 +53,7 @@ def ask_version(settings: BrokerSettings, sent: PacketCounter, received: PacketC
                     return None
                 body = answer.read(head[1])
             received.feed(head + body)
-            with contextlib.suppress(OSError):  # a broker that refused has closed the connection
+            if body[1:2] == ACCEPTED:  # a broker that refused closes the connection itself
                 stream.sendall(DISCONNECT)
                 sent.feed(DISCONNECT)
     except OSError:  # the connection proper comes next and reports it

@@ -64,8 +64,8 @@ class DigitsOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_noise: Annotated[float, Field(ge=0, le=100)] = 4.5
-    speech_snr_db: Annotated[float, Field(ge=-60, le=100)] = -12.0
+    image_noise: Annotated[float, Field(ge=0, le=100)] = 6.0
+    speech_snr_db: Annotated[float, Field(ge=-60, le=100)] = -4.0
     views: Annotated[int, Field(ge=1, le=1_000)] = 2
     test_views: Annotated[int, Field(ge=1, le=1_000)] = 12
     alpha: PositiveFloat | None = None

@@ -30,6 +30,8 @@ _RATE, _PITCH = 1, 3
 _CHARS_UTF8 = 1
 _NORMAL_PITCH = 50
 
+_CREATION = threading.Lock()
+
 _SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
@@ -57,15 +59,15 @@ class Espeak:
         self._callback = _SynthCallback(self._hear)
         self._library.espeak_SetSynthCallback(self._callback)
 
-    @classmethod
-    @functools.cache
-    def shared(cls) -> Espeak:
+    @staticmethod
+    def shared() -> Espeak:
         """Return the process's synthesizer; it is never closed, since the library's globals live as long.
 
         Raises:
             SettingsError: When the package is missing or does not work here.
         """
-        return cls()
+        with _CREATION:
+            return _shared()
 
     def say(self, voice: str, rate: int, text: str) -> NDArray[np.int16]:
         """Synthesize speech.
@@ -100,6 +102,11 @@ class Espeak:
         if samples and num_samples > 0:
             self._heard.append(ctypes.string_at(samples, 2 * num_samples))
         return 0  # go on
+
+
+@functools.cache
+def _shared() -> Espeak:
+    return Espeak()
 
 
 def _locate() -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Spoken digits, synthesized on the spot by eSpeak NG (PyPI `espeakng-loader`, GPL-3, loaded and not bundled).
 
 A word sounds a little different after another one (see `cutlayer.edge_agent.espeak`). Clips are therefore
-synthesized once a process, all of them, in one fixed order: so every agent has the same ones to the bit.
+synthesized once a process, before anything else is said, all of them, in one fixed order: so every agent has the
+same ones to the bit.
 
 Axes: T waveform samples.
 """
@@ -9,6 +10,7 @@ Axes: T waveform samples.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -26,6 +28,8 @@ SAMPLE_RATE_HZ = 11_025
 
 _SILENCE = 0.02
 """Part of a clip's peak below which its ends are cut off."""
+
+_LOCK = threading.Lock()
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -61,9 +65,8 @@ VOICES: Mapping[Split, Voices] = {
 """Test voices share neither accent nor speaker nor rate with train voices."""
 
 
-@functools.cache
 def spoken_digits() -> Mapping[Split, tuple[tuple[NDArray[np.int16], ...], ...]]:
-    """Synthesize every clip; once a process, about 0.4 s and 5 MB.
+    """Return every clip; the first call of a process synthesizes them, in about 0.4 s, and keeps them (5 MB).
 
     Returns:
         For each split and digit, the clips in the order of `Voices.clips`: mono int16 (T) at `SAMPLE_RATE_HZ`,
@@ -72,6 +75,12 @@ def spoken_digits() -> Mapping[Split, tuple[tuple[NDArray[np.int16], ...], ...]]
     Raises:
         SettingsError: When the synthesizer is not installed or fails.
     """
+    with _LOCK:  # a cache alone would let two threads synthesize in turns, and so in another order
+        return _synthesize_all()
+
+
+@functools.cache
+def _synthesize_all() -> Mapping[Split, tuple[tuple[NDArray[np.int16], ...], ...]]:
     espeak = Espeak.shared()
     clips = {split: [_clip(espeak.say(*clip)) for clip in VOICES[split].clips()] for split in SPLITS}
     num_words = len(WORDS)

@@ -34,7 +34,7 @@ __all__ = ["REPORT_FILE", "RUN_FILE", "run_demo", "write_text"]
 
 RUN_FILE: Final = "run.json"
 REPORT_FILE: Final = "report.html"
-CONNECT_TIMEOUT_S: Final = 10.0
+CONNECT_TIMEOUT_S: Final = 5.0
 AGENTS_END_TIMEOUT_S: Final = 20.0
 """Agents say goodbye when the run has ended; a reply that is lost costs them a deadline or two."""
 POLL_S: Final = 0.1
