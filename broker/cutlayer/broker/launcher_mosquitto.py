@@ -66,8 +66,10 @@ def write_configuration(options: BrokerOptions, port: int, directory: Path, user
         "connection_messages false",
         "log_dest stderr",
         *(f"log_type {level}" for level in ("error", "warning")),
-        f"allow_anonymous {'true' if options.is_open else 'false'}",
     ]
+    # A certificate stands for a user only where the ACL has to tell users apart: then it must hold a common name.
+    by_certificate = options.client_ca is not None and options.acl_file is not None and options.password_file is None
+    lines.append(f"allow_anonymous {'false' if options.password_file is not None or by_certificate else 'true'}")
 
     def placed(path: Path) -> Path:
         if user is None:
@@ -81,8 +83,8 @@ def write_configuration(options: BrokerOptions, port: int, directory: Path, user
         lines += [f"certfile {placed(options.certificate)}", f"keyfile {placed(options.key)}"]
     if options.client_ca is not None:
         lines += [f"cafile {placed(options.client_ca)}", "require_certificate true"]
-        if options.password_file is None:
-            lines.append("use_identity_as_username true")
+    if by_certificate:
+        lines.append("use_identity_as_username true")
     if options.password_file is not None:
         passwords = directory / "passwords"
         entries = [f"{name}:{_hashed(secret)}" for name, secret in read_passwords(options.password_file).items()]

@@ -74,12 +74,21 @@ class CountingClient(Client):
         self._received_count.feed(data)
         return data
 
+    def begin_attempt(self) -> None:
+        """Refuse to connect again when this client is to end.
+
+        Raises:
+            ConnectionAbortedError: After `leave` or `cut`. paho-mqtt takes this like any failed attempt.
+        """
+        if self.ending:
+            self.disconnect()  # there is no connection: this only makes the network thread end
+            raise ConnectionAbortedError("this client is closing")
+
     def begin_connection(self, sock: object) -> None:
         """Count a new connection's packets from their start; refuse it when this client is to end.
 
         Raises:
-            ConnectionAbortedError: When `leave` or `cut` came while the connection was being made. paho-mqtt takes
-                this like any failed attempt, and then ends.
+            ConnectionAbortedError: When `leave` or `cut` came while the connection was being made.
         """
         if self.ending:
             _shut_down(sock)
@@ -96,6 +105,9 @@ class CountingClient(Client):
     def cut(self) -> None:
         """End the connection as if this process had died: no DISCONNECT, so the broker publishes the will."""
         self.ending = True
+        # The network thread may notice the end before `disconnect` below says that it is wanted; then it shall not
+        # sleep, but meet `ending` at once (`begin_attempt`).
+        self.reconnect_delay_set(0, 0)
         sock = self.socket()
         if sock is not None:
             _shut_down(sock)

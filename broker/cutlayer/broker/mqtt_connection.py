@@ -178,19 +178,21 @@ class MqttConnection:
 
     def _on_pre_connect(self, client: Client, userdata: Any) -> None:
         del userdata
-        if self._settings.protocol != "auto" or self.protocol != "5" or client is not self._client or self.over:
+        assert isinstance(client, CountingClient)
+        client.begin_attempt()
+        if self._settings.protocol != "auto" or self.protocol != "5":
             return
         try:
             if ask_version(self._settings, self._sent, self._received) != "3.1.1":
                 return
             self.protocol = "3.1.1"  # and kept from here on
             self._outbox.forget(qos_1_too=True)  # only after a change of broker: what the old client still held
-            self._retired.append(self._client)
+            client.ending = True
+            self._retired.append(client)
             self._start_client()
         except CutlayerError as error:  # a password or key file vanished meanwhile
-            self._fail(self._client, error)
-        client.disconnect()  # there is no connection yet: this makes the old client's thread end
-        raise ConnectionAbortedError("another client goes on with MQTT 3.1.1")
+            self._fail(client, error)
+        client.begin_attempt()
 
     def _on_connect(
         self, client: Client, userdata: Any, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None
