@@ -13,7 +13,7 @@ from cutlayer.broker.command_line import EXIT_CODES, GracefulStop
 from cutlayer.broker.errors import NetworkError
 from cutlayer.broker.launcher import BrokerProcess, launch_broker
 
-__all__ = ["app"]
+__all__ = ["app", "warnings"]
 
 LOOK_EVERY_S = 0.2
 
@@ -83,7 +83,7 @@ def start(
         acl_file=acl_file,
         log_file=log_file,
     )
-    for warning in _warnings(options):
+    for warning in warnings(options):
         typer.echo(f"warning: {warning}", err=True)
     with GracefulStop() as stop, launch_broker(options) as broker:
         typer.echo(_welcome(broker, options))
@@ -96,17 +96,18 @@ def start(
             )
 
 
-def _warnings(options: BrokerOptions) -> list[str]:
+def warnings(options: BrokerOptions) -> list[str]:
+    """Return what to tell a person before this broker starts."""
     if is_loopback(options.host):
         return []
-    warnings = []
+    found = []
     if options.is_open:
-        warnings.append(
+        found.append(
             f"anybody who reaches {options.host} can read and forge every message: add --password-file or --ca-file"
         )
     if options.certificate is None:
-        warnings.append("messages and passwords travel unencrypted: add --tls-cert and --tls-key")
-    return warnings
+        found.append("messages and passwords travel unencrypted: add --tls-cert and --tls-key")
+    return found
 
 
 def _welcome(broker: BrokerProcess, options: BrokerOptions) -> str:

@@ -145,7 +145,7 @@ class MqttTransport:
         """Disconnect and join the network thread.
 
         Graceful waits at most 5 s for queued packets and 2 s for DISCONNECT to leave. Where an attempt to connect
-        is under way, up to 5 s more pass until it has failed.
+        is under way, up to 10 s more pass until it has failed.
         """
         if graceful and self._connection.up:
             self._send_waiting()
