@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,12 @@ def test_a_broker_does_not_outlive_a_parent_that_is_killed(kind: Any) -> None:
         f"print(launch_broker(BrokerOptions(kind={kind!r})).pid, flush=True)\n"
         "time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+    # A folder of its own, since a killed parent tidies nothing up; open to Mosquitto's user.
+    folder = tempfile.mkdtemp()
+    Path(folder).chmod(0o755)
+    environment = {**os.environ, "TMPDIR": folder}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert is_alive(pid)
@@ -133,6 +140,7 @@ def test_a_broker_does_not_outlive_a_parent_that_is_killed(kind: Any) -> None:
     end_s = time.monotonic() + 5
     while is_alive(pid) and time.monotonic() < end_s:
         time.sleep(0.02)
+    shutil.rmtree(folder)
     assert not is_alive(pid)
 
 

@@ -17,18 +17,21 @@ def test_events_come_out_in_order_and_once() -> None:
         Disconnected("gone"),
         Received("a", b"2", False, 10),
     ]
-    assert all(queue.put(event) for event in events)
+    for event in events:
+        queue.put(event)
     assert queue.take_all() == events
     assert queue.take_all() == []
 
 
 def test_a_flood_is_refused_but_not_what_matters() -> None:
     queue = EventQueue(100)
-    assert queue.put(Received("a", b"", False, 60))
-    assert not queue.put(Received("a", b"", False, 60))
-    assert queue.put(Disconnected("gone"))
-    queue.take_all()
-    assert queue.put(Received("a", b"", False, 60))
+    small = Received("a", b"", False, 60)
+    for event in (small, small, Disconnected("gone")):
+        queue.put(event)
+    assert queue.take_all() == [small, Disconnected("gone")]
+    assert queue.num_refused == 1
+    queue.put(small)
+    assert queue.take_all() == [small]
 
 
 def test_waiting_ends_when_an_event_comes() -> None:
@@ -60,8 +63,8 @@ def test_a_packet_that_is_done_makes_room() -> None:
 def test_a_packet_may_be_done_before_it_is_noted_as_sent() -> None:
     outbox = Outbox(1, 1000)
     outbox.reserve(100)
-    assert outbox.done(7) is None
-    outbox.sent(7, PACKET)
+    assert outbox.done(7, "not authorized") is None
+    assert outbox.sent(7, PACKET) == "not authorized"
     assert outbox.pending_bytes == 0
 
 

@@ -103,6 +103,23 @@ def test_wrong_use_exits_with_2_and_names_what_is_wrong(tmp_path: Path, argument
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("command", ["demo", "report"])
+def test_plots_that_cannot_be_drawn_are_refused_before_a_run_is_paid_for(command: str) -> None:
+    code = f"""
+import sys
+sys.modules["matplotlib"] = None
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "matplotlib" else found(name, *more)
+sys.argv = ["cutlayer", {command!r}, *(["run.json"] if {command!r} == "report" else [])]
+from cutlayer.simulation.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "fix: pip install 'cutlayer[server]'" in done.stderr
+
+
 def test_traceback_is_there_for_those_who_ask(tmp_path: Path) -> None:
     done = cutlayer("report", str(tmp_path / "missing.json"), "--debug")
     assert done.returncode == 2

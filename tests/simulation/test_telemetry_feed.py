@@ -15,12 +15,17 @@ TELEMETRY = AgentTopics("clinic/00").telemetry
 STATE = WorkerTopics("worker-0").state
 
 
+def worker_state(phase: RunPhase, incarnation: int = 1_000) -> WorkerState:
+    return WorkerState(True, "worker-0", incarnation, bytes(32), phase, 2, 7, "")
+
+
 class Stage:
     """A broker, a feed, and a client that speaks for worker and agents."""
 
     def __init__(self) -> None:
         self.broker = MemoryBroker(time.monotonic)
-        self.feed = TelemetryFeed(MemoryTransport(self.broker, "demo"), ["clinic/00", "clinic/01"], "worker-0")
+        transport = MemoryTransport(self.broker, "demo")
+        self.feed = TelemetryFeed(transport, ["clinic/00", "clinic/01"], "worker-0", since_ms=1_000)
         self._speaker = MemoryTransport(self.broker, "speaker")
         self._speaker.connect(None)
 
@@ -44,7 +49,7 @@ class Stage:
 def stage() -> Stage:
     stage = Stage()
     stage.say(RUN, RunManifest(synthetic_manifest().to_bytes()), retain=True)
-    stage.say(STATE, WorkerState(True, "worker-0", 1, bytes(32), RunPhase.TRAINING, 2, 7, ""), retain=True)
+    stage.say(STATE, worker_state(RunPhase.TRAINING), retain=True)
     return stage
 
 
@@ -54,6 +59,15 @@ def test_late_onlooker_learns_run_and_phase_from_what_is_retained(stage: Stage) 
     stage.until(lambda: status.manifest is not None and status.worker is not None)
     assert status.phase is RunPhase.TRAINING
     assert stage.feed.is_connected
+
+
+def test_state_that_an_earlier_run_has_left_is_not_this_runs(stage: Stage) -> None:
+    stage.say(STATE, worker_state(RunPhase.ENDED, incarnation=999), retain=True)
+    stage.feed.start()
+    stage.until(lambda: stage.feed.status.manifest is not None)
+    assert stage.feed.status.phase is None
+    stage.say(STATE, worker_state(RunPhase.WAITING, incarnation=1_001), retain=True)
+    stage.until(lambda: stage.feed.status.phase is RunPhase.WAITING)
 
 
 def test_counters_arrive_at_their_agent(stage: Stage) -> None:

@@ -98,13 +98,13 @@ async def _serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with tempfile.TemporaryDirectory(prefix="cutlayer-amqtt-") as directory:
-        broker = EmbeddedBroker(_configuration(options, Path(directory)))
-        await broker.start()
-        await stop.wait()
-        try:
-            await asyncio.wait_for(broker.shutdown(), SHUTDOWN_TIMEOUT_S)
-        except (TimeoutError, AMQTTError):
-            logging.getLogger("cutlayer.broker").debug("the broker did not shut down in time; it ends anyway")
+        broker = EmbeddedBroker(_configuration(options, Path(directory)))  # reads its files here, once
+    await broker.start()
+    await stop.wait()
+    try:
+        await asyncio.wait_for(broker.shutdown(), SHUTDOWN_TIMEOUT_S)
+    except (TimeoutError, AMQTTError):
+        logging.getLogger("cutlayer.broker").debug("the broker did not shut down in time; it ends anyway")
 
 
 def _configuration(options: argparse.Namespace, directory: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from cutlayer.broker.errors import PacketTooLarge
 from cutlayer.broker.faults import Link, LinkFaults
@@ -74,10 +75,7 @@ class MemoryTransport:
     def wire(self) -> WireCount:
         """Bytes so far: a copy, so that two readings can be subtracted."""
         with self._broker.changed:
-            wire = self._wire
-            return WireCount(
-                wire.sent_bytes, wire.received_bytes, wire.sent_packets, wire.received_packets, wire.dropped_packets
-            )
+            return replace(self._wire, dropped_packets=self._wire.dropped_packets + self._events.num_refused)
 
     @property
     def max_packet_bytes(self) -> int:
@@ -281,6 +279,5 @@ class MemoryTransport:
         self._on_its_way.pop(key, None)
 
     def _tell(self, event: TransportEvent) -> None:
-        if not self._events.put(event):
-            self._wire.dropped_packets += 1
+        self._events.put(event)
         self._broker.changed.notify_all()

@@ -67,17 +67,15 @@ class MqttConnection:
         self._retired: list[CountingClient] = []
         self._sent = PacketCounter()
         self._received = PacketCounter()
-        self._num_overflowed = 0
         self._largest_bytes = 0
 
         self._subscriptions = Subscriptions()
-        self._denied_early: dict[int, str] = {}
 
         self._welcome: Connected | None = None
         self._welcome_after: int | None = None
         self._early: list[Received] = []
-        self._up_since_s = 0.0
         self._lives = ShortLives(client_id)
+        self._switching = threading.Lock()
         self._over = threading.Event()
         self._ended = threading.Event()
 
@@ -89,7 +87,7 @@ class MqttConnection:
             received_bytes=self._received.num_bytes,
             sent_packets=self._sent.num_publishes,
             received_packets=self._received.num_publishes,
-            dropped_packets=self._num_overflowed,
+            dropped_packets=self._events.num_refused,
         )
 
     @property
@@ -130,16 +128,16 @@ class MqttConnection:
         kept = sent.rc == MQTTErrorCode.MQTT_ERR_NO_CONN and packet.qos > 0
         if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS and not kept:
             return False
-        self._outbox.sent(sent.mid, packet)
-        denied = self._denied_early.pop(sent.mid, None)
-        if denied is not None:
-            self._deny(client, f"publishing to {packet.topic!r}", denied)
+        refusal = self._outbox.sent(sent.mid, packet)
+        if refusal:
+            self._deny(client, f"publishing to {packet.topic!r}", refusal)
         return True
 
     def close(self, *, graceful: bool) -> None:
         """End the connection and join the network thread. Not graceful: no DISCONNECT, so the will fires."""
-        client = self._client
-        self._over.set()
+        with self._switching:
+            self._over.set()
+            client = self._client
         if client is None:
             return
         if graceful and client.leave():
@@ -185,13 +183,15 @@ class MqttConnection:
         try:
             if ask_version(self._settings, self._sent, self._received) != "3.1.1":
                 return
-            self.protocol = "3.1.1"  # and kept from here on
-            self._outbox.forget(qos_1_too=True)  # only after a change of broker: what the old client still held
-            client.ending = True
-            self._retired.append(client)
-            self._start_client()
+            with self._switching:
+                if not self.over:
+                    self.protocol = "3.1.1"  # and kept from here on
+                    self._outbox.forget(qos_1_too=True)  # after a change of broker: what the old client still held
+                    self._retired.append(client)
+                    self._start_client()
         except CutlayerError as error:  # a password or key file vanished meanwhile
             self._fail(client, error)
+        client.ending = True
         client.begin_attempt()
 
     def _on_connect(
@@ -201,7 +201,10 @@ class MqttConnection:
         if client is not self._client or self.over:
             return
         if reason.value >= FAILURE:
-            self._on_refused(self._client, reason)
+            self._client.last_error = ConnectionRefusedError(f"the broker refuses the connection: {reason}".lower())
+            fatal = fatal_connack(reason.value, str(reason), self._settings, self._client_id)
+            if fatal is not None:
+                self._fail(self._client, fatal)
             return
         # MQTT 5, section 3.2.2.3.6: a larger packet would end the connection.
         announced = getattr(properties, "MaximumPacketSize", self._settings.max_packet_bytes)
@@ -213,24 +216,14 @@ class MqttConnection:
         if self._welcome_after is None:
             self._announce()
 
-    def _on_refused(self, client: CountingClient, reason: ReasonCode) -> None:
-        client.last_error = ConnectionRefusedError(f"the broker refuses the connection: {str(reason).lower()}")
-        fatal = fatal_connack(reason.value, str(reason), self._settings, self._client_id)
-        if fatal is not None:
-            self._fail(client, fatal)
-
     def _announce(self) -> None:
         assert self._welcome is not None
         self._events.put(self._welcome)
         self._welcome = self._welcome_after = None
-        self._up_since_s = time.monotonic()
+        self._lives.begin(time.monotonic())
         for event in self._early:
-            self._deliver(event)
+            self._events.put(event)
         self._early.clear()
-
-    def _deliver(self, event: Received) -> None:
-        if not self._events.put(event):
-            self._num_overflowed += 1
 
     def _on_connect_fail(self, client: Client, userdata: Any) -> None:
         del userdata
@@ -249,7 +242,7 @@ class MqttConnection:
         del userdata, properties
         if client is not self._client:
             return
-        accepted, announced = self.up, self.up and self._welcome is None
+        accepted = self.up
         self.up = False
         self._welcome = self._welcome_after = None
         self._early.clear()
@@ -265,9 +258,11 @@ class MqttConnection:
         if fatal is not None:
             self._fail(self._client, fatal)
         else:
-            lived_s = time.monotonic() - self._up_since_s if announced else 0.0
-            hint = self._lives.hint_after(lived_s, self._largest_bytes) if accepted else BEFORE_ACCEPTED
-            self._events.put(Disconnected(text + hint))
+            if accepted:
+                text += self._lives.hint_at_end(time.monotonic(), self._largest_bytes)
+            elif not isinstance(self._client.last_error, ConnectionRefusedError):
+                text += BEFORE_ACCEPTED
+            self._events.put(Disconnected(text))
 
     def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
         del userdata
@@ -275,13 +270,12 @@ class MqttConnection:
             return
         try:
             topic = message.topic
-        except UnicodeDecodeError:  # a broker that passes on a malformed topic name
-            self._num_overflowed += 1
+        except UnicodeDecodeError:  # MQTT 5, section 1.5.4: no broker passes such a topic name on
             return
         wire_bytes = publish_size(topic, len(message.payload), qos=message.qos, protocol=self.protocol)
         event = Received(topic, bytes(message.payload), message.retain, wire_bytes)
         if self._welcome is None:
-            self._deliver(event)
+            self._events.put(event)
         else:
             self._early.append(event)
 
@@ -289,11 +283,10 @@ class MqttConnection:
         del userdata, properties
         if client is not self._client:
             return
-        if reason.value >= FAILURE:
-            self._denied_early[mid] = str(reason)
-        packet = self._outbox.done(mid)
-        if packet is not None and self._denied_early.pop(mid, None) is not None:
-            self._deny(self._client, f"publishing to {packet.topic!r}", str(reason))
+        refusal = str(reason) if reason.value >= FAILURE else ""
+        packet = self._outbox.done(mid, refusal)
+        if packet is not None and refusal:
+            self._deny(self._client, f"publishing to {packet.topic!r}", refusal)
 
     def _on_subscribe(
         self, client: Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Properties

@@ -89,7 +89,7 @@ def largest_payload(topic: str, limit_bytes: int) -> int:
     """
     other_fields = _text(topic) + 2 + _properties("5", 0)
     # One to four length bytes: each allows for so much, and the largest that fits is the answer.
-    payload = max(min(limit_bytes - 1 - n, 128**n - 1) for n in range(1, 5)) - other_fields
+    payload = max(min(limit_bytes - 1 - n, (1 << 7 * n) - 1) for n in range(1, 5)) - other_fields
     if payload < 1:
         raise PacketTooLarge(limit_bytes, publish_size(topic, 1, qos=1, protocol="5"))
     return payload

@@ -117,15 +117,22 @@ class ShortLives:
     def __init__(self, client_id: str) -> None:
         self._client_id = client_id
         self._num = 0
+        self._began_s: float | None = None
 
-    def hint_after(self, lived_s: float, largest_bytes: int) -> str:
-        """Take how long a connection lived, in seconds; return what to add to the reason for its end.
+    def begin(self, now_s: float) -> None:
+        """Note that a connection is complete."""
+        self._began_s = now_s
+
+    def hint_at_end(self, now_s: float, largest_bytes: int) -> str:
+        """Note that a connection has ended; return what to add to the reason.
 
         Args:
-            lived_s: Seconds from `Connected` to the end.
+            now_s: When it ended, on the clock of `begin`.
             largest_bytes: Largest packet sent so far.
         """
-        self._num = self._num + 1 if lived_s < self.SHORT_S else 0
+        is_short = self._began_s is None or now_s - self._began_s < self.SHORT_S
+        self._num = self._num + 1 if is_short else 0
+        self._began_s = None
         if self._num < self.MANY:
             return ""
         return (

@@ -20,25 +20,29 @@ class EventQueue:
     Args:
         max_bytes: What the `Received` events in it may hold; beyond that the newest is refused. Without this a
             peer that floods a topic fills this process's memory.
+
+    Attributes:
+        num_refused: `Received` events that found no room.
     """
 
     def __init__(self, max_bytes: int) -> None:
+        self.num_refused = 0
         self._max_bytes = max_bytes
         self._held_bytes = 0
         self._events: deque[TransportEvent] = deque()
         self._lock = threading.Lock()
         self._filled = threading.Event()
 
-    def put(self, event: TransportEvent) -> bool:
-        """Append an event; return False when it is a `Received` for which there is no room."""
+    def put(self, event: TransportEvent) -> None:
+        """Append an event, unless it is a `Received` for which there is no room."""
         with self._lock:
             if isinstance(event, Received):
                 if self._held_bytes + event.wire_bytes > self._max_bytes:
-                    return False
+                    self.num_refused += 1
+                    return
                 self._held_bytes += event.wire_bytes
             self._events.append(event)
             self._filled.set()
-        return True
 
     def take_all(self) -> list[TransportEvent]:
         """Return everything in the queue and empty it."""
@@ -79,8 +83,8 @@ class Outbox:
         self._num_packets = 0
         self._bytes = 0
         self._sent: dict[int, OnItsWay] = {}
-        # paho-mqtt may report a packet as done before `publish` has returned its identifier.
-        self._done_early: set[int] = set()
+        # paho-mqtt may report a packet as done, or refused, before `publish` has returned its identifier.
+        self._done_early: dict[int, str] = {}
         self._changed = threading.Condition()
 
     @property
@@ -103,21 +107,30 @@ class Outbox:
         with self._changed:
             self._release(wire_bytes)
 
-    def sent(self, identifier: int, packet: OnItsWay) -> None:
-        """Note under which identifier a packet, whose room is reserved, went to the network."""
-        with self._changed:
-            if identifier in self._done_early:
-                self._done_early.remove(identifier)
-                self._release(packet.wire_bytes)
-            else:
-                self._sent[identifier] = packet
+    def sent(self, identifier: int, packet: OnItsWay) -> str:
+        """Note under which identifier a packet, whose room is reserved, went to the network.
 
-    def done(self, identifier: int) -> OnItsWay | None:
-        """Note that a packet has been written (QoS 0) or acknowledged (QoS 1), and return it where known."""
+        Returns:
+            What `done` was told already as the reason for a refusal; empty when there is none.
+        """
+        with self._changed:
+            if identifier not in self._done_early:
+                self._sent[identifier] = packet
+                return ""
+            self._release(packet.wire_bytes)
+            return self._done_early.pop(identifier)
+
+    def done(self, identifier: int, refusal: str = "") -> OnItsWay | None:
+        """Note that a packet has been written (QoS 0) or acknowledged (QoS 1), and return it where known.
+
+        Args:
+            identifier: Under which it went.
+            refusal: Why the broker refused it; empty when it did not.
+        """
         with self._changed:
             packet = self._sent.pop(identifier, None)
             if packet is None:
-                self._done_early.add(identifier)
+                self._done_early[identifier] = refusal
             else:
                 self._release(packet.wire_bytes)
             return packet

@@ -153,6 +153,10 @@ class WorkerSession:
         """Microbatches that are being worked on."""
         return len(self._scheduler.exchanges)
 
+    def live_keys(self) -> tuple[Key, ...]:
+        """Return the microbatches that are being worked on."""
+        return tuple(self._scheduler.exchanges)
+
     def next_work(self, now: float) -> Work | None:
         """Return what to compute next, or None. The driver reports back before it asks again."""
         return self._scheduler.next_work(

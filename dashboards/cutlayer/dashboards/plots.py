@@ -26,8 +26,8 @@ __all__ = ["accuracy_by_bytes", "accuracy_by_epoch", "accuracy_by_modality", "by
 
 WIDTH_IN: Final = 5.2
 HEIGHT_IN: Final = 3.2
-MAX_BARS: Final = 12
-"""Kinds of message are named by whoever sends telemetry: no more of them than this."""
+MAX_BARS: Final = 8
+"""Kinds of message are named by whoever sends telemetry: the smallest share a bar beyond this."""
 MAX_LABEL: Final = 24
 
 # Stand-ins that nothing else uses; the report's style sheet gives the variables their values.
@@ -115,10 +115,15 @@ def bytes_by_kind(run: RunRecord) -> str:
     for row in run.traffic:
         sums[row.kind, row.direction] += row.wire_bytes
     ordered = sorted(sums.items(), key=lambda item: (-item[1], item[0]))
+    is_folded = len(ordered) > MAX_BARS
+    shown = ordered[: MAX_BARS - 1] if is_folded else ordered
     rows = [
         _Bar(kind, num_bytes, f"{bytes_text(num_bytes)} {direction}", _UP if direction == "up" else _DOWN)
-        for (kind, direction), num_bytes in ordered[:MAX_BARS]
+        for (kind, direction), num_bytes in shown
     ]
+    if is_folded:
+        rest_bytes = sum(num_bytes for _, num_bytes in ordered[len(shown) :])
+        rows.append(_Bar(f"{len(ordered) - len(shown)} others", rest_bytes, bytes_text(rest_bytes), _SINGLE))
     with mpl.rc_context(_STYLE):
         figure, axes = _new_figure(_bar_height(len(rows)))
         _draw_bars(axes, rows)

@@ -29,7 +29,9 @@ p { margin: .4rem 0 0; color: var(--muted); }
 section { margin-top: 1rem; padding: 1rem 1.1rem; background: var(--card); border: 1px solid var(--grid);
   border-radius: .6rem; min-width: 0; }
 .numbers, .pair { display: grid; gap: 1rem; margin-top: 1rem; }
-.numbers { grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); }
+.numbers { grid-template-columns: repeat(6, 1fr); }
+@media (max-width: 65rem) { .numbers { grid-template-columns: repeat(3, 1fr); } }
+@media (max-width: 36rem) { .numbers { grid-template-columns: repeat(2, 1fr); } }
 .pair { grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); }
 .numbers section, .pair section { margin-top: 0; }
 .numbers b { display: block; font-size: 1.4rem; line-height: 1.2; white-space: nowrap; }
@@ -43,7 +45,7 @@ th { color: var(--muted); font-weight: 500; }
 tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child, .name { text-align: left; }
 th:last-child, td:last-child { padding-right: 0; }
-.words .name { white-space: normal; }
+.words td:last-child { white-space: normal; min-width: 12rem; }
 summary { font-weight: 600; cursor: pointer; }
 details table { margin-top: .75rem; }
 """

@@ -98,3 +98,9 @@ class CountingEngine:
     def state_dict(self) -> EngineState:
         """Return the version alone."""
         return EngineState(self.version, {}, {})
+
+    def load_state_dict(self, state: EngineState) -> None:
+        """Continue from a version; what waits for gradients and the open window are dropped."""
+        self.version = state.version
+        self._groups.clear()
+        self._window, self._window_samples = [], 0

@@ -26,6 +26,7 @@ from cutlayer.broker.topics import WorkerTopics
 from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
 from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
+from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
@@ -34,7 +35,7 @@ from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 
-__all__ = ["Program", "make_manifest", "make_session", "write_json"]
+__all__ = ["Program", "Resumed", "make_engine", "make_manifest", "make_session", "resume_from", "write_json"]
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Program:
         built = build(settings, settings.run.seed)
         manifest = make_manifest(settings, built)
         engine = make_engine(settings, built)
-        resumed = _resume(store, engine, manifest) if resume else _Resumed(manifest)
+        resumed = resume_from(store, engine, manifest) if resume else Resumed(manifest)
         self._manifest = resumed.manifest
         self._name = name
         self.session = make_session(settings, resumed.manifest, name, resumed=resumed, version=engine.version)
@@ -142,8 +143,15 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class _Resumed:
-    """Where a worker starts from."""
+class Resumed:
+    """Where a worker starts from.
+
+    Attributes:
+        manifest: The run.
+        ledger: Steps that are committed; None for none.
+        window: Windows that are committed.
+        committed_samples: Samples that are committed.
+    """
 
     manifest: Manifest
     ledger: Ledger | None = None
@@ -206,7 +214,7 @@ def make_session(
     manifest: Manifest,
     name: str,
     *,
-    resumed: _Resumed | None = None,
+    resumed: Resumed | None = None,
     version: int = 0,
     incarnation: int | None = None,
     lease_seed: int | None = None,
@@ -231,7 +239,7 @@ def make_session(
         is_service=settings.run.service,
     )
     numbers = random.SystemRandom() if lease_seed is None else random.Random(lease_seed)  # noqa: S311 - names, no secrets
-    resumed = resumed or _Resumed(manifest)
+    resumed = resumed or Resumed(manifest)
     return WorkerSession(
         name,
         time.time_ns() // 1_000_000 if incarnation is None else incarnation,
@@ -245,7 +253,17 @@ def make_session(
     )
 
 
-def _resume(store: CheckpointStore, engine: Engine, manifest: Manifest) -> _Resumed:
+def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifest: Manifest) -> Resumed:
+    """Load the newest checkpoint into an engine.
+
+    Args:
+        store: Where the checkpoints are.
+        engine: Takes weights and optimizer state.
+        manifest: The run as the settings describe it; its id may be another.
+
+    Raises:
+        CheckpointError: When there is no checkpoint, or it belongs to a run with other settings.
+    """
     restored = store.load_latest()
     for problem in restored.passed_over:
         log.warning("passed over a damaged checkpoint: %s", problem)
@@ -260,7 +278,7 @@ def _resume(store: CheckpointStore, engine: Engine, manifest: Manifest) -> _Resu
     engine.load_state_dict(checkpoint.state)
     window, committed = _counter(checkpoint, "window"), _counter(checkpoint, "committed_samples")
     log.info("resumed %s at window %d from %s", saved.run_id, window, restored.path.name)
-    return _Resumed(saved, Ledger.from_bytes(checkpoint.ledger), window, committed)
+    return Resumed(saved, Ledger.from_bytes(checkpoint.ledger), window, committed)
 
 
 def _counter(checkpoint: Checkpoint, key: str) -> int:

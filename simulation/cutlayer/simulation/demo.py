@@ -114,7 +114,7 @@ class _Demo:
 
     def _start_feed(self, stack: ExitStack, url: str) -> TelemetryFeed:
         transport = MqttTransport(BrokerSettings(url=url), f"cutlayer-demo-{os.getpid()}")
-        feed = TelemetryFeed(transport, self._settings.topics, WORKER)
+        feed = TelemetryFeed(transport, self._settings.topics, WORKER, since_ms=time.time_ns() // 1_000_000)
         stack.callback(feed.close)
         feed.start()
         end_at = time.monotonic() + CONNECT_TIMEOUT_S

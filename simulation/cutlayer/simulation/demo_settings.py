@@ -20,7 +20,7 @@ WORKER: Final = "worker-0"
 DATA: Final = "demo:digits"
 DEFAULT_NAME: Final = "demo"
 MAX_AGENTS: Final = 64
-"""Processes on one machine; `cutlayer simulate` has no such bound."""
+"""Processes on one machine."""
 BROKER_KINDS: Final[dict[str, BrokerKind]] = {"auto": "auto", "embedded": "amqtt", "mosquitto": "mosquitto"}
 MODES: Final = ("asynchronous", "synchronous")
 

@@ -25,6 +25,8 @@ class TelemetryFeed:
         transport: A connection of its own.
         agents: Topics of the agents to follow.
         worker: Name of the worker to follow.
+        since_ms: Milliseconds since the epoch; what a worker of that name that started earlier has left on the
+            broker is another run's.
 
     Attributes:
         status: What is known.
@@ -32,13 +34,14 @@ class TelemetryFeed:
         problem: Why there is none, as the transport has said last.
     """
 
-    def __init__(self, transport: Transport, agents: Iterable[str], worker: str) -> None:
+    def __init__(self, transport: Transport, agents: Iterable[str], worker: str, *, since_ms: int = 0) -> None:
         topics = [AgentTopics(agent) for agent in agents]
         self.status = RunStatus.of_agents(topic.root for topic in topics)
         self.is_connected = False
         self.problem = ""
         self._transport = transport
         self._worker = worker
+        self._since_ms = since_ms
         # It sends nothing; what agents send up is what it receives.
         self._courier = Courier(transport, Direction.DOWN)
         self._filters = [RUN, WorkerTopics(worker).state, *(topic.telemetry for topic in topics)]
@@ -84,7 +87,7 @@ class TelemetryFeed:
                         self.status.take_telemetry(agent, telemetry)
                 case RunManifest() as manifest:
                     self.status.take_manifest(Manifest.from_bytes(manifest.document))
-                case WorkerState() as state if state.worker == self._worker:
+                case WorkerState() as state if state.worker == self._worker and state.incarnation >= self._since_ms:
                     self.status.worker = state
                 case _:
                     pass

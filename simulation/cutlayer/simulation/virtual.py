@@ -84,6 +84,7 @@ class VirtualNetwork:
         self._deadlines = deadlines or Deadlines()
         self._members: dict[str, _Member] = {}
         self._incarnation = 0
+        self._caller_wakes_at: float | None = None
 
     def transport(self, client_id: str, **links: LinkFaults) -> MemoryTransport:
         """Make a connection for a driver; `up` and `down` give its link faults of its own."""
@@ -112,6 +113,14 @@ class VirtualNetwork:
         )
         self.add(topic, agent, transport, lambda: agent.is_finished)
         return agent
+
+    def members(self) -> tuple[str, ...]:
+        """Return the names of the drivers that are at work."""
+        return tuple(self._members)
+
+    def wake_at(self, when_s: float | None) -> None:
+        """Let time not jump over a moment at which the caller has something to do; None for no such moment."""
+        self._caller_wakes_at = when_s
 
     def kill(self, name: str) -> None:
         """End a driver as SIGKILL does: nothing more is sent, and its will fires."""
@@ -146,8 +155,7 @@ class VirtualNetwork:
                 member.transport.close(graceful=True)
         times = [member.wake_at for member in self._members.values()]
         delivery = self.broker.next_delivery_time()
-        if delivery is not None:
-            times.append(delivery)
+        times += [time for time in (delivery, self._caller_wakes_at) if time is not None]
         if any(member.transport.has_events() for member in self._members.values()) or not times:
             return
         self.clock.now_s = max(self.clock.now_s, min(times))

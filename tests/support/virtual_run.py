@@ -1,0 +1,145 @@
+"""Small runs in virtual time whose members come, go and break: workers with checkpoints, taps, a hostile client."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from support.small_run import CLASSES
+
+from cutlayer.broker.memory import MemoryTransport
+from cutlayer.broker.messages import Message, serialize
+from cutlayer.broker.transport import Received
+from cutlayer.edge_agent.runtime import AgentRuntime
+from cutlayer.server_worker.checkpoint import CheckpointStore
+from cutlayer.server_worker.counting_engine import CountingEngine
+from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.events import Event
+from cutlayer.server_worker.metrics import WorkerMetrics
+from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.program import make_engine, make_manifest, make_session, resume_from
+from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.settings import RunSettings
+from cutlayer.simulation.virtual import VirtualNetwork
+
+__all__ = ["Client", "Worker", "committed_once", "run_until_over"]
+
+
+class Worker:
+    """A worker in a virtual network.
+
+    Args:
+        network: The network.
+        settings: The run.
+        computes: Whether it trains; otherwise it counts.
+        store: Where it keeps checkpoints.
+        resumes: Whether it starts from the newest of them.
+        every_windows: Windows from one checkpoint to the next.
+        name: Its name.
+    """
+
+    def __init__(
+        self,
+        network: VirtualNetwork,
+        settings: RunSettings,
+        *,
+        computes: bool = False,
+        store: CheckpointStore | None = None,
+        resumes: bool = False,
+        every_windows: int = 1_000,
+        name: str = "w0",
+    ) -> None:
+        self.name = name
+        self.built = build(settings, settings.run.seed) if computes else _any_model(settings.model_dump_json())
+        self.counter = CountingEngine(len(CLASSES))
+        engine: Engine | CountingEngine = make_engine(settings, self.built) if computes else self.counter
+        self.manifest = make_manifest(settings, self.built, run_id="small-0")
+        resumed = None
+        if resumes:
+            assert store is not None
+            resumed = resume_from(store, engine, self.manifest)
+        self.session = make_session(
+            settings,
+            self.manifest,
+            name,
+            resumed=resumed,
+            version=engine.version,
+            incarnation=network.next_incarnation(),
+            lease_seed=network.next_incarnation(),
+        )
+        self.book = RunBook(self.manifest, self.built.num_tokenizer_parameters)
+        self.metrics = WorkerMetrics(name, self.built.name)
+        self.events: list[Event] = []
+        self.transport = network.transport(name)
+        self.runtime = WorkerRuntime(
+            self.transport,
+            self.session,
+            engine,
+            self.manifest,
+            self.built.tokenizer_file,
+            self.book,
+            checkpoints=store,
+            on_event=self._take,
+            options=WorkerOptions(claim_s=0.1, checkpoint_every_windows=every_windows),
+            clock=network.clock,
+        )
+        network.add(name, self.runtime, self.transport, lambda: self.runtime.is_finished)
+
+    def _take(self, event: Event) -> None:
+        self.events.append(event)
+        self.metrics(event)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the value of a series of `/metrics`."""
+        value = self.metrics.registry.get_sample_value(name, labels)
+        assert value is not None, f"there is no {name}{labels}"
+        return value
+
+
+@functools.cache
+def _any_model(settings: str) -> BuiltModel:
+    """Build a model that nobody trains, once for all runs with the same settings."""
+    return build(RunSettings.model_validate_json(settings), 0)
+
+
+def run_until_over(network: VirtualNetwork, worker: Worker, agents: Sequence[AgentRuntime]) -> None:
+    """Let everybody work until the run has ended for the worker and these agents."""
+    network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
+
+
+def committed_once(steps: Mapping[str, int]) -> dict[tuple[str, str, int], int]:
+    """Return what a counting engine has seen when each of an agent's steps was committed once.
+
+    Args:
+        steps: Training steps of each agent, by its topic.
+    """
+    return {(topic, "train", step): 1 for topic, num_steps in steps.items() for step in range(num_steps)}
+
+
+@dataclass
+class Client:
+    """Anybody who can reach the broker: sees all that is published, and publishes whatever it likes."""
+
+    network: VirtualNetwork
+    name: str = "stranger"
+    seen: list[Received] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.transport: MemoryTransport = self.network.transport(self.name)
+        self.transport.subscribe("#")
+        self.network.add(self.name, self, self.transport, lambda: False)
+
+    def start(self) -> None:
+        """Start connecting."""
+        self.transport.connect(None)
+
+    def pump(self, now: float) -> float:
+        """Note what has come."""
+        self.seen += [event for event in self.transport.poll() if isinstance(event, Received)]
+        return now + 1_000.0
+
+    def say(self, topic: str, message: Message | bytes) -> None:
+        """Publish a message, or bytes that are none."""
+        self.transport.publish(topic, message if isinstance(message, bytes) else serialize(message))
