@@ -8,16 +8,7 @@ from cutlayer.broker.errors import PacketTooLarge, SettingsError
 from cutlayer.broker.faults import NO_FAULTS, FaultyTransport, Link, LinkFaults, Passage
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.transport import Connected, Received, Transport, TransportEvent
-
-
-class Clock:
-    """A clock that stands until it is told to jump."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from support.manual_clock import ManualClock
 
 
 def test_a_perfect_link_delivers_everything_once_and_at_once() -> None:
@@ -89,7 +80,7 @@ class TestFaultyTransport:
     """A faulty transport around one on a perfect in-memory broker."""
 
     def pair(
-        self, clock: Clock, *, up: LinkFaults = NO_FAULTS, down: LinkFaults = NO_FAULTS
+        self, clock: ManualClock, *, up: LinkFaults = NO_FAULTS, down: LinkFaults = NO_FAULTS
     ) -> tuple[FaultyTransport, MemoryTransport]:
         """Return a faulty transport that hears `down/#`, and a plain one that hears `up/#`; both connected."""
         broker = MemoryBroker(clock)
@@ -115,7 +106,7 @@ class TestFaultyTransport:
         return [event.payload[0] for event in events if isinstance(event, Received)]
 
     def test_without_faults_it_changes_nothing(self) -> None:
-        faulty, plain = self.pair(Clock())
+        faulty, plain = self.pair(ManualClock())
         for number in range(10):
             faulty.publish("up/x", bytes([number]))
             plain.publish("down/x", bytes([number]))
@@ -123,7 +114,7 @@ class TestFaultyTransport:
         assert faulty.pending_bytes() == 0
 
     def test_what_is_published_is_lost_doubled_and_reordered(self) -> None:
-        clock = Clock()
+        clock = ManualClock()
         faulty, plain = self.pair(clock, up=LinkFaults(seed=5, loss=0.2, duplication=0.2, reordering=0.3, delay_s=0.1))
         for number in range(200):
             faulty.publish("up/x", bytes([number]))
@@ -138,7 +129,7 @@ class TestFaultyTransport:
         assert came != sorted(came)
 
     def test_what_is_received_is_lost_doubled_and_reordered(self) -> None:
-        clock = Clock()
+        clock = ManualClock()
         faulty, plain = self.pair(
             clock, down=LinkFaults(seed=5, loss=0.2, duplication=0.2, reordering=0.3, delay_s=0.1)
         )
@@ -153,7 +144,7 @@ class TestFaultyTransport:
         assert came != sorted(came)
 
     def test_late_packets_count_as_pending(self) -> None:
-        clock = Clock()
+        clock = ManualClock()
         faulty, plain = self.pair(clock, up=LinkFaults(delay_s=1.0))
         size = faulty.publish("up/x", bytes(100))
         assert faulty.pending_bytes() == size
@@ -163,7 +154,7 @@ class TestFaultyTransport:
         assert self.numbers(plain.poll()) == [0]
 
     def test_publishing_does_not_swallow_what_is_received(self) -> None:
-        clock = Clock()
+        clock = ManualClock()
         faulty, plain = self.pair(clock, down=LinkFaults(delay_s=1.0))
         plain.publish("down/x", b"\1")
         faulty.poll()
@@ -172,32 +163,32 @@ class TestFaultyTransport:
         assert self.numbers(faulty.poll()) == [1]
 
     def test_exempt_topics_arrive(self) -> None:
-        faulty, plain = self.pair(Clock(), up=LinkFaults(loss=1.0), down=LinkFaults(loss=1.0))
+        faulty, plain = self.pair(ManualClock(), up=LinkFaults(loss=1.0), down=LinkFaults(loss=1.0))
         faulty.publish("up/state", b"\1")
         plain.publish("down/state", b"\2")
         assert self.numbers(plain.poll()) == [1]
         assert self.numbers(faulty.poll()) == [2]
 
     def test_a_graceful_close_sends_what_the_link_holds(self) -> None:
-        faulty, plain = self.pair(Clock(), up=LinkFaults(delay_s=1.0))
+        faulty, plain = self.pair(ManualClock(), up=LinkFaults(delay_s=1.0))
         faulty.publish("up/x", b"\1")
         faulty.close()
         assert self.numbers(plain.poll()) == [1]
 
     def test_an_abrupt_close_does_not(self) -> None:
-        faulty, plain = self.pair(Clock(), up=LinkFaults(delay_s=1.0))
+        faulty, plain = self.pair(ManualClock(), up=LinkFaults(delay_s=1.0))
         faulty.publish("up/x", b"\1")
         faulty.close(graceful=False)
         assert self.numbers(plain.poll()) == []
 
     def test_a_packet_over_the_limit_is_refused(self) -> None:
-        faulty, _ = self.pair(Clock(), up=LinkFaults(delay_s=1.0))
+        faulty, _ = self.pair(ManualClock(), up=LinkFaults(delay_s=1.0))
         with pytest.raises(PacketTooLarge):
             faulty.publish("up/x", bytes(1_000_000))
         assert len(bytes(faulty.payload_limit("up/x"))) < faulty.max_packet_bytes
 
     def test_waiting_ends_when_something_is_due(self) -> None:
-        clock = Clock()
+        clock = ManualClock()
         faulty, _ = self.pair(clock, up=LinkFaults(delay_s=0.01))
         faulty.publish("up/x", b"\1")
         clock.now_s = 1.0

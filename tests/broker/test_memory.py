@@ -11,25 +11,16 @@ from cutlayer.broker.errors import IdentityTaken
 from cutlayer.broker.faults import LinkFaults
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.transport import Connected, Disconnected, Received, TransportEvent, Will
+from support.manual_clock import ManualClock
 
 SLOW = LinkFaults(delay_s=0.5)
-
-
-class Clock:
-    """A clock that stands until it is told to jump."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class World:
     """A broker, its clock, and the transports on it."""
 
     def __init__(self, **options: object) -> None:
-        self.clock = Clock()
+        self.clock = ManualClock(100.0)
         self.broker = MemoryBroker(self.clock, **options)  # type: ignore[arg-type]
 
     def transport(self, name: str, *filters: str, will: Will | None = None, **links: LinkFaults) -> MemoryTransport:

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from support.small_run import CLASSES
-
 from cutlayer.broker.memory import MemoryTransport
 from cutlayer.broker.messages import Message, serialize
 from cutlayer.broker.transport import Received
@@ -23,6 +21,7 @@ from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork
+from support.small_run import CLASSES
 
 __all__ = ["Client", "Worker", "committed_once", "run_until_over"]
 
@@ -85,7 +84,12 @@ class Worker:
             options=WorkerOptions(claim_s=0.1, checkpoint_every_windows=every_windows),
             clock=network.clock,
         )
-        network.add(name, self.runtime, self.transport, lambda: self.runtime.is_finished)
+        network.add(name, self.runtime, self.transport, self._has_ended)
+
+    def _has_ended(self) -> bool:
+        if self.runtime.is_finished:
+            self.runtime.stop()
+        return self.runtime.is_finished
 
     def _take(self, event: Event) -> None:
         self.events.append(event)

@@ -89,10 +89,10 @@ class OutputsReceived:
 
 @dataclass(frozen=True, slots=True)
 class StepCommitted:
-    """To the agent: a training step is part of the model."""
+    """To the agent: a training step is part of the model. `window` is None where only the ledger has told it."""
 
     step: int
-    window: int
+    window: int | None
 
 
 @dataclass(frozen=True, slots=True)

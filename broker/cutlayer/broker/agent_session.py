@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from cutlayer.broker.actions import (
     AgentAction,
@@ -24,7 +24,8 @@ from cutlayer.broker.actions import (
     StepCommitted,
     Subscribe,
 )
-from cutlayer.broker.errors import IdentityTaken, Rejected
+from cutlayer.broker.errors import IdentityTaken, MalformedMessage, Rejected, SettingsError
+from cutlayer.broker.ledger import StepRanges
 from cutlayer.broker.messages import (
     ActivationGradients,
     Activations,
@@ -41,6 +42,7 @@ from cutlayer.broker.messages import (
     Outputs,
     Phase,
     Reject,
+    RejectReason,
     Resend,
     ResendReason,
     RunPhase,
@@ -51,6 +53,7 @@ from cutlayer.broker.messages import (
 )
 from cutlayer.broker.states import ExchangeState, next_state
 from cutlayer.broker.topics import RUN, WORKER_STATES, AgentTopics, WorkerTopics
+from cutlayer.compression import CodecError, codec_from_name
 
 __all__ = ["AgentSession", "Deadlines"]
 
@@ -58,6 +61,13 @@ Key = tuple[Mode, int]
 
 
 MAX_GOODBYES = 5
+MAX_WORKERS = 1_024
+"""Workers that an agent knows; their names come from whoever may publish below `cutlayer/workers`."""
+MAX_DOUBLINGS = 16
+MAX_STRETCH = 10.0
+"""A message that is lost is sent again after this many times `Deadlines.longest_s`, however busy the link is."""
+
+_PHASES = tuple(RunPhase)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,7 @@ class _Worker:
     hello_at: float = 0.0
     hello_wait_s: float = 0.0
     outstanding: set[Key] = field(default_factory=set)
+    former: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -95,11 +106,14 @@ class _Exchange:
     tensors: tuple[tuple[str, EncodedTensor], ...]
     state: ExchangeState = ExchangeState.IDLE
     worker: str | None = None
-    first_sent_at: float = 0.0
+    activations_sent_at: float = 0.0
+    num_activations_sent: int = 0
     sent_at: float = 0.0
     deadline: float = 0.0
     repeats: int = 0
     last: Publish | None = None
+    is_delivered: bool = False
+    version: int = -1
 
     @property
     def key(self) -> Key:
@@ -125,7 +139,8 @@ class AgentSession:
         self.num_repeats = 0
         self._software = software
         self._deadlines = deadlines or Deadlines()
-        self._round_trip_s = 0.0
+        self._round_trip_s: float | None = None
+        self._backoff = 0
         self._is_done = False
         self._goodbye: tuple[GoodbyeReason, Telemetry] | None = None
         self._goodbyes_left = MAX_GOODBYES
@@ -197,7 +212,7 @@ class AgentSession:
         self, step: int, mode: Mode, num_samples: int, tensors: tuple[tuple[str, EncodedTensor], ...], now: float
     ) -> list[AgentAction]:
         """Send a new microbatch to the least loaded worker (`can_submit` says whether there is one)."""
-        exchange = _Exchange(step, mode, num_samples, tensors, first_sent_at=now)
+        exchange = _Exchange(step, mode, num_samples, tensors)
         assert exchange.key not in self._exchanges, "a step is submitted once"
         self._exchanges[exchange.key] = exchange
         return self._send_activations(exchange, now)
@@ -207,6 +222,8 @@ class AgentSession:
         exchange = self._exchanges.get((Mode.TRAIN, step))
         worker = self._workers.get(exchange.worker) if exchange and exchange.worker else None
         if exchange is None or worker is None or worker.lease is None or exchange.state is not ExchangeState.OUTPUTS:
+            return []
+        if exchange.version != version:
             return []
         exchange.state = ExchangeState.GRADIENTS
         message = OutputGradients(worker.lease, step, version, gradients)
@@ -234,10 +251,20 @@ class AgentSession:
         """Return the retained state of an agent that is gone."""
         return Publish(self.topics.state, AgentState(online=False, incarnation=self.incarnation), retain=True)
 
-    def progress(self, now: float) -> None:
-        """Take notice that bytes are moving: a slow link is not a dead one."""
+    def progress(self, now: float, pending_bytes: int | None = None) -> None:
+        """Take notice that bytes are moving: a slow link is not a dead one.
+
+        Args:
+            now: Seconds.
+            pending_bytes: Bytes still on their way to the broker. Once there are none, all that was sent is out, and
+                what moves later says nothing about it.
+        """
         for exchange in self._exchanges.values():
-            exchange.deadline = max(exchange.deadline, now + self._patience_s(exchange))
+            if exchange.is_delivered:
+                continue
+            stretched = min(now + self._patience_s(exchange), exchange.sent_at + MAX_STRETCH * self._longest_s())
+            exchange.deadline = max(exchange.deadline, stretched)
+            exchange.is_delivered = pending_bytes == 0
 
     def tick(self, now: float) -> list[AgentAction]:
         """Do what is due."""
@@ -249,11 +276,12 @@ class AgentSession:
             self._poll_at = now + self._deadlines.step_s
             if self._goodbye is not None:
                 actions += self.leave(*self._goodbye, now)
-            elif self._is_done:
-                actions += self._tell_workers(TrainingDone)
             else:
+                # Not TrainingDone alone: a worker that does not know the lease can answer nothing else than a Hello.
+                actions += self._tell_workers(TrainingDone) if self._is_done else []
                 for worker in self._workers.values():
-                    actions += self._say_hello(worker, now)
+                    actions += self._say_hello(worker, now) if worker.lease is not None else []
+        actions += self._rehome(now)
         for exchange in self._exchanges.values() if self._goodbye is None else ():
             if exchange.last is not None and now >= exchange.deadline:
                 exchange.repeats += 1
@@ -278,7 +306,7 @@ class AgentSession:
                 return self._welcome(message, now)
             case Busy():
                 if worker := self._workers.get(message.worker):
-                    worker.hello_at = now + message.retry_after_s
+                    worker.hello_at = now + max(message.retry_after_s, self._deadlines.hello_s)
                 return []
             case Reject():
                 return [Fail(Rejected(message.worker, message.reason, message.detail))]
@@ -287,10 +315,9 @@ class AgentSession:
                 if worker is None:
                     return [Refused("lease", "Phase under an unknown lease")]
                 if message.phase is RunPhase.ENDED and self._goodbye is not None:
-                    worker.lease = None
+                    self._end_lease(worker)
                     return []
-                self.phase = message.phase
-                return [PhaseReached(message.phase, message.reason)]
+                return self._advance(message.phase, message.reason)
             case Outputs() | ActivationGradients() | Resend():
                 return self._step_message(message, now)
             case _:
@@ -302,17 +329,21 @@ class AgentSession:
         exchange = self._exchanges.get((mode, message.step))
         if worker is None:
             return [Refused("lease", f"{type(message).__name__} under an unknown lease")]
-        if exchange is None:
-            return [Duplicate(type(message).__name__)]
         if isinstance(message, Resend) and message.reason is ResendReason.LEASE:
             return self._lose(worker, "it does not know the lease", now) + self._say_hello(worker, now)
+        if exchange is None:
+            return [Duplicate(type(message).__name__)]
         before = exchange.state
+        if isinstance(message, Outputs) and before is not ExchangeState.IDLE and message.version > exchange.version:
+            # Outputs of newer weights are no copy: the worker has run the step again, and the Outputs before were
+            # late ones, from before its Resend. It will only take gradients of these.
+            before = ExchangeState.ACTIVATIONS
         after = next_state(mode, before, type(message))
         if after is None or (isinstance(message, Outputs | Resend) and exchange.worker != worker.name):
             return [Refused("state", f"{type(message).__name__} in state {before.name}")]
         if isinstance(message, ActivationGradients):
             self._finish(exchange)
-            return [StepCommitted(message.step, message.window)]
+            return [StepCommitted(message.step, message.window), *self._rehome(now)]
         if isinstance(message, Resend):
             exchange.state = ExchangeState.IDLE
             self.num_repeats += 1
@@ -320,10 +351,10 @@ class AgentSession:
             return self._send_activations(exchange, now, repeated=True)
         if after is before:
             return [Duplicate("Outputs")]
-        round_trip_s = now - exchange.sent_at
-        if not exchange.repeats:  # Karn's rule (RFC 6298, section 3): a repeated message measures nothing
-            self._round_trip_s += (round_trip_s - self._round_trip_s) / 8
+        round_trip_s = now - exchange.activations_sent_at
+        self._measure(exchange, round_trip_s)
         exchange.state = after
+        exchange.version = message.version
         exchange.last = None  # from here on the driver is at work, and nothing is missing
         exchange.repeats = 0
         if mode is not Mode.TRAIN:
@@ -332,46 +363,98 @@ class AgentSession:
         outputs = OutputsReceived(
             message.step, mode, message.outputs, worker.codecs, message.version, round_trip_s, message.server_s
         )
-        return [outputs]
+        return [outputs, *self._rehome(now)]
+
+    def _measure(self, exchange: _Exchange, round_trip_s: float) -> None:
+        """Learn from a round trip, by Karn's rule (RFC 6298, section 3): a repeated message measures nothing.
+
+        But what it took to get through holds for the next ones too, until one gets through at once (section 5.7).
+        """
+        if exchange.state is not ExchangeState.ACTIVATIONS:
+            return
+        if exchange.num_activations_sent > 1:
+            self._backoff = exchange.repeats
+            return
+        self._backoff = 0
+        if self._round_trip_s is None:
+            self._round_trip_s = round_trip_s
+        else:
+            self._round_trip_s += (round_trip_s - self._round_trip_s) / 8
 
     def _welcome(self, message: Welcome, now: float) -> list[AgentAction]:
         worker = self._workers.get(message.worker)
         if worker is None:
             return [Refused("unexpected", f"Welcome from {message.worker}, which is not online")]
+        if message.lease in worker.former and (worker.lease is not None or self._goodbye is not None):
+            return [Duplicate("Welcome")]
         if worker.lease == message.lease:
-            if self.phase is message.phase:
-                return [Duplicate("Welcome")]
-            self.phase = message.phase
-            return [PhaseReached(message.phase, "")]
-        moved = self._take_back(worker)
+            return self._advance(message.phase, "") or [Duplicate("Welcome")]
+        try:
+            committed = StepRanges(message.committed)
+            for entry in fields(message.codecs):
+                codec_from_name(getattr(message.codecs, entry.name))
+        except (MalformedMessage, CodecError) as error:
+            return [Refused("content", f"Welcome from {message.worker}: {error}")]
+        self._take_back(worker)
+        self._end_lease(worker)
         worker.lease, worker.credits, worker.codecs = message.lease, message.credits, message.codecs
         worker.hello_wait_s = 0.0
         self.phase = message.phase
+        self._is_done = False  # a worker resumed from a checkpoint may know of fewer steps: the driver says it again
         self._poll_at = now + self._deadlines.step_s
-        actions: list[AgentAction] = [LeaseGranted(worker.name, message.committed, message.phase)]
-        for start, stop in message.committed:
-            for key in [key for key in self._exchanges if key[0] is Mode.TRAIN and start <= key[1] < stop]:
-                self._finish(self._exchanges[key])
-                moved.discard(key)
-        self._homeless.extend(sorted(moved))
-        return actions + self._rehome(now)
+        actions: list[AgentAction] = []
+        for mode, step in list(self._exchanges):
+            if mode is Mode.TRAIN and step in committed:
+                self._finish(self._exchanges[mode, step])
+                actions.append(StepCommitted(step, None))
+        return [*actions, LeaseGranted(worker.name, message.committed, message.phase), *self._rehome(now)]
+
+    def _advance(self, phase: RunPhase, reason: str) -> list[AgentAction]:
+        """Take notice of a phase; under one lease an earlier one than the last is late news."""
+        if _PHASES.index(phase) <= _PHASES.index(self.phase):
+            return []
+        self.phase = phase
+        return [PhaseReached(phase, reason)]
 
     def _worker_state(self, message: WorkerState, now: float) -> list[AgentAction]:
         worker = self._workers.get(message.worker)
+        if worker is not None and worker.incarnation > message.incarnation:
+            return []
         if not message.online:
-            if worker is None or worker.incarnation > message.incarnation:
+            if worker is None:
                 return []
             actions = self._lose(worker, "it went offline", now)
             del self._workers[worker.name]
-            return actions
+            return actions + self._ended_without(message)
         if worker is None:
+            try:
+                WorkerTopics(message.worker)
+            except SettingsError as error:
+                return [Refused("topic", error.problem)]
+            if len(self._workers) >= MAX_WORKERS:
+                return [Refused("workers", f"{message.worker} is one worker more than the {MAX_WORKERS} known")]
             worker = self._workers[message.worker] = _Worker(message.worker, message.incarnation, hello_at=now)
             return self._say_hello(worker, now)
         if message.incarnation > worker.incarnation:
             actions = self._lose(worker, "it was started anew", now)
             worker.incarnation = message.incarnation
+            worker.former.clear()
             return actions + self._say_hello(worker, now)
+        if message.phase is RunPhase.ENDED and worker.lease is not None and self._is_own_run(message):
+            return self._advance(message.phase, message.reason)
         return []
+
+    def _ended_without(self, message: WorkerState) -> list[AgentAction]:
+        """Give up when the run has ended and nobody is left to say goodbye to: waiting would be in vain."""
+        if message.phase is not RunPhase.ENDED or not self._is_own_run(message):
+            return []
+        if self._goodbye is not None or self.leased_workers:
+            return []
+        self.phase = RunPhase.ENDED
+        return [Fail(Rejected(message.worker, RejectReason.ENDED, f"the run has ended: {message.reason}"))]
+
+    def _is_own_run(self, message: WorkerState) -> bool:
+        return self._hello is not None and self._hello[0] == message.manifest_digest
 
     # Inside ---------------------------------------------------------------------------------------------------
 
@@ -401,6 +484,7 @@ class AgentSession:
             return []
         exchange.worker = worker.name
         exchange.state = ExchangeState.ACTIVATIONS
+        exchange.version = -1
         worker.outstanding.add(exchange.key)
         message = Activations(worker.lease, exchange.step, exchange.mode, exchange.num_samples, exchange.tensors)
         topic = self.topics.up_activations(worker.name)
@@ -409,12 +493,20 @@ class AgentSession:
     def _send(self, exchange: _Exchange, publish: Publish, now: float) -> list[AgentAction]:
         exchange.last = publish
         exchange.sent_at = now
+        exchange.is_delivered = False
+        if isinstance(publish.message, Activations):
+            exchange.activations_sent_at = now
+            exchange.num_activations_sent += 1
         exchange.deadline = now + self._patience_s(exchange)
         return [publish]
 
     def _patience_s(self, exchange: _Exchange) -> float:
-        usual_s = max(self._deadlines.step_s, 4.0 * self._round_trip_s) * 2.0**exchange.repeats
-        return min(usual_s, max(self._deadlines.longest_s, self._deadlines.step_s))
+        doublings = min(max(exchange.repeats, self._backoff), MAX_DOUBLINGS)
+        usual_s = max(self._deadlines.step_s, 4.0 * (self._round_trip_s or 0.0)) * 2.0**doublings
+        return min(usual_s, self._longest_s())
+
+    def _longest_s(self) -> float:
+        return max(self._deadlines.longest_s, self._deadlines.step_s)
 
     def _least_loaded(self) -> _Worker | None:
         free = [
@@ -437,30 +529,38 @@ class AgentSession:
         exchange.state = ExchangeState.DONE
         del self._exchanges[exchange.key]
 
-    def _take_back(self, worker: _Worker) -> set[Key]:
+    def _take_back(self, worker: _Worker) -> None:
         """Take back everything that a worker holds; each goes up again from its activations."""
-        moved = set(worker.outstanding)
-        for key in moved:
+        for key in sorted(worker.outstanding):
             exchange = self._exchanges[key]
             exchange.state, exchange.worker, exchange.last = ExchangeState.IDLE, None, None
+            self._homeless.append(key)
         worker.outstanding.clear()
-        return moved
+
+    def _end_lease(self, worker: _Worker) -> None:
+        if worker.lease is not None:
+            worker.former.add(worker.lease)  # a copy of its Welcome may still be under way
+            worker.lease = None
+            worker.hello_wait_s = 0.0
 
     def _lose(self, worker: _Worker, reason: str, now: float) -> list[AgentAction]:
         if worker.lease is None:
             return []
-        moved = self._take_back(worker)
-        worker.lease = None
-        self._homeless.extend(sorted(moved))
+        self._take_back(worker)
+        self._end_lease(worker)
         return [LeaseLost(worker.name, reason), *self._rehome(now)]
 
     def _rehome(self, now: float) -> list[AgentAction]:
+        """Send what has no worker, as far as there are credits."""
         actions: list[AgentAction] = []
-        while self._homeless and self._least_loaded() is not None:
-            exchange = self._exchanges.get(self._homeless.popleft())
+        while self._homeless and self._goodbye is None:
+            exchange = self._exchanges.get(self._homeless[0])
             if exchange is not None and exchange.worker is None:
+                if self._least_loaded() is None:
+                    break
                 self.num_repeats += 1
                 actions += self._send_activations(exchange, now, repeated=True)
+            self._homeless.popleft()
         return actions
 
     def _tell_workers(self, make: Callable[[int], Message]) -> list[AgentAction]:

@@ -19,6 +19,10 @@ __all__ = ["CHUNK_OVERHEAD_BYTES", "Reassembler", "split"]
 CHUNK_OVERHEAD_BYTES = 40
 """At most what a chunk's own fields take: array, version, kind, id (10), index, count, total (3 x 5), data (5)."""
 MIN_CHUNK_BYTES = 64
+PARTIAL_BYTES = 1024
+"""At most what an unfinished message takes beside its bytes: a small one is not free."""
+PIECE_BYTES = 128
+"""At most what a piece takes beside its bytes."""
 
 
 def split(message: bytes, payload_limit: int) -> Iterator[bytes]:
@@ -51,6 +55,16 @@ class _Partial:
     pieces: dict[int, bytes] = field(default_factory=dict)
     held_bytes: int = 0
 
+    @property
+    def cost_bytes(self) -> int:
+        return _cost_bytes(self.count, self.total_bytes)
+
+
+@dataclass(slots=True)
+class _Sender:
+    reserved_bytes: int = 0
+    partials: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+
 
 class Reassembler:
     """Puts chunks together again. A sender cannot make it hold more than its share of the budget.
@@ -59,7 +73,8 @@ class Reassembler:
         budget_bytes: Most bytes held in all, by the totals that senders declare.
         sender_share: Most of that for one sender, as a share.
 
-    A message is given up when others need its room (the one without progress for longest goes first); its sender
+    What counts against the budget is what a message may grow to: the size that it declares, and what its pieces
+    take beside. A message is given up when others need its room (the one without progress for longest goes first); its sender
     sends it again at its deadline.
     """
 
@@ -67,18 +82,20 @@ class Reassembler:
         self._budget_bytes = budget_bytes
         self._sender_bytes = int(budget_bytes * sender_share)
         self._partials: OrderedDict[tuple[str, bytes], _Partial] = OrderedDict()
+        self._senders: dict[str, _Sender] = {}
+        self._reserved_bytes = 0
         self.num_dropped = 0
 
     @property
     def reserved_bytes(self) -> int:
         """Bytes that the unfinished messages may grow to."""
-        return sum(partial.total_bytes for partial in self._partials.values())
+        return self._reserved_bytes
 
     def feed(self, sender: str, packet: bytes) -> Message | None:
         """Take one packet.
 
         Args:
-            sender: Whoever it came from, such as the topic name.
+            sender: Whoever it came from, such as the agent.
             packet: Its payload.
 
         Returns:
@@ -94,43 +111,66 @@ class Reassembler:
         key = (sender, message.message_id)
         partial = self._partials.get(key)
         if partial is None:
-            self._make_room(sender, message.total_bytes)
-            partial = self._partials[key] = _Partial(message.count, message.total_bytes)
+            partial = self._open(key, _Partial(message.count, message.total_bytes))
         elif (partial.count, partial.total_bytes) != (message.count, message.total_bytes):
-            del self._partials[key]
+            self._close(key)
             raise MalformedMessage("chunks of one message disagree on its size")
         self._partials.move_to_end(key)
+        self._senders[sender].partials.move_to_end(message.message_id)
         if message.index not in partial.pieces:
             if partial.held_bytes + len(message.data) > partial.total_bytes:
-                del self._partials[key]
+                self._close(key)
                 raise MalformedMessage("chunks hold more bytes than they declare")
             partial.pieces[message.index] = message.data
             partial.held_bytes += len(message.data)
         if len(partial.pieces) < partial.count:
             return None
-        del self._partials[key]
+        self._close(key)
         return _join(partial, message.message_id)
 
     def forget(self, sender: str) -> None:
         """Drop what a sender has left unfinished."""
-        for key in [key for key in self._partials if key[0] == sender]:
-            del self._partials[key]
+        while sender in self._senders:
+            self._close((sender, next(iter(self._senders[sender].partials))))
 
     def _check(self, chunk: Chunk) -> None:
         if len(chunk.message_id) != 8 or chunk.index >= chunk.count or not chunk.data:
             raise MalformedMessage(f"chunk {chunk.index} of {chunk.count} with {len(chunk.data)} B is none")
-        if chunk.total_bytes > self._sender_bytes:
-            raise OversizedMessage("chunked message", chunk.total_bytes, self._sender_bytes)
+        if chunk.count > chunk.total_bytes:
+            raise MalformedMessage(f"{chunk.count} chunks of a message of {chunk.total_bytes} B")
+        if _cost_bytes(chunk.count, chunk.total_bytes) > self._sender_bytes:
+            raise OversizedMessage("chunked message", _cost_bytes(chunk.count, chunk.total_bytes), self._sender_bytes)
 
-    def _make_room(self, sender: str, total_bytes: int) -> None:
-        own = sum(partial.total_bytes for (owner, _), partial in self._partials.items() if owner == sender)
-        while own + total_bytes > self._sender_bytes:
-            key = next(key for key in self._partials if key[0] == sender)
-            own -= self._partials.pop(key).total_bytes
+    def _open(self, key: tuple[str, bytes], partial: _Partial) -> _Partial:
+        sender, message_id = key
+        while sender in self._senders and (
+            self._senders[sender].reserved_bytes + partial.cost_bytes > self._sender_bytes
+        ):
+            self._close((sender, next(iter(self._senders[sender].partials))))
             self.num_dropped += 1
-        while self.reserved_bytes + total_bytes > self._budget_bytes:
-            self._partials.popitem(last=False)
+        while self._reserved_bytes + partial.cost_bytes > self._budget_bytes:
+            self._close(next(iter(self._partials)))
             self.num_dropped += 1
+        owner = self._senders.setdefault(sender, _Sender())
+        owner.partials[message_id] = None
+        owner.reserved_bytes += partial.cost_bytes
+        self._reserved_bytes += partial.cost_bytes
+        self._partials[key] = partial
+        return partial
+
+    def _close(self, key: tuple[str, bytes]) -> None:
+        sender, message_id = key
+        cost_bytes = self._partials.pop(key).cost_bytes
+        self._reserved_bytes -= cost_bytes
+        owner = self._senders[sender]
+        del owner.partials[message_id]
+        owner.reserved_bytes -= cost_bytes
+        if not owner.partials:
+            del self._senders[sender]
+
+
+def _cost_bytes(count: int, total_bytes: int) -> int:
+    return total_bytes + count * PIECE_BYTES + PARTIAL_BYTES
 
 
 def _join(partial: _Partial, message_id: bytes) -> Message:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from cutlayer.broker.actions import Publish
 from cutlayer.broker.chunking import Reassembler, split
-from cutlayer.broker.errors import WireError
+from cutlayer.broker.errors import PacketTooLarge, WireError
 from cutlayer.broker.messages import Direction, Message, serialize
 from cutlayer.broker.telemetry import TrafficMeter
 from cutlayer.broker.topics import agent_of
 from cutlayer.broker.transport import Received, Transport
 
 __all__ = ["Courier"]
+
+MAX_UNFINISHED_TOPICS = 4_096
+"""Topics whose bytes are counted towards a message that is not whole; an agent may publish on any below its own."""
 
 
 @dataclass(slots=True)
@@ -44,11 +47,15 @@ class Courier:
         """Publish a message, in chunks where it is larger than a packet.
 
         Raises:
-            PacketTooLarge: When the packet limit leaves no room for a chunk.
+            PacketTooLarge: When the packet limit leaves no room for a chunk, or the message is retained, which
+                cannot be cut.
         """
         size = _Size()
         limit = self.transport.payload_limit(publish.topic)
-        for packet in split(serialize(publish.message), limit):
+        message = serialize(publish.message)
+        if publish.retain and len(message) > limit:
+            raise PacketTooLarge(limit, len(message))  # the broker would keep the last chunk alone
+        for packet in split(message, limit):
             size.payload_bytes += len(packet)
             size.wire_bytes += self.transport.publish(publish.topic, packet, qos=publish.qos, retain=publish.retain)
         self.traffic.add(self._sends, publish.message, size.payload_bytes, size.wire_bytes)
@@ -60,18 +67,21 @@ class Courier:
         """
         if not packet.payload:
             return None  # an empty retained message clears a topic
+        sender = agent_of(packet.topic) or packet.topic
         size = self._unfinished.setdefault(packet.topic, _Size())
+        if len(self._unfinished) > MAX_UNFINISHED_TOPICS:
+            del self._unfinished[next(iter(self._unfinished))]
         size.payload_bytes += len(packet.payload)
         size.wire_bytes += packet.wire_bytes
         try:
-            message = self._reassembler.feed(packet.topic, packet.payload)
+            message = self._reassembler.feed(sender, packet.payload)
         except WireError as error:
             self.rejects[error.label] += 1
-            del self._unfinished[packet.topic]
+            self._unfinished.pop(packet.topic, None)
             return None
         if message is not None:
             self.traffic.add(self._receives, message, size.payload_bytes, size.wire_bytes)
-            del self._unfinished[packet.topic]
+            self._unfinished.pop(packet.topic, None)
         return message
 
     def refuse(self, label: str) -> None:
@@ -80,6 +90,6 @@ class Courier:
 
     def forget(self, agent: str) -> None:
         """Drop what an agent has left unfinished."""
+        self._reassembler.forget(agent)
         for topic in [topic for topic in self._unfinished if agent_of(topic) == agent]:
             del self._unfinished[topic]
-            self._reassembler.forget(topic)

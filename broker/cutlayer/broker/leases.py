@@ -76,7 +76,7 @@ class LeaseTable:
         """Grant a lease in place of the agent's earlier one."""
         self.drop(hello.agent)
         number = self._new_number()
-        while number in self._by_number:
+        while number in self._by_number or number in self._former:
             number = self._new_number()
         lease = Lease(hello.agent, number, hello.incarnation, hello.num_samples, total_steps, codecs, now)
         self._by_agent[hello.agent] = self._by_number[number] = lease

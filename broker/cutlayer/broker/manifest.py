@@ -34,10 +34,12 @@ MAX_MANIFEST_BYTES = 64 * 1024
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Dimension = Annotated[int, Field(ge=1, le=65_536)]
+CodecName = Annotated[str, Field(min_length=1, max_length=64)]  # as long as a message may carry
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    # No NaN or Infinity, which JSON has not and pydantic would take.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 class ImageSpec(_Frozen):
@@ -153,10 +155,10 @@ class TaskSpec(_Frozen):
 class CodecNames(_Frozen):
     """Codec of each kind of tensor, by the names of `cutlayer.compression.codec_from_name`."""
 
-    activations: str = "int8+zstd"
-    outputs: str = "fp16"
-    output_gradients: str = "fp16"
-    activation_gradients: str = "int8+zstd"
+    activations: CodecName = "int8+zstd"
+    outputs: CodecName = "fp16"
+    output_gradients: CodecName = "fp16"
+    activation_gradients: CodecName = "int8+zstd"
 
 
 class WindowSpec(_Frozen):

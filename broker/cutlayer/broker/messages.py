@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgpack
 
@@ -34,6 +34,7 @@ from cutlayer.broker.wire import (
     pair,
     parse_fields,
     record,
+    shape,
     text,
     uint,
     wire,
@@ -48,6 +49,7 @@ MAX_CHUNKS = 65_536
 MAX_TENSOR_DIMENSIONS = 4
 MAX_DIMENSION = 65_536
 MAX_TENSOR_ELEMENTS = 64 << 20
+"""256 MiB as float32."""
 MAX_MODALITIES = 16
 MAX_NAME = 64
 MAX_TOPIC = 256
@@ -56,6 +58,13 @@ MAX_RANGES = 4_096
 """Committed ranges in a Welcome. A ledger with more holes than this is sent without the last ones."""
 MAX_EVALUATIONS = 4_096
 MAX_CODECS = 64
+MAX_TRAFFIC = 256
+MAX_LIST = 4_096
+"""Entries of any list."""
+MAX_TEXT_BYTES = 8_192
+"""UTF-8 bytes of any text."""
+MAX_VALUES = 1 << 17
+"""Values in all lists of a message together; the largest that the limits of the fields admit has about 60,000."""
 
 
 class Mode(StrEnum):
@@ -117,7 +126,7 @@ class EncodedTensor:
     """
 
     codec: str = wire(text(MAX_NAME))
-    shape: tuple[int, ...] = wire(many(uint(MAX_DIMENSION), MAX_TENSOR_DIMENSIONS))
+    shape: tuple[int, ...] = wire(shape(MAX_TENSOR_DIMENSIONS, MAX_DIMENSION, MAX_TENSOR_ELEMENTS))
     data: bytes = wire(binary(MAX_MESSAGE_BYTES))
 
 
@@ -445,7 +454,7 @@ class Telemetry:
     train: MetricSums = wire(record(MetricSums))
     recent: MetricSums = wire(record(MetricSums))
     evaluations: tuple[Evaluation, ...] = wire(many(record(Evaluation), MAX_EVALUATIONS))
-    traffic: tuple[Traffic, ...] = wire(many(record(Traffic), 256))
+    traffic: tuple[Traffic, ...] = wire(many(record(Traffic), MAX_TRAFFIC))
     wire_sent_bytes: int = wire(uint())
     wire_received_bytes: int = wire(uint())
     round_trips: tuple[tuple[int, int], ...] = wire(many(pair(uint(4096), uint()), 4096))
@@ -575,9 +584,7 @@ def parse(data: bytes) -> Message:
     if len(data) > MAX_MESSAGE_BYTES:
         raise OversizedMessage("message", len(data), MAX_MESSAGE_BYTES)
     try:
-        # MessagePack's own lengths are bounded by the data's (a list of n items needs n bytes), so nothing
-        # here takes more memory than a small multiple of what has already arrived.
-        values = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
+        values = _unpack(data)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise MalformedMessage(f"not MessagePack: {type(error).__name__}: {error}") from None
     if not isinstance(values, list) or len(values) < 2:
@@ -595,3 +602,39 @@ def parse(data: bytes) -> Message:
     except CheckFailed as error:
         raise MalformedMessage(str(error)) from None
     return message
+
+
+def _unpack(data: bytes) -> Any:
+    """Read MessagePack, taking no more memory than a small multiple of what has arrived.
+
+    A list header of five bytes may announce millions of entries, and an empty list of one byte takes 64: so the
+    lengths of lists and texts are limited, and all values are counted. No message has a map or an extension type.
+    """
+    values_left = MAX_VALUES
+
+    def count(values: list[Any]) -> list[Any]:
+        nonlocal values_left
+        values_left -= 1 + len(values)
+        if values_left < 0:
+            raise ValueError(f"more than {MAX_VALUES} values")
+        return values
+
+    return msgpack.unpackb(
+        data,
+        raw=False,
+        list_hook=count,
+        object_hook=_refuse_map,
+        ext_hook=_refuse_extension,
+        max_array_len=MAX_LIST,
+        max_str_len=MAX_TEXT_BYTES,
+        max_map_len=0,
+        max_ext_len=0,
+    )
+
+
+def _refuse_map(values: object) -> None:
+    raise ValueError("a map")
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    raise ValueError(f"an extension type, {code}")

@@ -202,8 +202,7 @@ class MqttConnection:
             return
         if reason.value >= FAILURE:
             self._client.last_error = ConnectionRefusedError(f"the broker refuses the connection: {reason}".lower())
-            fatal = fatal_connack(reason.value, str(reason), self._settings, self._client_id)
-            if fatal is not None:
+            if fatal := fatal_connack(reason.value, str(reason), self._settings, self._client_id):
                 self._fail(self._client, fatal)
             return
         # MQTT 5, section 3.2.2.3.6: a larger packet would end the connection.
@@ -230,8 +229,7 @@ class MqttConnection:
         if client is not self._client or self.over:
             return
         error = sys.exception()  # paho-mqtt calls this while it handles the exception, and tells no more
-        fatal = fatal_socket_error(error, self._settings)
-        if fatal is not None:
+        if fatal := fatal_socket_error(error, self._settings):
             self._fail(self._client, fatal)
         else:
             self._events.put(Disconnected(f"no connection to {self._settings.url}: {socket_text(error)}"))

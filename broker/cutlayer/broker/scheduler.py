@@ -84,6 +84,7 @@ class Scheduler:
         if group is not None:
             group.waiting.discard(exchange.key)
             group.ready = [key for key in group.ready if key != exchange.key]
+            group.first_ready_at = group.first_ready_at if group.ready else None
             self._release_if_empty(group)
 
     def _release_if_empty(self, group: Group) -> None:
@@ -131,7 +132,7 @@ class Scheduler:
             done = self.committed_samples + self._window_samples
             progress = None if planned_samples is None else min(done / max(planned_samples, 1), 1.0)
             return Commit(self.window, self._window_samples, len(self._in_window), progress)
-        return self._next_backward(now) or self._next_forward(ledger, is_training=is_training)
+        return self._next_backward(now) or self._next_forward(ledger, is_training=is_training, num_credits=credits)
 
     def _closes(self, training: Sequence[Lease], ledger: Ledger, num_credits: int, now: float) -> bool:
         held = [key.agent for key in self._in_window]
@@ -164,7 +165,8 @@ class Scheduler:
                 return Backward(group.number, tuple(gradients), last=not group.waiting)
         return None
 
-    def _next_forward(self, ledger: Ledger, *, is_training: bool) -> Forward | None:
+    def _next_forward(self, ledger: Ledger, *, is_training: bool, num_credits: int) -> Forward | None:
+        ready = self._in_turn(ledger, num_credits) if is_training else set()
         chosen: list[tuple[Key, Activations]] = []
         form: object = None
         num_samples = 0
@@ -172,7 +174,7 @@ class Scheduler:
             message = exchange.activations
             if message is None or exchange.group is not None:
                 continue
-            if key.mode is Mode.TRAIN and not (is_training and self._is_next(key, ledger)):
+            if key.mode is Mode.TRAIN and key not in ready:
                 continue
             signature = (key.mode, tuple((name, tensor.shape[1:]) for name, tensor in sorted(message.tensors)))
             if form is None:
@@ -192,9 +194,25 @@ class Scheduler:
             self._groups[number] = Group(number, self.version, {key for key, _ in chosen})
         return Forward(number, mode, tuple(chosen))
 
-    def _is_next(self, key: Key, ledger: Ledger) -> bool:
-        """In synchronous mode a microbatch waits for the window of the one before it."""
-        return not self._is_synchronous or key.step == ledger.of(key.agent).first_missing()
+    def _in_turn(self, ledger: Ledger, num_credits: int) -> set[Key]:
+        """Return the training microbatches whose turn it is: all, or in synchronous mode one of each agent.
+
+        A microbatch then waits for the window of the one before it. The one before may never come: after this worker
+        was resumed from a checkpoint, an agent's credits can all be taken by steps that were further on. Then the
+        first of those is next.
+        """
+        here: dict[str, list[Key]] = {}
+        for key in self.exchanges:
+            if key.mode is Mode.TRAIN:
+                here.setdefault(key.agent, []).append(key)
+        if not self._is_synchronous:
+            return {key for keys in here.values() for key in keys}
+        first = [min(keys) for keys in here.values()]
+        return {
+            key
+            for key in first
+            if key.step == ledger.of(key.agent).first_missing() or len(here[key.agent]) >= num_credits
+        }
 
     # Results --------------------------------------------------------------------------------------------------
 

@@ -6,13 +6,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from cutlayer.broker.messages import Direction, EncodedTensor, Message, Traffic
+from cutlayer.broker.messages import MAX_TRAFFIC, MESSAGE_TYPES, Direction, EncodedTensor, Message, Traffic
 from cutlayer.broker.tensors import raw_bytes
 
 __all__ = ["MIN_REPORTED_SAMPLES", "LogHistogram", "TrafficMeter", "message_codec", "message_raw_bytes"]
 
 MIN_REPORTED_SAMPLES = 32
 """No sum over fewer samples leaves an agent, nor can one be had as a difference of two sums."""
+
+MAX_CODECS_APART = MAX_TRAFFIC - len(Direction) * len(MESSAGE_TYPES)
+"""Rows of traffic beyond which a codec has no row of its own: its name comes from a peer, before any check."""
+OTHER_CODEC = "other"
 
 
 class LogHistogram:
@@ -81,6 +85,8 @@ class TrafficMeter:
             wire_bytes: Its MQTT packets, all chunks.
         """
         key = (direction, type(message).__name__, message_codec(message))
+        if key not in self._sums and len(self._sums) >= MAX_CODECS_APART:
+            key = (direction, type(message).__name__, OTHER_CODEC)
         sums = self._sums.setdefault(key, _Sums())
         sums.messages += 1
         sums.raw_bytes += message_raw_bytes(message)

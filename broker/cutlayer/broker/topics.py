@@ -84,9 +84,7 @@ class AgentTopics:
     root: str
 
     def __post_init__(self) -> None:
-        levels = self.root.split("/")
-        reserved = levels[0] == ROOT or "up" in levels or "down" in levels
-        if len(self.root) > MAX_AGENT_TOPIC or reserved or not all(_LEVEL.fullmatch(level) for level in levels):
+        if not _is_agent(self.root.split("/")):
             raise SettingsError(
                 f"topic {self.root!r} cannot be an agent's",
                 "use levels of letters, digits, '.', '_' and '-' joined by '/', such as clinic/07; not "
@@ -137,17 +135,26 @@ class AgentTopics:
 
 
 def agent_of(topic: str) -> str | None:
-    """Return the agent whose own topic this is, or None.
+    """Return the agent whose own topic this is, or None; what is returned is usable in `AgentTopics`.
 
     Args:
         topic: A topic name such as `clinic/07/up/w1/activations` or `clinic/07/state`.
     """
     levels = topic.split("/")
-    if levels[0] == ROOT:
+    markers = [index for index, level in enumerate(levels) if level in ("up", "down")]
+    if markers:
+        levels = levels[: markers[0]]
+    elif levels[-1] == "state":
+        levels = levels[:-1]
+    else:
         return None
-    if levels[-1] == "state" and len(levels) > 1:
-        return "/".join(levels[:-1])
-    for marker in ("up", "down"):
-        if marker in levels[1:]:
-            return "/".join(levels[: levels.index(marker, 1)])
-    return None
+    return "/".join(levels) if _is_agent(levels) else None
+
+
+def _is_agent(levels: list[str]) -> bool:
+    return (
+        bool(levels)
+        and levels[0] != ROOT
+        and len("/".join(levels)) <= MAX_AGENT_TOPIC
+        and all(_LEVEL.fullmatch(level) and level not in ("up", "down") for level in levels)
+    )

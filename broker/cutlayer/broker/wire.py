@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,7 @@ __all__ = [
     "pair",
     "parse_fields",
     "record",
+    "shape",
     "text",
     "uint",
     "wire",
@@ -32,6 +34,8 @@ __all__ = [
 
 U32 = (1 << 32) - 1
 U53 = (1 << 53) - 1  # the largest integer that every JSON and JavaScript reader keeps exact
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed; a terminal obeys U+009B like ESC [
 
 
 class CheckFailed(ValueError):
@@ -97,7 +101,7 @@ def text(limit: int) -> Check:
     def check(value: object) -> str:
         if not isinstance(value, str) or len(value) > limit:
             raise CheckFailed(f"{_show(value)} is no text of at most {limit} characters")
-        if any(ord(character) < 32 and character not in "\n\t" for character in value):
+        if _CONTROL.search(value):
             raise CheckFailed(f"{_show(value)} holds control characters")
         return value
 
@@ -145,6 +149,21 @@ def many(item: Check, limit: int) -> Check:
         return tuple(item.parse(entry) for entry in value)
 
     return Check(pack, parse)
+
+
+def shape(max_axes: int, max_axis: int, max_elements: int) -> Check:
+    """Admit the shape of a tensor of at most `max_elements`, where an axis of length zero counts as one.
+
+    So a size computed from a peer's shape stays small, whatever the tensor's data are.
+    """
+    axes = many(uint(max_axis), max_axes)
+
+    def check(value: Any) -> Any:
+        if math.prod(max(axis, 1) for axis in value) > max_elements:
+            raise CheckFailed(f"a tensor of {' x '.join(map(str, value))} has more than {max_elements} elements")
+        return value
+
+    return Check(lambda value: check(axes.pack(value)), lambda value: check(axes.parse(value)))
 
 
 def pair(first: Check, second: Check) -> Check:

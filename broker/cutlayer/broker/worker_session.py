@@ -35,6 +35,7 @@ from cutlayer.broker.messages import (
     ActivationGradients,
     Activations,
     AgentState,
+    Busy,
     EncodedTensor,
     Goodbye,
     GoodbyeReason,
@@ -73,6 +74,7 @@ class WorkerLimits:
         lease_s: Seconds of silence after which an agent counts as vanished.
         absence_grace_s: Seconds that a vanished agent is waited for.
         min_agents: Training starts when so many hold leases.
+        max_agents: Leases granted at once; a Hello beyond is answered with Busy.
         is_service: The run never ends by itself.
     """
 
@@ -81,6 +83,7 @@ class WorkerLimits:
     lease_s: float = 60.0
     absence_grace_s: float = 30.0
     min_agents: int = 1
+    max_agents: int = 10_000
     is_service: bool = False
 
 
@@ -124,6 +127,7 @@ class WorkerSession:
         self._limits = limits
         self._topics = WorkerTopics(name)
         self._known_samples: dict[str, int] = {}
+        self._departed: dict[str, int] = {}
         self._scheduler = Scheduler(manifest.window, limits.max_batch_samples, window, version, committed_samples)
 
     # What the driver asks -------------------------------------------------------------------------------------
@@ -283,6 +287,15 @@ class WorkerSession:
         if hello.manifest_digest != self._digest:
             detail = "the agent has read another manifest than this worker's; it reads it again"
             return [Refused("manifest", detail)]
+        lease = self.leases.of(hello.agent)
+        if lease is not None and lease.absent_since is None:
+            if lease.incarnation == hello.incarnation:
+                lease.heard_at = now
+                return [Publish(topics.down_control, self._welcome(lease))]
+            if lease.incarnation > hello.incarnation:
+                return [Refused("incarnation", f"a late Hello of {hello.agent}'s earlier process")]
+        if hello.incarnation == self._departed.get(hello.agent):
+            return [Refused("departed", f"a late Hello of {hello.agent}, which has said Goodbye")]
         if self.phase is RunPhase.ENDED:
             reject = Reject(self.name, hello.incarnation, RejectReason.ENDED, f"the run has ended: {self.reason}")
             return [Publish(topics.down_control, reject)]
@@ -291,10 +304,9 @@ class WorkerSession:
         except ValueError as error:
             reject = Reject(self.name, hello.incarnation, RejectReason.CODEC, str(error)[:512])
             return [Publish(topics.down_control, reject), Refused("codec", str(error))]
-        lease = self.leases.of(hello.agent)
-        if lease is not None and lease.incarnation == hello.incarnation and lease.absent_since is None:
-            lease.heard_at = now
-            return [Publish(topics.down_control, self._welcome(lease))]
+        if lease is None and len(self.leases) >= self._limits.max_agents:
+            busy = Busy(self.name, hello.incarnation, self._limits.absence_grace_s)
+            return [Publish(topics.down_control, busy), Refused("busy", f"no room for {hello.agent}")]
         if lease is not None:
             self._scheduler.abandon(hello.agent)
         is_returning = hello.agent in self._known_samples
@@ -375,7 +387,9 @@ class WorkerSession:
         if after is exchange.state:
             return [Duplicate("OutputGradients")]
         if message.version != exchange.outputs.version:
-            return [Refused("version", "gradients of other outputs than the last ones")]
+            # The agent has taken late outputs for the last ones, and would wait for a commit in vain.
+            outputs = Publish(AgentTopics(lease.agent).down_outputs, exchange.outputs, repeated=True)
+            return [Refused("version", "gradients of other outputs than the last ones"), outputs]
         shape = (exchange.num_samples, len(self._manifest.task.classes))
         try:
             check_tensor(message.gradients, shape=shape, codec=lease.codecs.output_gradients, what="output gradients")
@@ -388,7 +402,11 @@ class WorkerSession:
     def _unknown_lease(self, sender: str | None, message: Message) -> list[WorkerAction]:
         refused = Refused("lease", f"{type(message).__name__} under an unknown lease")
         if isinstance(message, Goodbye) and (agent := self.leases.former(message.lease)) is not None:
-            return [Duplicate("Goodbye"), self._answer_goodbye(agent, message.lease)]
+            answer = self._answer_goodbye(agent, message.lease)
+            lease = self.leases.of(agent)
+            if lease is not None and lease.incarnation == message.telemetry.incarnation:
+                return [*self._goodbye(lease, message), answer]  # it does not know of its new lease yet
+            return [Duplicate("Goodbye"), TelemetryReceived(agent, message.telemetry), answer]
         if sender is None or not isinstance(message, Activations | OutputGradients):
             return [refused]
         mode = message.mode if isinstance(message, Activations) else Mode.TRAIN
@@ -396,7 +414,7 @@ class WorkerSession:
         return [refused, Publish(AgentTopics(sender).down_control, resend)]
 
     def _training_done(self, lease: Lease) -> list[WorkerAction]:
-        if lease.is_done and self.phase is RunPhase.EVALUATING:
+        if lease.is_done and self.phase in (RunPhase.EVALUATING, RunPhase.ENDED):
             phase = Phase(lease.lease, self.phase, self.reason)
             return [Publish(AgentTopics(lease.agent).down_control, phase, repeated=True)]
         lease.is_done = True
@@ -407,12 +425,8 @@ class WorkerSession:
             TelemetryReceived(lease.agent, message.telemetry),
             self._answer_goodbye(lease.agent, lease.lease),
         ]
-        reason = "it has finished"
-        if message.reason is GoodbyeReason.LEFT:
-            reason = "it left"
-            steps = len(self.ledger.of(lease.agent))
-            committed = min(steps * self._manifest.microbatch_samples, lease.num_samples * self._manifest.epochs)
-            self._known_samples[lease.agent] = committed // self._manifest.epochs
+        reason = "it left" if message.reason is GoodbyeReason.LEFT else "it has finished"
+        self._departed[lease.agent] = lease.incarnation
         return [*actions, *self._drop(lease, reason), *self._advance()]
 
     def _answer_goodbye(self, agent: str, lease: int) -> Publish:
@@ -452,6 +466,10 @@ class WorkerSession:
     def _drop(self, lease: Lease, reason: str) -> list[WorkerAction]:
         self._scheduler.abandon(lease.agent)
         self.leases.drop(lease.agent)
+        # Schedules do not count on what it has not trained on; if it comes back, its Hello says how much there is.
+        steps = len(self.ledger.of(lease.agent))
+        committed = min(steps * self._manifest.microbatch_samples, lease.num_samples * self._manifest.epochs)
+        self._known_samples[lease.agent] = committed // self._manifest.epochs
         topics = AgentTopics(lease.agent)
         left = AgentLeft(lease.agent, reason)
         return [Unsubscribe(topics.up_to(self.name)), Unsubscribe(topics.state), left, self._state()]

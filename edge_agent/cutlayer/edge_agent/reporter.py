@@ -91,6 +91,10 @@ class Reporter:
             " + ".join(evaluation.given),
         )
 
+    def forget_final_evaluations(self) -> None:
+        """Drop the evaluations of weights that were not the last ones after all."""
+        self._evaluations = [evaluation for evaluation in self._evaluations if not evaluation.final]
+
     def telemetry(self, now: float, *, num_repeats: int, is_final: bool) -> Telemetry:
         """Return the counters as of now.
 

@@ -31,17 +31,24 @@ from cutlayer.broker.actions import (
 )
 from cutlayer.broker.agent_session import AgentSession, Deadlines
 from cutlayer.broker.courier import Courier
-from cutlayer.broker.errors import BrokerUnreachable, MalformedMessage, RunError
+from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, MalformedMessage, RunError
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import AgentState, Direction, GoodbyeReason, Mode, ModelChunk, RunManifest, RunPhase
-from cutlayer.broker.messages import serialize as serialize_message
-from cutlayer.broker.model_chunks import ModelAssembler
+from cutlayer.broker.messages import (
+    AgentState,
+    Direction,
+    GoodbyeReason,
+    Mode,
+    ModelChunk,
+    RunManifest,
+    RunPhase,
+    serialize,
+)
 from cutlayer.broker.tensors import encode_tensor
-from cutlayer.broker.topics import AgentTopics, model_chunks
+from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from cutlayer.edge_agent.batches import Dataset
-from cutlayer.edge_agent.client_side import ClientSide, check_satisfiable
-from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.client_side import ClientSide
+from cutlayer.edge_agent.enrolment import Enrolled, Enrolment
 from cutlayer.edge_agent.reporter import Reporter
 from cutlayer.edge_agent.work_items import WorkItem, WorkItems
 
@@ -107,18 +114,17 @@ class AgentRuntime:
         self._courier = Courier(transport, Direction.UP)
         self._transport = transport
         self._incarnation = incarnation
-        self._open_data = open_data
         self._url = url
         self._clock = clock
         self._started_at = clock()
         self._was_connected = False
         self._is_connected = False
+        self._problem = ""
         self._pending_bytes = 0
-        self._manifest: Manifest | None = None
-        self._dataset: Dataset | None = None
-        self._assembler: ModelAssembler | None = None
+        self._enrolment = Enrolment(topic, open_data, transport)
         self._client: ClientSide | None = None
         self._items: WorkItems | None = None
+        self._report_s = 1.0
         self._in_flight: dict[tuple[Mode, int], _InFlight] = {}
         self._was_leased = False
         self._told_done = False
@@ -127,10 +133,15 @@ class AgentRuntime:
         self.is_finished = False
         self.reporter = Reporter(incarnation, self._courier)
 
+    @property
+    def is_leased(self) -> bool:
+        """Whether a worker serves this agent."""
+        return bool(self._session.leased_workers)
+
     def start(self) -> None:
         """Start connecting, with a will that says offline."""
         offline = AgentState(online=False, incarnation=self._incarnation)
-        self._transport.connect(Will(self._topics.state, serialize_message(offline)))
+        self._transport.connect(Will(self._topics.state, serialize(offline)))
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until the run has ended or `should_stop` says so; then say goodbye.
@@ -139,6 +150,7 @@ class AgentRuntime:
             CutlayerError: When the agent cannot go on.
         """
         self.start()
+        is_graceful = False
         try:
             while not self.is_finished and not should_stop():
                 wake_at = self.pump(self._clock())
@@ -146,23 +158,33 @@ class AgentRuntime:
                 self._transport.wait(min(max(wake_at - self._clock(), 0.0), 0.5))
             if not self.is_finished:
                 self._leave_early()
+            is_graceful = True
+        except IdentityTaken:
+            is_graceful = True  # the other process speaks for this agent now, and the will would contradict it
+            raise
         finally:
-            self._transport.close(graceful=True)
+            # Whatever else ended this agent, the will tells the worker so.
+            self._transport.close(graceful=is_graceful)
 
     def _leave_early(self) -> None:
         """Say goodbye before the run has ended, and wait a moment for the answer."""
-        self._is_leaving = True
         give_up_at = self._clock() + LEAVE_S
-        if self._was_leased and self._is_connected:
-            self.leave(GoodbyeReason.LEFT, self._clock())
-            while not self.is_finished and self._clock() < give_up_at:
-                self.pump(self._clock())
-                self._transport.wait(0.05)
-        if self._is_connected and not self.is_finished:
+        if not self._is_connected:
+            return
+        self.leave(GoodbyeReason.LEFT, self._clock())
+        while not self.is_finished and self._clock() < give_up_at:
+            self.pump(self._clock())
+            self._transport.wait(0.05)
+        if not self.is_finished:
             self._courier.send(self._session.offline())
 
     def leave(self, reason: GoodbyeReason, now: float) -> None:
         """Start saying goodbye; `is_finished` follows."""
+        self._is_leaving = True
+        if not self._was_leased:
+            self._courier.send(self._session.offline())
+            self.is_finished = True
+            return
         telemetry = self.reporter.telemetry(now, num_repeats=self._session.num_repeats, is_final=True)
         self._do(self._session.leave(reason, telemetry, now), now)
 
@@ -182,36 +204,49 @@ class AgentRuntime:
                 case Connected():
                     self._was_connected = self._is_connected = True
                     log.info("connected to %s (packets up to %d B)", self._url, event.max_packet_bytes)
+                    self._enrolment.wait(now)
                     self._do(self._session.connected(now), now)
                 case Disconnected():
                     self._disconnected(event)
         if not self._was_connected and now - self._started_at > self._options.connect_timeout_s:
-            raise BrokerUnreachable(self._url, f"no connection within {self._options.connect_timeout_s:g} s")
+            detail = f"no connection within {self._options.connect_timeout_s:g} s"
+            raise BrokerUnreachable(self._url, f"{detail} ({self._problem})" if self._problem else detail)
+        if not self._is_connected:
+            return now + 1.0
         pending_bytes = self._transport.pending_bytes()
         if pending_bytes < self._pending_bytes:
             self._session.progress(now)
         self._pending_bytes = pending_bytes
-        if self._is_connected:
-            self._do(self._session.tick(now), now)
+        self._do(self._session.tick(now), now)
+        if not self._is_leaving:
+            self._enrolment.tick(now)
             self._submit_work(now)
-            if not self._is_leaving and self.reporter.is_due(now):
+            if self.reporter.is_due(now):
                 self._report(now)
-            self._finish_if_done(now)
-        deadlines = [now + 1.0, self._session.next_deadline(), None if self._is_leaving else self.reporter.due_at]
+        self._finish_if_done(now)
+        deadlines = [now + 1.0, self._session.next_deadline()]
+        if not self._is_leaving:
+            deadlines += [self._enrolment.due_at, self.reporter.due_at]
         return min(time for time in deadlines if time is not None)
 
     # Messages in ----------------------------------------------------------------------------------------------
 
     def _take(self, packet: Received, now: float) -> None:
+        num_rejects = self._courier.rejects.total()
         message = self._courier.receive(packet)
+        if self._courier.rejects.total() > num_rejects:
+            log.debug("dropped a message on %s", packet.topic)
         try:
             match message:
                 case None:
                     pass
                 case RunManifest():
-                    self._read_manifest(message)
+                    if self._enrolment.read_manifest(message, is_bound=self._was_leased):
+                        self._client = self._items = None
                 case ModelChunk():
-                    self._read_model(message, now)
+                    enrolled = self._enrolment.read_model(message)
+                    if enrolled is not None:
+                        self._enrolled(enrolled, now)
                 case _:
                     self._do(self._session.receive(message, now), now)
         except MalformedMessage as error:
@@ -223,50 +258,15 @@ class AgentRuntime:
             raise event.fatal
         if self._is_connected:
             log.warning("connection lost (%s); trying again", event.reason)
+        elif not self._was_connected and not self._problem:
+            log.warning("%s; trying for %g s", event.reason, self._options.connect_timeout_s)
+        self._problem = event.reason
         self._is_connected = False
 
-    def _read_manifest(self, message: RunManifest) -> None:
-        manifest = Manifest.from_bytes(message.document)
-        if self._manifest is not None:
-            if manifest.digest() == self._manifest.digest():
-                return
-            if self._was_leased:
-                raise RunError(
-                    f"another run ({manifest.run_id}) has taken the place of {self._manifest.run_id} on this broker\n"
-                    "  fix: start the agent again to take part in it"
-                )
-        self._manifest = manifest
-        self._dataset = self._open_data(manifest)
-        check_satisfiable(manifest, self._dataset)
-        self._client = None
-        self._assembler = ModelAssembler(manifest.tokenizers)
-        log.info(
-            "run %s: %s, %d epochs over %d own samples, activations as %s",
-            manifest.run_id,
-            manifest.model,
-            manifest.epochs,
-            self._dataset.num_samples("train"),
-            manifest.codecs.activations,
-        )
-        self._transport.subscribe(model_chunks(manifest.tokenizers.digest))
-
-    def _read_model(self, message: ModelChunk, now: float) -> None:
-        if self._assembler is None or self._manifest is None or self._dataset is None or self._client is not None:
-            return
-        weights = self._assembler.feed(message)
-        if weights is None:
-            return
-        manifest, dataset = self._manifest, self._dataset
-        self._client = ClientSide(manifest, weights, dataset)
-        self._transport.unsubscribe(model_chunks(manifest.tokenizers.digest))
-        plan = EpochPlan(
-            manifest.seed,
-            self._topics.root,
-            manifest.epochs,
-            dataset.num_samples("train"),
-            dataset.num_samples("test"),
-            manifest.microbatch_samples,
-        )
+    def _enrolled(self, enrolled: Enrolled, now: float) -> None:
+        manifest, plan = enrolled.manifest, enrolled.plan
+        self._client = enrolled.client
+        self._report_s = manifest.telemetry_s
         self._items = WorkItems(
             plan,
             tuple(sorted(manifest.modalities)),
@@ -298,11 +298,12 @@ class AgentRuntime:
                 case OutputsReceived():
                     self._outputs(action)
                 case StepCommitted():
-                    self._committed(action)
+                    self._step_committed(action.step)
                 case LeaseGranted():
                     self._leased(action, now)
                 case LeaseLost():
                     log.warning("lost the lease with worker %s: %s", action.worker, action.reason)
+                    self._enrolment.wait(now)
                 case PhaseReached():
                     log.info("the run is %s%s", action.phase, f": {action.reason}" if action.reason else "")
                 case Duplicate():
@@ -314,12 +315,18 @@ class AgentRuntime:
                     raise action.error
 
     def _leased(self, action: LeaseGranted, now: float) -> None:
-        assert self._items is not None and self._manifest is not None
+        assert self._items is not None
         if not self._was_leased:
             self._was_leased = True
-            self.reporter.start(self._items, self._manifest.telemetry_s, now)
+            self.reporter.start(self._items, self._report_s, now)
+        self._enrolment.stop_waiting()
         self._told_done = False
         self._items.resume(action.committed)
+        for mode, step in list(self._in_flight):
+            if mode is Mode.TRAIN and step in self._items.committed:  # its commit was under the lease before
+                self._step_committed(step)
+        if self._is_evaluating and action.phase in (RunPhase.WAITING, RunPhase.TRAINING):
+            self._train_again()
         log.info(
             "worker %s serves this agent; %d of %d steps are committed",
             action.worker,
@@ -328,13 +335,24 @@ class AgentRuntime:
         )
         self._submit_work(now)
 
+    def _train_again(self) -> None:
+        """Go back from the last evaluations to training where the worker's checkpoint lacks some of the steps."""
+        assert self._items is not None
+        if self._items.is_training_done:
+            return
+        self._is_evaluating = False
+        self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is Mode.TRAIN}
+        self._items.forget_evaluations()
+        self.reporter.forget_final_evaluations()
+
     def _submit_work(self, now: float) -> None:
         """Send as many microbatches as there are credits."""
         if self._client is None or self._items is None:
             return
         while self._session.can_submit() and self._session.phase in (RunPhase.TRAINING, RunPhase.EVALUATING):
             codecs = self._session.codecs()
-            item = self._items.next()
+            # Once the others evaluate, the weights stay as they are.
+            item = self._items.next(may_train=self._session.phase is RunPhase.TRAINING)
             if item is None or codecs is None:
                 return
             with self.reporter.stage("tokenize_encode"):
@@ -363,9 +381,10 @@ class AgentRuntime:
         now = self._clock()
         self._do(self._session.submit_gradients(action.step, action.version, gradients, now), now)
 
-    def _committed(self, action: StepCommitted) -> None:
-        flight = self._in_flight.pop((Mode.TRAIN, action.step), None)
-        if flight is not None and self._items is not None and self._items.commit(action.step):
+    def _step_committed(self, step: int) -> None:
+        flight = self._in_flight.pop((Mode.TRAIN, step), None)
+        if flight is not None and self._items is not None:
+            self._items.commit(step)
             self.reporter.num_samples += len(flight.item.indices)
 
     # The end --------------------------------------------------------------------------------------------------
@@ -375,7 +394,7 @@ class AgentRuntime:
         if self._session.has_left:
             self._courier.send(self._session.offline())
             self.is_finished = True
-        if items is None or not self._session.leased_workers or self._is_leaving:
+        if items is None or not self.is_leased or self._is_leaving:
             return
         if items.is_training_done and not self._told_done:
             self._told_done = True
@@ -384,9 +403,8 @@ class AgentRuntime:
             self._is_evaluating = True
             items.start_final_evaluations()
             self._submit_work(now)
-        is_idle = not self._in_flight and not items.has_evaluations
+        is_idle = not items.has_evaluations and not any(mode is not Mode.TRAIN for mode, _ in self._in_flight)
         if self._session.phase is RunPhase.ENDED or (self._is_evaluating and is_idle):
-            self._is_leaving = True
             self.leave(GoodbyeReason.COMPLETED, now)
 
     def _report(self, now: float) -> None:

@@ -119,12 +119,19 @@ class WorkItems:
     @property
     def epoch(self) -> int:
         """Epochs committed."""
-        return len(self.committed) // self.plan.steps_per_epoch
+        # The ledger may hold steps of an earlier process of this agent that had more samples.
+        return min(len(self.committed) // self.plan.steps_per_epoch, self.plan.epochs)
 
-    def next(self) -> WorkItem | None:
-        """Return what to send next, or None when nothing is left to send."""
+    def next(self, *, may_train: bool = True) -> WorkItem | None:
+        """Return what to send next, or None when nothing is left to send.
+
+        Args:
+            may_train: Whether training steps may be sent, too, or evaluations only.
+        """
         if self._evaluations:
             return self._evaluations.popleft()
+        if not may_train:
+            return None
         while self._next_step in self.committed or self._next_step in self._outstanding:
             self._next_step += 1
         if self._next_step >= self.plan.total_steps:
@@ -147,7 +154,12 @@ class WorkItems:
     def resume(self, committed: tuple[tuple[int, int], ...]) -> None:
         """Go by a worker's ledger: a worker that was resumed from a checkpoint may know of fewer steps than before."""
         self.committed = StepRanges(committed)
+        self._outstanding = {step for step in self._outstanding if step not in self.committed}
         self._next_step = 0
+
+    def forget_evaluations(self) -> None:
+        """Drop the evaluation batches that wait to be sent."""
+        self._evaluations.clear()
 
     def start_final_evaluations(self) -> None:
         """Queue the evaluations of the finished model: with all modalities, and with each alone."""

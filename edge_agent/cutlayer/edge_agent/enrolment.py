@@ -1,0 +1,161 @@
+"""What an agent needs before it can ask for a lease: the run manifest, its own data for it, the client-side weights.
+
+Manifest and weights are retained at the broker. A broker may drop any of them on the way, or forget them; a new
+SUBSCRIBE makes it send again what it has (MQTT 5, section 3.3.1.3), so the agent subscribes again until it is served.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cutlayer.broker.errors import RunError
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.messages import ModelChunk, RunManifest
+from cutlayer.broker.model_chunks import ModelAssembler
+from cutlayer.broker.topics import RUN, WORKER_STATES, model_chunks
+from cutlayer.broker.transport import Transport
+from cutlayer.edge_agent.batches import Dataset
+from cutlayer.edge_agent.client_side import ClientSide, check_satisfiable
+from cutlayer.edge_agent.epochs import EpochPlan
+
+__all__ = ["Enrolled", "Enrolment"]
+
+log = logging.getLogger(__name__)
+
+FIRST_ASK_S = 3.0
+LONGEST_ASK_S = 60.0
+"""An agent may wait for days, and each answer costs the manifest's bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """All that an agent needs to take part in a run.
+
+    Attributes:
+        manifest: The run.
+        client: The client side of its model, over the agent's data.
+        plan: Samples of each of the agent's steps.
+    """
+
+    manifest: Manifest
+    client: ClientSide
+    plan: EpochPlan
+
+
+class Enrolment:
+    """Collects what an agent needs.
+
+    Args:
+        agent: The agent's topic.
+        open_data: Opens the agent's samples for a run.
+        transport: The connection.
+    """
+
+    def __init__(self, agent: str, open_data: Callable[[Manifest], Dataset], transport: Transport) -> None:
+        self.due_at: float | None = None
+        self._agent = agent
+        self._open_data = open_data
+        self._transport = transport
+        self._manifest: Manifest | None = None
+        self._dataset: Dataset | None = None
+        self._assembler: ModelAssembler | None = None
+        self._ask_s = FIRST_ASK_S
+        self._told: str | None = None
+
+    def wait(self, now: float) -> None:
+        """Be patient for a while from now on: a connection is new, or a lease was lost."""
+        self._ask_s = FIRST_ASK_S
+        self.due_at = now + self._ask_s
+
+    def stop_waiting(self) -> None:
+        """Take notice that a worker serves the agent."""
+        self.due_at = None
+
+    def tick(self, now: float) -> None:
+        """Ask again for what is missing, when it is due."""
+        if self.due_at is None or now < self.due_at:
+            return
+        self._ask_s = min(2 * self._ask_s, LONGEST_ASK_S)
+        self.due_at = now + self._ask_s
+        self._transport.subscribe(RUN)
+        self._transport.subscribe(WORKER_STATES)
+        if self._manifest is None:
+            self._tell("no run is announced on this broker; waiting for one")
+        elif self._assembler is not None:
+            self._transport.subscribe(model_chunks(self._manifest.tokenizers.digest))
+            self._tell(f"run {self._manifest.run_id}: waiting for the weights of its tokenizers")
+        else:
+            self._tell(f"run {self._manifest.run_id}: waiting for a worker that serves it")
+
+    def read_manifest(self, message: RunManifest, *, is_bound: bool) -> bool:
+        """Take a run manifest.
+
+        Args:
+            message: The message.
+            is_bound: Whether the agent has taken part in the run that it knows.
+
+        Returns:
+            Whether it is a run that was not known: what came of an earlier one is void.
+
+        Raises:
+            MalformedMessage: When it is no manifest.
+            ManifestUnsatisfiable: When the agent's data do not fit it.
+            RunError: When another run has taken the place of the one that the agent takes part in.
+        """
+        manifest = Manifest.from_bytes(message.document)
+        known = self._manifest
+        if known is not None and manifest.digest() == known.digest():
+            return False
+        if known is not None and is_bound:
+            raise RunError(
+                f"another run ({manifest.run_id}) has taken the place of {known.run_id} on this broker\n"
+                "  fix: start the agent again to take part in it"
+            )
+        if known is not None and self._assembler is not None:
+            self._transport.unsubscribe(model_chunks(known.tokenizers.digest))
+        dataset = self._open_data(manifest)
+        check_satisfiable(manifest, dataset)
+        self._manifest, self._dataset = manifest, dataset
+        self._assembler = ModelAssembler(manifest.tokenizers)
+        log.info(
+            "run %s: %s, %d epochs over %d own samples, activations as %s",
+            manifest.run_id,
+            manifest.model,
+            manifest.epochs,
+            dataset.num_samples("train"),
+            manifest.codecs.activations,
+        )
+        self._transport.subscribe(model_chunks(manifest.tokenizers.digest))
+        return True
+
+    def read_model(self, message: ModelChunk) -> Enrolled | None:
+        """Take a piece of the client-side weights; return everything once it is there.
+
+        Raises:
+            MalformedMessage: When it is no piece of this run's weights.
+            ManifestUnsatisfiable: When the weights do not fit the manifest.
+        """
+        manifest, dataset, assembler = self._manifest, self._dataset, self._assembler
+        if manifest is None or dataset is None or assembler is None:
+            return None
+        weights = assembler.feed(message)
+        if weights is None:
+            return None
+        self._assembler = None
+        self._transport.unsubscribe(model_chunks(manifest.tokenizers.digest))
+        plan = EpochPlan(
+            manifest.seed,
+            self._agent,
+            manifest.epochs,
+            dataset.num_samples("train"),
+            dataset.num_samples("test"),
+            manifest.microbatch_samples,
+        )
+        return Enrolled(manifest, ClientSide(manifest, weights, dataset), plan)
+
+    def _tell(self, what: str) -> None:
+        if what != self._told:
+            self._told = what
+            log.info("%s", what)
