@@ -74,8 +74,8 @@ class Reassembler:
         sender_share: Most of that for one sender, as a share.
 
     What counts against the budget is what a message may grow to: the size that it declares, and what its pieces
-    take beside. A message is given up when others need its room (the one without progress for longest goes first); its sender
-    sends it again at its deadline.
+    take beside. A message is given up when others need its room (the one without progress for longest goes first);
+    its sender sends it again at its deadline.
     """
 
     def __init__(self, budget_bytes: int = 512 << 20, sender_share: float = 0.5) -> None:

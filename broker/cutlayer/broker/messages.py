@@ -623,8 +623,8 @@ def _unpack(data: bytes) -> Any:
         data,
         raw=False,
         list_hook=count,
-        object_hook=_refuse_map,
-        ext_hook=_refuse_extension,
+        object_hook=_refuse,
+        ext_hook=_refuse,
         max_array_len=MAX_LIST,
         max_str_len=MAX_TEXT_BYTES,
         max_map_len=0,
@@ -632,9 +632,5 @@ def _unpack(data: bytes) -> Any:
     )
 
 
-def _refuse_map(values: object) -> None:
-    raise ValueError("a map")
-
-
-def _refuse_extension(code: int, data: bytes) -> None:
-    raise ValueError(f"an extension type, {code}")
+def _refuse(*_: object) -> None:
+    raise ValueError("a map or an extension type, which no message has")

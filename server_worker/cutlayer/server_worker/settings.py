@@ -155,7 +155,7 @@ class WorkerSettings(_Section):
         max_batch_samples: Samples that go forward together at most.
         checkpoint_every_windows: Windows from one checkpoint to the next.
         lease_s: Seconds that a lease outlives its agent's last sign of life.
-        threads: Threads of torch; 0 leaves the choice to torch.
+        threads: Threads of torch; 0 for one less than there are cores, which leaves one to all else.
     """
 
     credits: Annotated[int, Field(ge=1, le=1_024)] = 2

@@ -86,9 +86,11 @@ class VirtualNetwork:
         self._incarnation = 0
         self._caller_wakes_at: float | None = None
 
-    def transport(self, client_id: str, **links: LinkFaults) -> MemoryTransport:
+    def transport(
+        self, client_id: str, *, up: LinkFaults | None = None, down: LinkFaults | None = None
+    ) -> MemoryTransport:
         """Make a connection for a driver; `up` and `down` give its link faults of its own."""
-        return MemoryTransport(self.broker, client_id, **links)
+        return MemoryTransport(self.broker, client_id, up=up, down=down)
 
     def next_incarnation(self) -> int:
         """Return a number above all earlier ones, as a process's start time would be."""
@@ -100,9 +102,11 @@ class VirtualNetwork:
         self._members[name] = _Member(driver, transport, self.clock(), is_done)
         driver.start()
 
-    def add_agent(self, topic: str, dataset: Dataset, **links: LinkFaults) -> AgentRuntime:
+    def add_agent(
+        self, topic: str, dataset: Dataset, *, up: LinkFaults | None = None, down: LinkFaults | None = None
+    ) -> AgentRuntime:
         """Start an agent with these samples; one of the same name takes over."""
-        transport = self.transport(topic, **links)
+        transport = self.transport(topic, up=up, down=down)
         agent = AgentRuntime(
             transport,
             topic,
