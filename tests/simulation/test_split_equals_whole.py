@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support.small_run import SmallWorker, small_dataset, small_settings
-from support.whole import train_whole
 
 from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.faults import NO_FAULTS, FaultyTransport, LinkFaults
@@ -22,12 +20,14 @@ from cutlayer.broker.launcher_mosquitto import find_mosquitto
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.runtime import AgentRuntime
-from cutlayer.server_worker.program import make_engine, make_manifest, make_session
 from cutlayer.server_worker.model_builder import build
+from cutlayer.server_worker.program import make_engine, make_manifest, make_session
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork, is_retained_topic
+from support.small_run import SmallWorker, small_dataset, small_settings
+from support.whole import train_whole
 
 MESSY = LinkFaults(seed=7, duplication=0.3, reordering=0.3, delay_s=0.002, jitter_s=0.01)
 LOSSY = LinkFaults(seed=7, loss=0.1, duplication=0.3, reordering=0.3, delay_s=0.02, jitter_s=0.05)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.small_run import SmallWorker, small_dataset, small_settings
 
 from cutlayer.broker.faults import NO_FAULTS, LinkFaults
 from cutlayer.simulation.virtual import VirtualNetwork
+from support.small_run import SmallWorker, small_dataset, small_settings
 
 EVIL = LinkFaults(loss=0.1, duplication=0.2, reordering=0.3, delay_s=0.01, jitter_s=0.05)
 

@@ -48,7 +48,9 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
             if step < plan.total_steps
         ]
         patches = {
-            name: torch.from_numpy(np.concatenate([tokenizers[name].features(b.inputs[name]) for b in batches])).to(dtype)
+            name: torch.from_numpy(np.concatenate([tokenizers[name].features(b.inputs[name]) for b in batches])).to(
+                dtype
+            )
             for name in tokenizers
         }
         labels_B = torch.from_numpy(np.concatenate([batch.labels_B for batch in batches]))

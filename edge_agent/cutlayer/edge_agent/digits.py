@@ -54,6 +54,11 @@ _MODALITIES: Mapping[str, ModalitySpec] = {
 class DigitsOptions(BaseModel):
     """How hard the task is, and how it is divided.
 
+    With the defaults, a transformer of width 128 and 4 blocks trained for 12 epochs in batches of 128 (modality
+    dropout 0.3, positions of the tokens' own scale, Xavier initialization) reaches a test accuracy of 0.943 with
+    both modalities, 0.789 with audio and 0.776 with images alone; standard deviation over 3 seeds 0.010, 0.036
+    and 0.010.
+
     Attributes:
         image_noise: Standard deviation of the noise on an image, in grey levels of 16.
         speech_snr_db: Power of speech over that of noise, decibels.
