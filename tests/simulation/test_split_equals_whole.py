@@ -109,7 +109,8 @@ def test_split_equals_whole_over_mqtt(broker_url: str, optimizer: str, num_agent
     worker.run(lambda: time.monotonic() > too_late)
     for thread in threads:
         thread.join()
-    assert worker.is_finished and all(agent.is_finished for agent in agents)
+    assert worker.is_finished
+    assert all(agent.is_finished for agent in agents)
     loss_sum = sum(entry.train.loss_sum for _, entry in book.latest())
     assert_equal(dict(built.encoder.named_parameters()), loss_sum, settings, sites)
 

@@ -21,7 +21,7 @@ def test_every_step_is_committed_exactly_once(mode: str, seed: int, faults: Link
     worker = SmallWorker(network, settings, counting=True)
     agents = [network.add_agent(f"site/{index}", small_dataset(index, 8 + 6 * index)) for index in range(3)]
     network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
-    expected = {("site/%d" % index, "train", step) for index, steps in enumerate((4, 8, 10)) for step in range(steps)}
+    expected = {(f"site/{index}", "train", step) for index, steps in enumerate((4, 8, 10)) for step in range(steps)}
     assert dict(worker.counter.committed) == dict.fromkeys(expected, 1)
     assert worker.counter.num_live_graphs == 0
     assert worker.session.num_live == 0

@@ -287,6 +287,9 @@ class AgentSession:
                 exchange.repeats += 1
                 self.num_repeats += 1
                 actions += self._send(exchange, _repeated(exchange.last), now)
+                # A worker that has taken the lease back listens to nothing else.
+                silent = self._workers.get(exchange.worker or "")
+                actions += self._say_hello(silent, now) if silent is not None and now >= silent.hello_at else []
         return actions
 
     # What the workers say -------------------------------------------------------------------------------------
@@ -388,6 +391,7 @@ class AgentSession:
         if message.lease in worker.former and (worker.lease is not None or self._goodbye is not None):
             return [Duplicate("Welcome")]
         if worker.lease == message.lease:
+            worker.hello_wait_s = 0.0
             return self._advance(message.phase, "") or [Duplicate("Welcome")]
         try:
             committed = StepRanges(message.committed)

@@ -128,6 +128,9 @@ class WorkerSession:
         self._topics = WorkerTopics(name)
         self._known_samples: dict[str, int] = {}
         self._departed: dict[str, int] = {}
+        self._awaited = set(self.ledger.agents())
+        self._is_resumed = bool(self._awaited)
+        self._awaited_until: float | None = None
         self._scheduler = Scheduler(manifest.window, limits.max_batch_samples, window, version, committed_samples)
 
     # What the driver asks -------------------------------------------------------------------------------------
@@ -178,6 +181,7 @@ class WorkerSession:
         times += [
             lease.absent_since + self._limits.absence_grace_s for lease in self.leases if lease.absent_since is not None
         ]
+        times += [] if self._awaited_until is None else [self._awaited_until]
         times += self._scheduler.deadlines()
         return min((time for time in times if time > now), default=None)
 
@@ -237,6 +241,10 @@ class WorkerSession:
     def tick(self, now: float) -> list[WorkerAction]:
         """Do what is due: vanished agents, and the run's next phase."""
         actions: list[WorkerAction] = []
+        if self._awaited_until is None:
+            self._awaited_until = now + self._limits.absence_grace_s
+        elif now >= self._awaited_until:
+            self._awaited.clear()
         for lease in list(self.leases):
             if lease.absent_since is None and now >= lease.heard_at + self._limits.lease_s:
                 self._vanish(lease, now)
@@ -314,6 +322,7 @@ class WorkerSession:
         lease = self.leases.grant(hello, codecs, total_steps, now)
         lease.is_done = len(self.ledger.of(hello.agent)) >= total_steps
         self._known_samples[hello.agent] = hello.num_samples
+        self._awaited.discard(hello.agent)
         actions = self._subscribe(hello.agent)
         actions.append(AgentJoined(hello.agent, hello.num_samples, is_returning))
         advance = self._advance()
@@ -475,10 +484,15 @@ class WorkerSession:
         return [Unsubscribe(topics.up_to(self.name)), Unsubscribe(topics.state), left, self._state()]
 
     def _advance(self) -> list[WorkerAction]:
-        """Enter the next phase when its time has come."""
-        if self.phase is RunPhase.WAITING and len(self.leases) >= self._limits.min_agents:
-            return self._enter(RunPhase.TRAINING, "")
-        if self._limits.is_service:
+        """Enter the next phase when its time has come.
+
+        After a resume the ledger's agents are waited for: some may have left for good, and the first to come back may
+        be the one that has done all its steps. Nobody is waited for longer than the grace period.
+        """
+        if self.phase is RunPhase.WAITING:
+            num_needed = 1 if self._is_resumed and not self._awaited else self._limits.min_agents
+            return self._enter(RunPhase.TRAINING, "") if len(self.leases) >= num_needed else []
+        if self._limits.is_service or self._awaited:
             return []
         if self.phase is RunPhase.TRAINING and len(self.leases) and not self.leases.training():
             # With nobody left the run is not over: it waits for whoever comes (back).

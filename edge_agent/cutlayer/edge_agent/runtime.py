@@ -11,9 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cutlayer import compression
 from cutlayer.broker.actions import (
     AgentAction,
@@ -31,26 +28,24 @@ from cutlayer.broker.actions import (
 )
 from cutlayer.broker.agent_session import AgentSession, Deadlines
 from cutlayer.broker.courier import Courier
-from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, MalformedMessage, RunError
+from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, MalformedMessage
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import (
     AgentState,
     Direction,
+    EncodedTensor,
     GoodbyeReason,
-    Mode,
     ModelChunk,
     RunManifest,
     RunPhase,
     serialize,
 )
-from cutlayer.broker.tensors import encode_tensor
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from cutlayer.edge_agent.batches import Dataset
-from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.enrolment import Enrolled, Enrolment
 from cutlayer.edge_agent.reporter import Reporter
-from cutlayer.edge_agent.work_items import WorkItem, WorkItems
+from cutlayer.edge_agent.workbench import Workbench
 
 __all__ = ["AgentOptions", "AgentRuntime"]
 
@@ -74,12 +69,6 @@ class AgentOptions:
     connect_timeout_s: float = 20.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     software: str = ""
-
-
-@dataclass(slots=True)
-class _InFlight:
-    item: WorkItem
-    labels_B: NDArray[np.int64]
 
 
 class AgentRuntime:
@@ -122,13 +111,9 @@ class AgentRuntime:
         self._problem = ""
         self._pending_bytes = 0
         self._enrolment = Enrolment(topic, open_data, transport)
-        self._client: ClientSide | None = None
-        self._items: WorkItems | None = None
-        self._report_s = 1.0
-        self._in_flight: dict[tuple[Mode, int], _InFlight] = {}
+        self._bench: Workbench | None = None
         self._was_leased = False
         self._told_done = False
-        self._is_evaluating = False
         self._is_leaving = False
         self.is_finished = False
         self.reporter = Reporter(incarnation, self._courier)
@@ -242,7 +227,7 @@ class AgentRuntime:
                     pass
                 case RunManifest():
                     if self._enrolment.read_manifest(message, is_bound=self._was_leased):
-                        self._client = self._items = None
+                        self._bench = None
                 case ModelChunk():
                     enrolled = self._enrolment.read_model(message)
                     if enrolled is not None:
@@ -264,25 +249,10 @@ class AgentRuntime:
         self._is_connected = False
 
     def _enrolled(self, enrolled: Enrolled, now: float) -> None:
-        manifest, plan = enrolled.manifest, enrolled.plan
-        self._client = enrolled.client
-        self._report_s = manifest.telemetry_s
-        self._items = WorkItems(
-            plan,
-            tuple(sorted(manifest.modalities)),
-            every_epochs=manifest.evaluation.every_epochs,
-            evaluation_samples=manifest.evaluation.samples,
-        )
-        self._do(
-            self._session.ready(
-                bytes.fromhex(manifest.digest()),
-                plan.num_train,
-                compression.available_codecs(),
-                compression.available_byte_stages(),
-                now,
-            ),
-            now,
-        )
+        self._bench = Workbench(enrolled, self.reporter)
+        digest = bytes.fromhex(enrolled.manifest.digest())
+        codecs, stages = compression.available_codecs(), compression.available_byte_stages()
+        self._do(self._session.ready(digest, enrolled.plan.num_train, codecs, stages, now), now)
 
     # Actions out ----------------------------------------------------------------------------------------------
 
@@ -315,96 +285,65 @@ class AgentRuntime:
                     raise action.error
 
     def _leased(self, action: LeaseGranted, now: float) -> None:
-        assert self._items is not None
+        assert self._bench is not None, "an agent asks for a lease when it has everything"
+        items = self._bench.items
         if not self._was_leased:
             self._was_leased = True
-            self.reporter.start(self._items, self._report_s, now)
+            self.reporter.start(items, self._bench.telemetry_s, now)
         self._enrolment.stop_waiting()
         self._told_done = False
-        self._items.resume(action.committed)
-        for mode, step in list(self._in_flight):
-            if mode is Mode.TRAIN and step in self._items.committed:  # its commit was under the lease before
-                self._step_committed(step)
-        if self._is_evaluating and action.phase in (RunPhase.WAITING, RunPhase.TRAINING):
-            self._train_again()
+        self._bench.resume(action)
         log.info(
             "worker %s serves this agent; %d of %d steps are committed",
             action.worker,
-            len(self._items.committed),
-            self._items.plan.total_steps,
+            len(items.committed),
+            items.plan.total_steps,
         )
         self._submit_work(now)
 
-    def _train_again(self) -> None:
-        """Go back from the last evaluations to training where the worker's checkpoint lacks some of the steps."""
-        assert self._items is not None
-        if self._items.is_training_done:
-            return
-        self._is_evaluating = False
-        self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is Mode.TRAIN}
-        self._items.forget_evaluations()
-        self.reporter.forget_final_evaluations()
-
     def _submit_work(self, now: float) -> None:
         """Send as many microbatches as there are credits."""
-        if self._client is None or self._items is None:
+        phase = self._session.phase
+        if self._bench is None or phase not in (RunPhase.TRAINING, RunPhase.EVALUATING):
             return
-        while self._session.can_submit() and self._session.phase in (RunPhase.TRAINING, RunPhase.EVALUATING):
+        while self._session.can_submit():
             codecs = self._session.codecs()
+            assert codecs is not None, "with a credit there is a lease"
             # Once the others evaluate, the weights stay as they are.
-            item = self._items.next(may_train=self._session.phase is RunPhase.TRAINING)
-            if item is None or codecs is None:
+            microbatch = self._bench.next(codecs, may_train=phase is RunPhase.TRAINING)
+            if microbatch is None:
                 return
-            with self.reporter.stage("tokenize_encode"):
-                tokenized = self._client.tokenize(item.split, item.indices, item.given, codecs.activations)
-            self._in_flight[item.mode, item.step] = _InFlight(item, tokenized.labels_B)
-            self._do(self._session.submit(item.step, item.mode, len(item.indices), tokenized.tensors, now), now)
+            step, mode = microbatch.step, microbatch.mode
+            self._do(self._session.submit(step, mode, microbatch.num_samples, microbatch.tensors, now), now)
 
     def _outputs(self, action: OutputsReceived) -> None:
-        flight = self._in_flight.get((action.mode, action.step))
-        if flight is None or self._client is None:
-            return
-        self.reporter.round_trips.add(action.round_trip_s)
-        try:
-            with self.reporter.stage("loss"):
-                result = self._client.loss(action.outputs, flight.labels_B, action.codecs.outputs)
-        except MalformedMessage as error:
-            raise RunError(
-                f"the worker's outputs cannot be used: {error}\n  fix: install the same release on both sides"
-            ) from error
-        if flight.item.evaluation is not None:
-            del self._in_flight[action.mode, action.step]
-            self.reporter.evaluated(flight.item.evaluation, result)
-            return
-        self.reporter.trained(action.step, result)
-        gradients = encode_tensor(action.codecs.output_gradients, result.gradient_BC)
-        now = self._clock()
-        self._do(self._session.submit_gradients(action.step, action.version, gradients, now), now)
+        def send(gradients: EncodedTensor) -> None:
+            now = self._clock()
+            self._do(self._session.submit_gradients(action.step, action.version, gradients, now), now)
+
+        if self._bench is not None:
+            self._bench.outputs(action, send)
 
     def _step_committed(self, step: int) -> None:
-        flight = self._in_flight.pop((Mode.TRAIN, step), None)
-        if flight is not None and self._items is not None:
-            self._items.commit(step)
-            self.reporter.num_samples += len(flight.item.indices)
+        if self._bench is not None:
+            self._bench.committed(step)
 
     # The end --------------------------------------------------------------------------------------------------
 
     def _finish_if_done(self, now: float) -> None:
-        items = self._items
         if self._session.has_left:
             self._courier.send(self._session.offline())
             self.is_finished = True
-        if items is None or not self.is_leased or self._is_leaving:
+        bench = self._bench
+        if bench is None or not self.is_leased or self._is_leaving:
             return
-        if items.is_training_done and not self._told_done:
+        if bench.items.is_training_done and not self._told_done:
             self._told_done = True
             self._do(self._session.training_done(now), now)
-        if self._session.phase is RunPhase.EVALUATING and not self._is_evaluating:
-            self._is_evaluating = True
-            items.start_final_evaluations()
+        if self._session.phase is RunPhase.EVALUATING and not bench.is_finishing:
+            bench.finish()
             self._submit_work(now)
-        is_idle = not items.has_evaluations and not any(mode is not Mode.TRAIN for mode, _ in self._in_flight)
-        if self._session.phase is RunPhase.ENDED or (self._is_evaluating and is_idle):
+        if self._session.phase is RunPhase.ENDED or bench.is_finished:
             self.leave(GoodbyeReason.COMPLETED, now)
 
     def _report(self, now: float) -> None:
