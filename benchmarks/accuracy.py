@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -40,10 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    variants = {
-        "asynchronous int8": lambda seed: demo(seed),
+    variants: dict[str, Callable[[int], dict[str, float]]] = {
+        "asynchronous int8": demo,
         "synchronous fp32": lambda seed: demo(seed, "--mode", "synchronous", "--codec", "identity"),
-        "centralized": lambda seed: centralized(seed),
+        "centralized": centralized,
         "image only, centralized": lambda seed: centralized(seed, "--modality", "image"),
         "audio only, centralized": lambda seed: centralized(seed, "--modality", "audio"),
     }

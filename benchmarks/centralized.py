@@ -16,7 +16,7 @@ from cutlayer.edge_agent.losses import CrossEntropy
 from cutlayer.edge_agent.tokenizers import Tokenizer, load_tokenizers
 from cutlayer.server_worker.engine import Engine, ForwardItem
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_engine
+from cutlayer.server_worker.program import make_engine, num_threads
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 
 Tokens = dict[str, NDArray[np.float32]]
@@ -85,11 +85,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--modality", default=None, help="train on this modality only")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for one less than cores, as a worker")
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     settings = load_run_settings(arguments.run, {"run.seed": arguments.seed, "run.epochs": arguments.epochs})
+    torch.set_num_threads(arguments.threads or num_threads(settings))
     names = (arguments.modality,) if arguments.modality else tuple(sorted(settings.modalities))
     print(json.dumps(train(settings, names)))
 

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cutlayer.broker.tensors import decode_tensor, encode_tensor
@@ -20,7 +21,7 @@ from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.partition import Shard
 from cutlayer.server_worker.engine import ForwardItem
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_engine, make_manifest
+from cutlayer.server_worker.program import make_engine, make_manifest, num_threads
 from cutlayer.server_worker.settings import load_run_settings
 
 
@@ -30,6 +31,7 @@ def steps_per_second(run: Path, num_sites: int, epochs: int) -> float:
     The first epoch is not timed: it makes the samples and warms the allocator, as in the networked run.
     """
     settings = load_run_settings(run, {"run.epochs": epochs + 1})
+    torch.set_num_threads(num_threads(settings))  # as the worker has it
     built = build(settings, settings.run.seed)
     manifest = make_manifest(settings, built)
     engine = make_engine(settings, built)

@@ -53,7 +53,7 @@ def networked(epochs: int, *, counting: bool = False) -> float:
             for index in range(NUM_AGENTS):
                 command = [str(BIN / "edge-agent"), "start", "--topic", f"site/{index}", "--data", "demo:digits"]
                 command += ["--shard", f"{index}/{NUM_AGENTS}", "--broker", broker.url, "--quiet"]
-                processes.append(subprocess.Popen(command, text=True))
+                processes.append(subprocess.Popen(command, text=True, stderr=subprocess.DEVNULL))
             return _rate(output / "worker.log", processes[0], epochs)
         finally:
             for process in processes:

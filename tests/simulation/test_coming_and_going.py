@@ -234,6 +234,8 @@ def test_worker_that_is_killed_while_agents_evaluate_gets_its_lost_steps_again(m
     assert worker.session.window == window // 7 * 7 < window
     run_until_over(network, worker, agents)
     assert {agent: len(worker.session.ledger.of(agent)) for agent in STEPS} == STEPS
+    # All 40 test samples of each agent, given both modalities and each alone, on the weights that are the last ones.
+    assert worker.counter.num_forwarded_samples >= 3 * 3 * 40 + 4 * len(worker.counter.committed)
     for _, entry in worker.book.latest():
         finals = [evaluation.given for evaluation in entry.evaluations if evaluation.final]
         assert sorted(finals) == ["audio", "audio+image", "image"]

@@ -26,7 +26,7 @@ from cutlayer.broker.actions import (
     Unsubscribe,
     WorkerAction,
 )
-from cutlayer.broker.errors import MalformedMessage, SettingsError
+from cutlayer.broker.errors import MalformedMessage, SettingsError, WireError
 from cutlayer.broker.leases import Lease, LeaseTable, negotiate_codecs, num_training_steps
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import Manifest
@@ -358,7 +358,7 @@ class WorkerSession:
             return actions
         try:
             self._check_activations(lease, message)
-        except MalformedMessage as error:
+        except WireError as error:
             return self._refuse_content(lease, str(error))
         if self._scheduler.num_of(lease.agent) >= self._limits.credits:
             return [Refused("credits", f"{lease.agent} sends more than its {self._limits.credits} credits")]
@@ -402,7 +402,7 @@ class WorkerSession:
         shape = (exchange.num_samples, len(self._manifest.task.classes))
         try:
             check_tensor(message.gradients, shape=shape, codec=lease.codecs.output_gradients, what="output gradients")
-        except MalformedMessage as error:
+        except WireError as error:
             return self._refuse_content(lease, str(error))
         exchange.received_at = now
         self._scheduler.take_gradients(exchange, message.gradients, now)

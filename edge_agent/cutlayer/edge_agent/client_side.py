@@ -89,7 +89,7 @@ class ClientSide:
         """Compute loss and gradient of some samples from their outputs.
 
         Raises:
-            MalformedMessage: When the outputs are no (B, C) tensor under the agreed codec.
+            WireError: When the outputs are no (B, C) tensor under the agreed codec.
         """
         check_tensor(outputs, shape=(len(labels_B), self._num_classes), codec=codec, what="outputs")
         return self._task.loss_and_gradient(decode_tensor(outputs, what="outputs"), labels_B)

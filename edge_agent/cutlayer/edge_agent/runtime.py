@@ -28,7 +28,7 @@ from cutlayer.broker.actions import (
 )
 from cutlayer.broker.agent_session import AgentSession, Deadlines
 from cutlayer.broker.courier import Courier
-from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, MalformedMessage
+from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, WireError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import (
     AgentState,
@@ -234,7 +234,7 @@ class AgentRuntime:
                         self._enrolled(enrolled, now)
                 case _:
                     self._do(self._session.receive(message, now), now)
-        except MalformedMessage as error:
+        except WireError as error:
             self._courier.refuse(error.label)
             log.warning("dropped a message on %s: %s", packet.topic, error)
 
@@ -285,7 +285,8 @@ class AgentRuntime:
                     raise action.error
 
     def _leased(self, action: LeaseGranted, now: float) -> None:
-        assert self._bench is not None, "an agent asks for a lease when it has everything"
+        if self._bench is None:  # nobody has asked for it: it is forged, or of a run that another has replaced
+            return
         items = self._bench.items
         if not self._was_leased:
             self._was_leased = True

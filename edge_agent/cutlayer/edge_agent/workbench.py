@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutlayer.broker.actions import LeaseGranted, OutputsReceived
-from cutlayer.broker.errors import MalformedMessage, RunError
+from cutlayer.broker.errors import RunError, WireError
 from cutlayer.broker.messages import EncodedTensor, Mode, NegotiatedCodecs, RunPhase
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
@@ -79,9 +79,8 @@ class Workbench:
         for mode, step in list(self._in_flight):
             if mode is Mode.TRAIN and step in self.items.committed:  # its commit was under the lease before
                 self.committed(step)
-        is_training = granted.phase in (RunPhase.WAITING, RunPhase.TRAINING) and not self.items.is_training_done
-        if self.is_finishing and is_training:
-            # The worker is back from a checkpoint that lacks some steps: the model was not finished after all.
+        if self.is_finishing and granted.phase in (RunPhase.WAITING, RunPhase.TRAINING):
+            # The worker is back from a checkpoint: if it lacks a step of anybody, the model was not finished after all.
             self.is_finishing = False
             self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is Mode.TRAIN}
             self.items.forget_evaluations()
@@ -129,7 +128,7 @@ class Workbench:
         try:
             with self._reporter.stage("loss"):
                 result = self._client.loss(received.outputs, flight.labels_B, received.codecs.outputs)
-        except MalformedMessage as error:
+        except WireError as error:
             raise RunError(
                 f"the worker's outputs cannot be used: {error}\n  fix: install the same release on both sides"
             ) from error

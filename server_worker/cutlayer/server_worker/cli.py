@@ -104,8 +104,7 @@ def start(
     `server-worker start --run examples/digits.toml --broker mqtts://hub --set window.samples=256 --resume`
     """
     configure_logging(log_format, quiet=quiet, debug=debug)
-    # OpenMP's threads wait for each other by spinning. On a core that an agent or a broker wants as well, that stalls
-    # all of them: measured on two busy cores, 128 samples took 2.4-4.0 s so, 0.47-0.67 s when they sleep instead.
+    # Torch's threads sleep while they wait for each other, instead of taking the core from an agent or a broker.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from cutlayer.server_worker.program import Program
 

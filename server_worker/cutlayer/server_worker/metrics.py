@@ -26,7 +26,19 @@ __all__ = ["WorkerMetrics"]
 
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STAGES = ("decode", "forward", "encode", "backward", "commit")
-REFUSALS = ("malformed", "content", "lease", "state", "version", "credits", "codec", "manifest", "topic", "unexpected")
+REFUSALS = (
+    "malformed",
+    "oversized",
+    "version",
+    "content",
+    "lease",
+    "state",
+    "credits",
+    "codec",
+    "manifest",
+    "topic",
+    "unexpected",
+)
 
 
 class WorkerMetrics:

@@ -31,7 +31,7 @@ from cutlayer.broker.actions import (
     WorkerAction,
 )
 from cutlayer.broker.courier import Courier
-from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, MalformedMessage, RunError
+from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, RunError, WireError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Mode, RunManifest, RunPhase, WorkerState, serialize
 from cutlayer.broker.model_chunks import cut_model
@@ -125,6 +125,8 @@ class WorkerRuntime:
         self._groups: dict[int, int] = {}
         self._started_at = clock()
         self._was_connected = False
+        self._problem = ""
+        self._warned_of: set[str] = set()
         self._claimed_at: float | None = None
         self._is_serving = False
         self.book = book
@@ -148,14 +150,20 @@ class WorkerRuntime:
             CutlayerError: When the worker cannot go on.
         """
         self.start()
+        is_graceful = False
         try:
             while not self.is_finished and not should_stop():
                 wake_at = self.pump(self._clock())
                 # A signal only sets a flag, so a long wait would keep a person waiting.
                 self._transport.wait(min(max(wake_at - self._clock(), 0.0), 0.5))
             self.stop()
+            is_graceful = True
+        except IdentityTaken:
+            is_graceful = True  # the other process speaks for this worker now, and the will would contradict it
+            raise
         finally:
-            self._transport.close(graceful=True)
+            # Whatever else ended this worker, the will tells its agents so.
+            self._transport.close(graceful=is_graceful)
 
     def stop(self) -> None:
         """Save what is committed and tell everybody that this worker is gone."""
@@ -187,7 +195,8 @@ class WorkerRuntime:
                 case Disconnected():
                     self._disconnected(event)
         if not self._was_connected and now - self._started_at > self._options.connect_timeout_s:
-            raise BrokerUnreachable(self._url, f"no connection within {self._options.connect_timeout_s:g} s")
+            detail = f"no connection within {self._options.connect_timeout_s:g} s"
+            raise BrokerUnreachable(self._url, f"{detail} ({self._problem})" if self._problem else detail)
         if self._claimed_at is not None and not self._is_serving and now >= self._claimed_at:
             self._serve()
         if not self._is_serving:
@@ -217,6 +226,9 @@ class WorkerRuntime:
         if self.is_connected:
             log.warning("connection lost (%s); trying again", event.reason)
             self._emit(ConnectionChanged(is_connected=False))
+        elif not self._was_connected and not self._problem:
+            log.warning("%s; trying for %g s", event.reason, self._options.connect_timeout_s)
+        self._problem = event.reason
         self.is_connected = False
 
     def _serve(self) -> None:
@@ -243,18 +255,26 @@ class WorkerRuntime:
     # Messages in, actions out ---------------------------------------------------------------------------------
 
     def _take(self, packet: Received, now: float) -> None:
-        num_rejects = self._courier.rejects.total()
+        before = self._courier.rejects.copy()
         message = self._courier.receive(packet)
-        if self._courier.rejects.total() > num_rejects:
-            log.warning("dropped a malformed message on %s", packet.topic)
-            self._emit(MessageRefused("malformed"))
-        match message:
-            case None:
-                pass
-            case WorkerState():
-                self._other_worker(message)
-            case _:
-                self._do(self._session.receive(packet.topic, message, now))
+        for label in self._courier.rejects - before:
+            self._refused(label, f"a packet on {packet.topic} breaks the protocol")
+        try:
+            match message:
+                case None:
+                    pass
+                case WorkerState():
+                    self._other_worker(message)
+                case _:
+                    self._do(self._session.receive(packet.topic, message, now))
+        except WireError as error:
+            self._refused(error.label, f"{packet.topic}: {error}")
+
+    def _refused(self, label: str, detail: str) -> None:
+        # Whoever sends nonsense sends it again and again: the first is told, all are counted.
+        log.log(logging.DEBUG if label in self._warned_of else logging.WARNING, "refused (%s): %s", label, detail)
+        self._warned_of.add(label)
+        self._emit(MessageRefused(label))
 
     def _other_worker(self, state: WorkerState) -> None:
         if state.worker == self._session.name:
@@ -296,8 +316,7 @@ class WorkerRuntime:
                 case Duplicate():
                     self._emit(DuplicateReceived(action.kind))
                 case Refused():
-                    log.debug("refused: %s", action.detail)
-                    self._emit(MessageRefused(action.label))
+                    self._refused(action.label, action.detail)
                 case Fail():
                     raise action.error
 
@@ -330,7 +349,7 @@ class WorkerRuntime:
                     tokens = {
                         name: decode_tensor(tensor, what=f"activations of {name}") for name, tensor in message.tensors
                     }
-                except MalformedMessage as error:
+                except WireError as error:
                     self._do(self._session.fail_content(key, str(error)))
                     continue
                 items.append(ForwardItem(_engine_key(key), mode, tokens))
@@ -338,7 +357,7 @@ class WorkerRuntime:
             return
         with self._timed("forward", sum(item.num_samples for item in items)):
             forwarded = self._engine.forward(items)
-        if forwarded.refused and not forwarded.outputs:
+        if forwarded.refused and not forwarded.outputs and not self._is_sound(items[0]):
             raise RunError(self._diverged("outputs", forwarded.version))
         for key, _ in work.microbatches:
             if _engine_key(key) in forwarded.refused:
@@ -353,12 +372,17 @@ class WorkerRuntime:
             }
         self._do(self._session.forwarded(work.group, outputs, forwarded.version, self._clock()))
 
+    def _is_sound(self, like: ForwardItem) -> bool:
+        """Whether the weights give finite outputs for zeros: then it is the activations that do not."""
+        zeros = {name: np.zeros_like(tokens) for name, tokens in like.tokens.items()}
+        return not self._engine.forward([ForwardItem(("", "eval", 0), "eval", zeros)]).refused
+
     def _backward(self, work: Backward) -> None:
         gradients: dict[Hashable, NDArray[np.float32]] = {}
         for key, tensor in work.gradients:
             try:
                 gradients[_engine_key(key)] = decode_tensor(tensor, what="output gradients")
-            except MalformedMessage as error:
+            except WireError as error:
                 self._do(self._session.fail_content(key, str(error)))
                 return  # the session has taken the member out of its group and asks again
         with self._timed("backward", sum(len(gradient) for gradient in gradients.values())):

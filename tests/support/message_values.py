@@ -1,0 +1,200 @@
+"""One example of every message, and strategies that build every message within its limits."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from cutlayer.broker.messages import (
+    MAX_CHUNKS,
+    ActivationGradients,
+    Activations,
+    AgentState,
+    Busy,
+    Chunk,
+    Direction,
+    EncodedTensor,
+    Evaluation,
+    Goodbye,
+    GoodbyeReason,
+    Hello,
+    Message,
+    MetricSums,
+    Mode,
+    ModelChunk,
+    NegotiatedCodecs,
+    OutputGradients,
+    Outputs,
+    Phase,
+    Reject,
+    RejectReason,
+    Resend,
+    ResendReason,
+    RunManifest,
+    RunPhase,
+    StageTime,
+    Telemetry,
+    Traffic,
+    TrainingDone,
+    Welcome,
+    WorkerState,
+)
+
+TENSOR = EncodedTensor("int8+zstd", (2, 3, 4), b"\x01\x02\x03")
+CODECS = NegotiatedCodecs("int8+zstd", "fp16", "fp16+lz4", "identity")
+TELEMETRY = Telemetry(
+    incarnation=1_700_000_000_000,
+    sequence=7,
+    final=False,
+    epoch=2,
+    steps=40,
+    total_steps=200,
+    samples=1_280,
+    train=MetricSums(1.5, 30, 64),
+    recent=MetricSums(0.25, 31, 32),
+    evaluations=(Evaluation(1, "audio+image", True, MetricSums(2.0, 50, 64), 12_345),),
+    traffic=(Traffic(Direction.DOWN, "Outputs", "fp16", 40, 51_200, 26_000, 27_000),),
+    wire_sent_bytes=100_000,
+    wire_received_bytes=30_000,
+    round_trips=((0, 1), (120, 39)),
+    stages=(StageTime("tokenize_encode", 40, 0.5),),
+    resends=1,
+    duplicates=2,
+    rejects=3,
+    cpu_s=4.5,
+    peak_rss_bytes=71_000_000,
+)
+
+EXAMPLES: dict[str, Message] = {
+    example.__class__.__name__: example
+    for example in (
+        Chunk(b"12345678", 1, 3, 250, b"abc"),
+        Hello(
+            "clinic/07",
+            1_700_000_000_000,
+            bytes(range(32)),
+            450,
+            ("identity", "fp16", "int8"),
+            ("none", "lz4", "zstd"),
+            "cutlayer 0.1.0",
+        ),
+        Welcome("worker-0", 1_700_000_000_000, 0xDEADBEEF, 2, CODECS, ((0, 7), (9, 10)), RunPhase.TRAINING, 60.0),
+        Busy("worker-0", 1_700_000_000_000, 2.5),
+        Reject("worker-0", 1_700_000_000_000, RejectReason.CONTENT, "step 9 of an agent that has 8"),
+        Activations(0xDEADBEEF, 12, Mode.TRAIN, 2, (("audio", TENSOR), ("image", TENSOR))),
+        Outputs(0xDEADBEEF, 12, Mode.EVAL, 3, 0.125, EncodedTensor("fp16", (2, 10), b"\x00" * 4)),
+        OutputGradients(0xDEADBEEF, 12, 3, EncodedTensor("fp16", (2, 10), b"\xff")),
+        ActivationGradients(0xDEADBEEF, 12, 5, 0.25, ()),
+        Resend(0xDEADBEEF, 12, Mode.TRAIN, ResendReason.STALE),
+        Phase(0xDEADBEEF, RunPhase.EVALUATING, "all agents have done their epochs"),
+        TrainingDone(0xDEADBEEF),
+        Goodbye(0xDEADBEEF, GoodbyeReason.COMPLETED, TELEMETRY),
+        TELEMETRY,
+        AgentState(True, 1_700_000_000_000),
+        WorkerState(True, "worker-0", 1_700_000_000_000, bytes(32), RunPhase.WAITING, 4, 17, ""),
+        RunManifest(b'{"format":1}'),
+        ModelChunk(1, 2, b"weights"),
+    )
+}
+
+U32S = st.integers(0, (1 << 32) - 1)
+U53S = st.integers(0, (1 << 53) - 1)
+_CHARACTERS = st.characters(exclude_categories=["Cc", "Cs"])
+NAMES = st.text(_CHARACTERS, max_size=64)
+SECONDS = st.floats(0, 1e9, allow_nan=False)
+DATA = st.binary(max_size=200)
+SHAPES = st.one_of(
+    st.just(()),
+    st.lists(st.integers(0, 90), min_size=1, max_size=4),  # 90 ** 4 elements are within the limit
+    st.tuples(st.integers(0, 65_536), st.integers(0, 1_024)),
+).map(tuple)
+TENSORS = st.builds(EncodedTensor, NAMES, SHAPES, DATA)
+NAMED_TENSORS = st.lists(st.tuples(NAMES, TENSORS), max_size=3).map(tuple)
+SUMS = st.builds(MetricSums, st.floats(allow_nan=False, allow_infinity=False), U53S, U53S)
+TELEMETRIES = st.builds(
+    Telemetry,
+    incarnation=U53S,
+    sequence=U53S,
+    final=st.booleans(),
+    epoch=U32S,
+    steps=U53S,
+    total_steps=U53S,
+    samples=U53S,
+    train=SUMS,
+    recent=SUMS,
+    evaluations=st.lists(st.builds(Evaluation, U32S, NAMES, st.booleans(), SUMS, U53S), max_size=3).map(tuple),
+    traffic=st.lists(
+        st.builds(Traffic, st.sampled_from(Direction), NAMES, NAMES, U53S, U53S, U53S, U53S), max_size=3
+    ).map(tuple),
+    wire_sent_bytes=U53S,
+    wire_received_bytes=U53S,
+    round_trips=st.lists(st.tuples(st.integers(0, 4_096), U53S), max_size=3).map(tuple),
+    stages=st.lists(st.builds(StageTime, NAMES, U53S, SECONDS), max_size=3).map(tuple),
+    resends=U53S,
+    duplicates=U53S,
+    rejects=U53S,
+    cpu_s=SECONDS,
+    peak_rss_bytes=U53S,
+)
+_WORDS = st.lists(NAMES, max_size=4).map(tuple)
+_INDICES = st.integers(0, MAX_CHUNKS - 1)
+_COUNTS = st.integers(0, MAX_CHUNKS)
+_DETAILS = st.text(_CHARACTERS | st.sampled_from("\n\t"), max_size=512)
+_CODECS = st.builds(NegotiatedCodecs, NAMES, NAMES, NAMES, NAMES)
+_MODES, _PHASES = st.sampled_from(Mode), st.sampled_from(RunPhase)
+
+MESSAGES: dict[str, st.SearchStrategy[Message]] = {
+    "Chunk": st.builds(Chunk, st.binary(max_size=8), _INDICES, _COUNTS, st.integers(0, 64 << 20), DATA),
+    "Hello": st.builds(
+        Hello, st.text(_CHARACTERS, max_size=256), U53S, st.binary(max_size=32), U53S, _WORDS, _WORDS, NAMES
+    ),
+    "Welcome": st.builds(
+        Welcome,
+        NAMES,
+        U53S,
+        U32S,
+        st.integers(0, 1_024),
+        _CODECS,
+        st.lists(st.tuples(U53S, U53S), max_size=4).map(tuple),
+        _PHASES,
+        SECONDS,
+    ),
+    "Busy": st.builds(Busy, NAMES, U53S, st.floats(0, 86_400)),
+    "Reject": st.builds(Reject, NAMES, U53S, st.sampled_from(RejectReason), _DETAILS),
+    "Activations": st.builds(Activations, U32S, U53S, _MODES, st.integers(0, 65_536), NAMED_TENSORS),
+    "Outputs": st.builds(Outputs, U32S, U53S, _MODES, U53S, SECONDS, TENSORS),
+    "OutputGradients": st.builds(OutputGradients, U32S, U53S, U53S, TENSORS),
+    "ActivationGradients": st.builds(ActivationGradients, U32S, U53S, U53S, SECONDS, NAMED_TENSORS),
+    "Resend": st.builds(Resend, U32S, U53S, _MODES, st.sampled_from(ResendReason)),
+    "Phase": st.builds(Phase, U32S, _PHASES, _DETAILS),
+    "TrainingDone": st.builds(TrainingDone, U32S),
+    "Goodbye": st.builds(Goodbye, U32S, st.sampled_from(GoodbyeReason), TELEMETRIES),
+    "Telemetry": TELEMETRIES,
+    "AgentState": st.builds(AgentState, st.booleans(), U53S),
+    "WorkerState": st.builds(
+        WorkerState, st.booleans(), NAMES, U53S, st.binary(max_size=32), _PHASES, U32S, U53S, _DETAILS
+    ),
+    "RunManifest": st.builds(RunManifest, DATA),
+    "ModelChunk": st.builds(ModelChunk, _INDICES, _COUNTS, DATA),
+}
+ANY_MESSAGE = st.one_of(*MESSAGES.values())
+
+
+def mutated(packet: bytes) -> st.SearchStrategy[bytes]:
+    """Return a message's bytes with a few of them replaced, left out or doubled."""
+
+    def change(edits: list[tuple[int, int, int]]) -> bytes:
+        changed = bytearray(packet)
+        for place, what, value in edits:
+            at = place % max(len(changed), 1)
+            if what == 0 and changed:
+                changed[at] = value
+            elif what == 1:
+                del changed[at : at + 1 + value % 4]
+            elif what == 2:
+                changed[at:at] = changed[at : at + 1 + value % 9]
+            else:
+                changed[at:at] = bytes([value])
+        return bytes(changed)
+
+    edit = st.tuples(st.integers(0, 1 << 16), st.integers(0, 3), st.integers(0, 255))
+    return st.lists(edit, min_size=1, max_size=6).map(change)
