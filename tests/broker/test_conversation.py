@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ class Walk:
             max_staleness=rng.choice((0, 1, 4)),
         )
         self.sizes = {f"site/{index}": rng.randint(1, 40) for index in range(rng.randint(1, 4))}
-        self.limits = {
+        self.limits: dict[str, Any] = {
             "credits": rng.randint(1, 3),
             "max_batch_samples": rng.choice((4, 8, 64)),
             "lease_s": rng.choice((20.0, 60.0)),
@@ -80,7 +81,7 @@ class Walk:
         self.left_behind: set[str] = set()
         self.resumed_at = 0.0
         self.outcome: dict[str, Exception | None] = {}
-        self.lease = 100
+        self.lease: int = 100
         self.incarnation = 1
         self.is_ended = False
         self.num_work = self.num_events = 0

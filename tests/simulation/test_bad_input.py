@@ -59,8 +59,8 @@ def _no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         assert record.levelno < logging.ERROR, record
 
 
-def settings_of(**sections: dict[str, object]) -> RunSettings:
-    return small_settings(run={"min_agents": 2, "epochs": 4}, **sections)
+def settings_of() -> RunSettings:
+    return small_settings(run={"min_agents": 2, "epochs": 4})
 
 
 class Scene:

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from paho.mqtt.client import topic_matches_sub
@@ -135,7 +136,7 @@ def make_worker(
     version: int = 0,
     committed_samples: int = 0,
     first_lease: int = 100,
-    **limits: object,
+    **limits: Any,
 ) -> WorkerSession:
     """Return a worker session whose leases count up from `first_lease`; further keywords are its limits."""
     numbers = iter(range(first_lease, 1 << 32))
@@ -143,7 +144,7 @@ def make_worker(
         WORKER,
         incarnation,
         manifest or small_manifest(),
-        WorkerLimits(**limits),  # type: ignore[arg-type]
+        WorkerLimits(**limits),
         LeaseTable(lambda: next(numbers)),
         ledger=ledger,
         window=window,

@@ -93,8 +93,10 @@ class Ledger:
         try:
             flat = msgpack.unpackb(data, strict_map_key=True)
             for agent, edges in flat.items():
-                if not isinstance(agent, str) or not all(type(edge) is int and edge >= 0 for edge in edges):
-                    raise ValueError(f"the steps of {agent!r:.80} are no whole numbers")
+                if not isinstance(agent, str) or not isinstance(edges, list):
+                    raise ValueError("no map of agents to lists")
+                if not all(type(edge) is int and edge >= 0 for edge in edges):
+                    raise ValueError(f"the steps of {agent[:80]!r} are no whole numbers")
                 ledger._agents[agent] = StepRanges(tuple(zip(edges[::2], edges[1::2], strict=True)))
         except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
             raise MalformedMessage(f"ledger: {error}") from None

@@ -59,8 +59,8 @@ MAX_RANGES = 4_096
 MAX_EVALUATIONS = 4_096
 MAX_CODECS = 64
 MAX_TRAFFIC = 256
-MAX_LIST = 4_096
-"""Entries of any list."""
+MAX_LIST = 4_100
+"""Entries of any list: a few more than the longest field has, so that a field's own check names it."""
 MAX_TEXT_BYTES = 8_192
 """UTF-8 bytes of any text."""
 MAX_VALUES = 1 << 17
@@ -605,10 +605,11 @@ def parse(data: bytes) -> Message:
 
 
 def _unpack(data: bytes) -> Any:
-    """Read MessagePack, taking no more memory than a small multiple of what has arrived.
+    """Read MessagePack, taking no more memory than a small multiple of what has arrived, and 34 MB.
 
     A list header of five bytes may announce millions of entries, and an empty list of one byte takes 64: so the
-    lengths of lists and texts are limited, and all values are counted. No message has a map or an extension type.
+    lengths of lists and texts are limited, and all values are counted. What remains is 1,024 lists inside one
+    another, the most that msgpack admits, of `MAX_LIST` places each. No message has a map or an extension type.
     """
     values_left = MAX_VALUES
 

@@ -128,11 +128,12 @@ class Scheduler:
         """
         if self._to_release:
             return Release(self._to_release.pop())
-        if self._in_window and self._closes(training, ledger, credits, now):
+        backward = self._next_backward(now)
+        if self._in_window and (self._closes(training, ledger, credits, now) or self._would_overshoot(backward)):
             done = self.committed_samples + self._window_samples
             progress = None if planned_samples is None else min(done / max(planned_samples, 1), 1.0)
             return Commit(self.window, self._window_samples, len(self._in_window), progress)
-        return self._next_backward(now) or self._next_forward(ledger, is_training=is_training, num_credits=credits)
+        return backward or self._next_forward(ledger, is_training=is_training, num_credits=credits)
 
     def _closes(self, training: Sequence[Lease], ledger: Ledger, num_credits: int, now: float) -> bool:
         held = [key.agent for key in self._in_window]
@@ -148,6 +149,14 @@ class Scheduler:
             for lease in training
             if lease.absent_since is None
         )
+
+    def _would_overshoot(self, backward: Backward | None) -> bool:
+        """Whether the window is nearer to its size without what comes next: so sizes are met on average."""
+        if backward is None or self._is_synchronous:
+            return False
+        shortfall = self._spec.samples - self._window_samples
+        coming = sum(self.exchanges[key].num_samples for key, _ in backward.gradients)
+        return coming - shortfall > shortfall
 
     def _next_backward(self, now: float) -> Backward | None:
         for group in self._groups.values():
@@ -179,7 +188,11 @@ class Scheduler:
             signature = (key.mode, tuple((name, tensor.shape[1:]) for name, tensor in sorted(message.tensors)))
             if form is None:
                 form = signature
-            if signature != form or (chosen and num_samples + exchange.num_samples > self._max_batch_samples):
+            # A group is committed whole, so one of training is not larger than an asynchronous window should be.
+            most = self._max_batch_samples
+            if key.mode is Mode.TRAIN and not self._is_synchronous:
+                most = min(most, self._spec.samples)
+            if signature != form or (chosen and num_samples + exchange.num_samples > most):
                 continue
             chosen.append((key, message))
             num_samples += exchange.num_samples

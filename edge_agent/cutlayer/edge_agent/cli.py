@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 import time
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from cutlayer.broker.broker_flags import (
     Username,
     broker_settings,
 )
-from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, configure_logging, run_app
+from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
 
 __all__ = ["app", "main"]
@@ -46,18 +47,18 @@ DataOption = Annotated[
     list[str] | None,
     typer.Option(help="Option of the data set as KEY=VALUE, such as alpha=0.5 (label skew); may be repeated."),
 ]
-ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.")]
+ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.", min=0.0)]
 LogFormat = Annotated[str, typer.Option(help="text or json (one object a line).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks.")]
 
 
 @app.callback()
-def _group() -> None:
+def _group(version: VersionOption = False) -> None:
     """One site's part of a run."""
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def start(
     topic: Topic,
     data: Data,
@@ -80,7 +81,8 @@ def start(
     """Take part in the run that the broker announces, until it ends.
 
     The agent needs its broker, its topic and its data; all else comes with the run. It may come late, leave
-    (Ctrl-C) and come back under the same topic: what is committed is not trained on again.
+    (Ctrl-C, or SIGTERM, which exits with 0) and come back under the same topic: what is committed is not trained on
+    again.
 
     **Examples**
 
@@ -114,7 +116,7 @@ def start(
         mqtt_version,
     )
     runtime = AgentRuntime(
-        MqttTransport(settings, client_id=f"cutlayer-agent-{topic.replace('/', '-')}", identity=topic),
+        MqttTransport(settings, client_id=client_identifier(topic), identity=topic),
         topic,
         time.time_ns() // 1_000_000,
         lambda manifest: open_dataset(data, shard=part, seed=manifest.seed, options=options),
@@ -125,6 +127,13 @@ def start(
     )
     with GracefulStop("leaving the run; Ctrl-C again to stop at once") as stop:
         runtime.run(stop.should_stop)
+    if stop.received is signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+def client_identifier(topic: str) -> str:
+    """Return an agent's MQTT client identifier: another for each topic, without a slash, which ACL patterns refuse."""
+    return f"cutlayer-agent-{topic.replace('/', ':')}"
 
 
 def _parse_options(pairs: list[str]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tomllib
 from pathlib import Path
@@ -25,7 +26,7 @@ from cutlayer.broker.broker_flags import (
     Username,
     broker_settings,
 )
-from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, configure_logging, run_app
+from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
 
 __all__ = ["app", "main"]
@@ -55,18 +56,18 @@ Set = Annotated[
 ]
 HttpPort = Annotated[int, typer.Option(help="Port of /metrics and /healthz; 0 takes a free one.", min=0, max=65_535)]
 HttpHost = Annotated[str, typer.Option(help="Address of that port. Nothing there is protected by a password.")]
-ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.")]
+ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.", min=0.0)]
 LogFormat = Annotated[str, typer.Option(help="text or json (one object a line).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks.")]
 
 
 @app.callback()
-def _group() -> None:
+def _group(version: VersionOption = False) -> None:
     """The server's part of a run."""
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def start(
     run: RunFile,
     name: Name = None,
@@ -94,8 +95,8 @@ def start(
 ) -> None:
     """Announce a run, train with whichever agents come, and end when they have done their epochs.
 
-    Ctrl-C (or SIGTERM) saves a checkpoint; `--resume` goes on from it with the agents still connected. At the end
-    run.json in the output folder says what was reached and what it cost.
+    Ctrl-C (or SIGTERM, which exits with 0) saves a checkpoint; `--resume` goes on from it with the agents still
+    connected. At the end run.json in the output folder says what was reached and what it cost.
 
     **Examples**
 
@@ -134,6 +135,8 @@ def start(
     )
     with GracefulStop("saving a checkpoint; Ctrl-C again to stop at once") as stop:
         program.run(stop.should_stop)
+    if stop.received is signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 def _parse_setting(pair: str) -> tuple[str, object]:

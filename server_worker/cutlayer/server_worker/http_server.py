@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -18,7 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["HttpServer"]
 
 
+REQUEST_TIMEOUT_S = 10.0
+POLL_S = 0.1
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a request: who connects and says nothing keeps neither the others nor the end waiting."""
+
+    daemon_threads = True
+    block_on_close = False
+
+
 class _QuietHandler(WSGIRequestHandler):
+    timeout = REQUEST_TIMEOUT_S
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Log nothing: a scrape every few seconds is no news."""
 
@@ -48,9 +62,9 @@ class HttpServer:
 
         def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "/")
-            if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-                start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
-                return [b""]
+            if environ.get("REQUEST_METHOD") != "GET":
+                start_response("405 Method Not Allowed", [("Allow", "GET"), ("Content-Type", "text/plain")])
+                return [b"GET only\n"]
             if path == "/metrics":
                 body: Iterable[bytes] = metrics(environ, start_response)
                 return body
@@ -63,14 +77,14 @@ class HttpServer:
             return [b"try /metrics or /healthz\n"]
 
         try:
-            self._server = make_server(host, port, application, WSGIServer, _QuietHandler)
+            self._server = make_server(host, port, application, _Server, _QuietHandler)
         except OSError as error:
             raise SettingsError(
                 f"HTTP port {port} of {host} cannot be used: {error.strerror}",
                 "choose another with --http-port, or 0 for a free one",
             ) from error
         self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="http", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

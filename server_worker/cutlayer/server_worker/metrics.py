@@ -37,6 +37,9 @@ REFUSALS = (
     "codec",
     "manifest",
     "topic",
+    "incarnation",
+    "departed",
+    "busy",
     "unexpected",
 )
 

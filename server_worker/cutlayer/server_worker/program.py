@@ -77,7 +77,7 @@ class Program:
         settings = load_run_settings(run_file, overrides)
         check_codecs(settings)
         torch.set_num_threads(num_threads(settings))
-        self._output = output or Path("runs") / settings.run.name
+        self._output = _writable(output or Path("runs") / settings.run.name)
         store = CheckpointStore(self._output / "checkpoints")
         built = build(settings, settings.run.seed)
         manifest = make_manifest(settings, built)
@@ -102,12 +102,13 @@ class Program:
                 connect_timeout_s=connect_timeout_s, checkpoint_every_windows=settings.worker.checkpoint_every_windows
             ),
         )
+        self._http_host = http_host
         self._http = HttpServer(self._metrics.registry, self._health, host=http_host, port=http_port)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Serve until the run has ended or `should_stop` says so, then write run.json."""
         log.info("model %s: %d parameters", self._manifest.model, self._manifest.num_parameters)
-        log.info("metrics at http://127.0.0.1:%d/metrics", self._http.port)
+        log.info("metrics at http://%s:%d/metrics", self._http_host, self._http.port)
         try:
             self._runtime.run(should_stop)
         finally:
@@ -289,6 +290,24 @@ def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifes
     window, committed = _counter(checkpoint, "window"), _counter(checkpoint, "committed_samples")
     log.info("resumed %s at window %d from %s", saved.run_id, window, restored.path.name)
     return Resumed(saved, Ledger.from_bytes(checkpoint.ledger), window, committed)
+
+
+def _writable(folder: Path) -> Path:
+    """Make the output folder: what cannot be written is said before the run and not after it.
+
+    Raises:
+        SettingsError: When it cannot be made or written to.
+    """
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"output folder {folder} cannot be written: {error.strerror}", "name another with --output"
+        ) from error
+    return folder
 
 
 def _counter(checkpoint: Checkpoint, key: str) -> int:

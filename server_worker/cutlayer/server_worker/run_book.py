@@ -64,21 +64,23 @@ class RunBook:
 
     def accuracy(self) -> dict[str, float]:
         """Return the final test accuracy given all modalities (`joint`) and given each alone."""
-        pooled: dict[str, list[MetricSums]] = defaultdict(list)
-        for _, evaluation in self._evaluations():
+        # An agent that came back evaluates the same samples again: the last time counts.
+        pooled: dict[str, dict[str, MetricSums]] = defaultdict(dict)
+        for agent, evaluation, _ in self._evaluations():
             if evaluation.final:
-                pooled[self._given(evaluation)].append(evaluation.sums)
-        return {given: _accuracy(sums) for given, sums in sorted(pooled.items()) if _num_samples(sums)}
+                pooled[self._given(evaluation)][agent] = evaluation.sums
+        sums = {given: list(by_agent.values()) for given, by_agent in sorted(pooled.items())}
+        return {given: _accuracy(entries) for given, entries in sums.items() if _num_samples(entries)}
 
     def history(self) -> list[dict[str, float]]:
         """Return pooled test accuracy and loss after each epoch that was evaluated, and the bytes moved until then."""
-        epochs: dict[int, dict[str, Evaluation]] = defaultdict(dict)
-        for agent, evaluation in self._evaluations():
+        epochs: dict[int, dict[str, tuple[MetricSums, int]]] = defaultdict(dict)
+        for agent, evaluation, wire_bytes in self._evaluations():
             if self._given(evaluation) == "joint":
-                epochs[evaluation.epoch][agent] = evaluation
+                epochs[evaluation.epoch][agent] = evaluation.sums, wire_bytes
         rows = []
         for epoch, by_agent in sorted(epochs.items()):
-            sums = [evaluation.sums for evaluation in by_agent.values()]
+            sums = [entry for entry, _ in by_agent.values()]
             if _num_samples(sums):
                 rows.append(
                     {
@@ -87,7 +89,7 @@ class RunBook:
                         "loss": sum(entry.loss_sum for entry in sums) / _num_samples(sums),
                         "samples": _num_samples(sums),
                         "agents": len(by_agent),
-                        "wire_bytes": sum(evaluation.wire_bytes for evaluation in by_agent.values()),
+                        "wire_bytes": sum(wire_bytes for _, wire_bytes in by_agent.values()),
                     }
                 )
         return rows
@@ -181,8 +183,16 @@ class RunBook:
     def _num_parameters(self) -> int:
         return self._manifest.num_parameters + self._num_client_parameters
 
-    def _evaluations(self) -> list[tuple[str, Evaluation]]:
-        return [(agent, evaluation) for agent, entry in self.latest() for evaluation in entry.evaluations]
+    def _evaluations(self) -> list[tuple[str, Evaluation, int]]:
+        """Return each agent's evaluations in order, with the bytes that all its processes had moved until then."""
+        evaluations = []
+        moved: dict[str, int] = defaultdict(int)
+        for agent, entry in self.latest():
+            evaluations += [
+                (agent, evaluation, moved[agent] + evaluation.wire_bytes) for evaluation in entry.evaluations
+            ]
+            moved[agent] += sum(traffic.wire_bytes for traffic in entry.traffic)
+        return evaluations
 
     def _given(self, evaluation: Evaluation) -> str:
         return "joint" if evaluation.given == "+".join(sorted(self._manifest.modalities)) else evaluation.given

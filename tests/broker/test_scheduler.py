@@ -1,0 +1,505 @@
+"""What a worker computes next: which microbatches go together, when backward runs, when a window closes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from cutlayer.broker.leases import Lease
+from cutlayer.broker.ledger import Ledger
+from cutlayer.broker.manifest import WindowSpec
+from cutlayer.broker.messages import Activations, Mode, NegotiatedCodecs
+from cutlayer.broker.scheduler import Scheduler
+from cutlayer.broker.states import ExchangeState
+from cutlayer.broker.work import Backward, Commit, Exchange, Forward, Key, Release, Work
+from support.conversation import image_tokens, zeros
+
+CODECS = NegotiatedCodecs("identity", "identity", "identity", "identity")
+
+
+@dataclass
+class Bench:
+    """A scheduler with what a session gives it: leases, a ledger, credits and the time."""
+
+    scheduler: Scheduler
+    credits: int = 2
+    is_training: bool = True
+    planned_samples: int | None = None
+    now: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
+    leases: dict[str, Lease] = field(default_factory=dict)
+
+    def lease(self, *agents: str, total_steps: int = 99) -> None:
+        for agent in agents:
+            self.leases[agent] = Lease(agent, len(self.leases), 1, 4, total_steps, CODECS, 0.0)
+
+    def arrive(
+        self, agent: str, step: int = 0, mode: Mode = Mode.TRAIN, num_samples: int = 4, tokens: Any = None
+    ) -> Key:
+        """An agent's activations come."""
+        if agent not in self.leases:
+            self.lease(agent)
+        key = Key(agent, mode, step)
+        message = Activations(0, step, mode, num_samples, tokens or image_tokens(num_samples))
+        self.scheduler.add(Exchange(key, 0, message, ExchangeState.ACTIVATIONS, num_samples, self.now))
+        return key
+
+    def next(self) -> Work | None:
+        """Return what is to be done next."""
+        return self.scheduler.next_work(
+            [lease for lease in self.leases.values() if not lease.is_done],
+            self.ledger,
+            is_training=self.is_training,
+            credits=self.credits,
+            planned_samples=self.planned_samples,
+            now=self.now,
+        )
+
+    def forward(self) -> tuple[Key, ...]:
+        """Do the forward pass that is next; return its microbatches."""
+        work = self.next()
+        assert isinstance(work, Forward)
+        keys = tuple(key for key, _ in work.microbatches)
+        self.scheduler.forwarded(work.group, keys, self.scheduler.version)
+        return keys
+
+    def gradients(self, *keys: Key) -> None:
+        """The output gradients of some microbatches come."""
+        for key in keys:
+            exchange = self.scheduler.exchanges[key]
+            self.scheduler.take_gradients(exchange, zeros(exchange.num_samples, 2), self.now)
+
+    def backward(self) -> tuple[Key, ...]:
+        """Do the backward pass that is next; return its microbatches."""
+        work = self.next()
+        assert isinstance(work, Backward)
+        self.scheduler.backward_done(work.group, self.now)
+        return tuple(key for key, _ in work.gradients)
+
+    def through(self, *keys: Key) -> None:
+        """Bring microbatches that went forward into the window."""
+        self.gradients(*keys)
+        done: list[Key] = []
+        while len(done) < len(keys):
+            done += self.backward()
+
+    def commit(self) -> list[Key]:
+        """Take the step that is next; return its microbatches."""
+        work = self.next()
+        assert isinstance(work, Commit)
+        done = [exchange.key for exchange in self.scheduler.committed(self.scheduler.version + 1)]
+        for key in done:
+            self.ledger.add(key.agent, key.step)
+        return done
+
+
+def bench(*, max_batch_samples: int = 64, credits: int = 2, **window: object) -> Bench:  # noqa: A002 - the protocol's word
+    """Return a bench; keywords are the window's."""
+    spec = WindowSpec.model_validate({"mode": "asynchronous", "samples": 8, "deadline_s": 1.0, **window})
+    return Bench(Scheduler(spec, max_batch_samples, 0, 0, 0), credits=credits)
+
+
+# Forward -----------------------------------------------------------------------------------------------------
+
+
+def test_there_is_nothing_to_do_at_first() -> None:
+    assert bench().next() is None
+    assert bench().scheduler.deadlines() == []
+
+
+def test_what_has_arrived_goes_forward_together_in_order() -> None:
+    b = bench()
+    keys = [b.arrive(agent, step) for agent, step in (("b", 0), ("a", 0), ("b", 1))]
+    assert list(b.forward()) == keys
+    assert b.next() is None
+
+
+def test_a_batch_holds_no_more_samples_than_allowed_but_always_one_microbatch() -> None:
+    b = bench(max_batch_samples=9)
+    a, large, c, d = b.arrive("a"), b.arrive("b", num_samples=8), b.arrive("c"), b.arrive("d", num_samples=1)
+    assert b.forward() == (a, c, d), "a later one that still fits goes along"
+    assert b.forward() == (large,)
+    alone = b.arrive("e", num_samples=20)
+    assert b.forward() == (alone,)
+
+
+def test_other_shapes_modalities_and_modes_go_apart() -> None:
+    b = bench()
+    a = b.arrive("a")
+    wide = b.arrive("b", tokens=(("image", zeros(4, 4, 3)),))
+    both = b.arrive("c", tokens=(("image", zeros(4, 4, 2)), ("audio", zeros(4, 4, 2))))
+    swapped = b.arrive("d", tokens=(("audio", zeros(4, 4, 2)), ("image", zeros(4, 4, 2))))
+    evaluation = b.arrive("e", mode=Mode.EVAL)
+    small = b.arrive("f", num_samples=2)
+    assert b.forward() == (a, small)
+    assert b.forward() == (wide,)
+    assert b.forward() == (both, swapped)
+    assert b.forward() == (evaluation,)
+
+
+def test_before_training_only_evaluations_go_forward() -> None:
+    b = bench()
+    b.is_training = False
+    b.arrive("a")
+    evaluation = b.arrive("a", mode=Mode.EVAL)
+    assert b.forward() == (evaluation,)
+    assert b.next() is None
+
+
+def test_an_evaluation_is_done_with_its_outputs() -> None:
+    b = bench()
+    key = b.arrive("a", mode=Mode.EVAL)
+    b.forward()
+    assert key not in b.scheduler.exchanges
+    assert b.next() is None
+
+
+def test_what_was_forgotten_during_its_forward_pass_is_not_wanted_any_more() -> None:
+    b = bench()
+    gone, kept = b.arrive("a"), b.arrive("b")
+    work = b.next()
+    assert isinstance(work, Forward)
+    b.scheduler.abandon("a")
+    wanted = b.scheduler.forwarded(work.group, (gone, kept), 0)
+    assert [exchange.key for exchange in wanted] == [kept]
+
+
+def test_a_group_that_nobody_wants_is_released_once() -> None:
+    b = bench()
+    b.arrive("a")
+    b.forward()
+    b.scheduler.abandon("a")
+    assert b.next() == Release(0)
+    assert b.next() is None
+
+
+# Backward ----------------------------------------------------------------------------------------------------
+
+
+def test_backward_waits_for_all_of_its_group_and_goes_before_forward() -> None:
+    b = bench()
+    keys = [b.arrive("a"), b.arrive("b")]
+    b.forward()
+    b.gradients(keys[0])
+    assert b.next() is None
+    late = b.arrive("a", 1)
+    b.gradients(keys[1])
+    work = b.next()
+    assert isinstance(work, Backward)
+    assert work.last
+    assert b.backward() == tuple(keys)
+    assert b.commit() == keys
+    assert b.forward() == (late,)
+
+
+def test_after_the_deadline_backward_runs_for_those_that_are_there_and_the_graph_stays() -> None:
+    b = bench(samples=99)
+    first, second = b.arrive("a"), b.arrive("b")
+    b.forward()
+    b.now = 5.0
+    b.gradients(first)
+    assert b.scheduler.deadlines() == [6.0]
+    b.now = 5.999
+    assert b.next() is None
+    b.now = 6.0
+    work = b.next()
+    assert isinstance(work, Backward)
+    assert not work.last
+    assert b.backward() == (first,)
+    b.gradients(second)
+    work = b.next()
+    assert isinstance(work, Backward)
+    assert work.last
+    assert b.backward() == (second,)
+    assert b.scheduler.deadlines() == [7.0], "the window's own"
+
+
+def test_a_group_that_loses_the_agent_that_it_waits_for_goes_backward_without() -> None:
+    b = bench(samples=4)
+    here, gone = b.arrive("a"), b.arrive("b")
+    b.forward()
+    b.gradients(here)
+    b.scheduler.abandon("b")
+    assert gone not in b.scheduler.exchanges
+    assert b.backward() == (here,)
+    assert b.commit() == [here]
+
+
+def test_what_has_sent_its_gradients_is_kept_when_its_agent_is_gone() -> None:
+    b = bench(samples=4)
+    key = b.arrive("a")
+    b.forward()
+    b.gradients(key)
+    b.scheduler.abandon("a")
+    assert b.backward() == (key,)
+    b.scheduler.abandon("a")
+    assert b.commit() == [key]
+
+
+def test_gradients_that_cannot_be_decoded_leave_their_group() -> None:
+    b = bench()
+    bad, good = b.arrive("a"), b.arrive("b")
+    b.forward()
+    b.gradients(bad, good)
+    b.scheduler.discard(bad)
+    assert b.backward() == (good,)
+    b.scheduler.discard(good)  # it is in the window by now
+    assert b.commit() == [good]
+
+
+def test_the_deadline_of_a_group_starts_anew_when_its_only_gradients_were_of_no_use() -> None:
+    b = bench(samples=99)
+    bad, good, _ = b.arrive("a"), b.arrive("b"), b.arrive("c")
+    b.forward()
+    b.gradients(bad)
+    b.scheduler.discard(bad)
+    assert b.scheduler.deadlines() == []
+    b.now = 10.0
+    b.gradients(good)
+    assert b.next() is None
+    assert b.scheduler.deadlines() == [11.0]
+
+
+# Windows -----------------------------------------------------------------------------------------------------
+
+
+def test_a_window_closes_at_its_number_of_samples() -> None:
+    b = bench(samples=8, credits=9)
+    keys = [b.arrive("a", step) for step in range(3)]
+    b.forward()
+    b.through(*keys)
+    work = b.next()
+    assert work == Commit(0, 12, 3, None)
+    assert b.commit() == keys
+    assert b.scheduler.window == b.scheduler.version == 1
+    assert b.scheduler.committed_samples == 12
+
+
+def test_a_window_closes_at_its_deadline() -> None:
+    b = bench(samples=99, credits=9)
+    key = b.arrive("a")
+    b.forward()
+    b.now = 3.0
+    b.through(key)
+    assert b.next() is None
+    assert b.scheduler.deadlines() == [4.0]
+    b.now = 4.0
+    assert b.commit() == [key]
+    assert b.scheduler.deadlines() == []
+
+
+def test_a_window_closes_when_every_agent_waits_for_it_with_all_its_credits() -> None:
+    b = bench(samples=99, credits=2)
+    first = [b.arrive("a", 0), b.arrive("a", 1)]
+    b.forward()
+    b.lease("b")
+    b.through(*first)
+    assert b.next() is None, "the other agent can still send"
+    other = [b.arrive("b", 0), b.arrive("b", 1)]
+    b.forward()
+    b.through(other[0])
+    assert b.next() is None
+    b.through(other[1])
+    assert b.commit() == [*first, *other]
+
+
+def test_an_agent_whose_last_steps_are_in_the_window_does_not_hold_it_open() -> None:
+    b = bench(samples=99, credits=4)
+    b.lease("a", total_steps=2)
+    b.ledger.add("a", 0)
+    key = b.arrive("a", 1)
+    b.forward()
+    b.through(key)
+    assert b.commit() == [key]
+
+
+@pytest.mark.parametrize("how", ["done", "absent", "dropped"])
+def test_nobody_waits_for_an_agent_that_is_done_absent_or_gone(how: str) -> None:
+    b = bench(samples=99, credits=1)
+    b.lease("b")
+    key = b.arrive("a")
+    b.forward()
+    b.through(key)
+    assert b.next() is None
+    if how == "done":
+        b.leases["b"].is_done = True
+    elif how == "absent":
+        b.leases["b"].absent_since = 0.0
+    else:
+        del b.leases["b"]
+    assert b.commit() == [key]
+
+
+def test_progress_is_the_share_of_the_planned_samples_and_never_more_than_all() -> None:
+    b = bench(samples=4)
+    for planned, progress in ((16, 0.25), (10, 0.8), (8, 1.0), (0, 1.0), (None, None)):
+        b.planned_samples = planned
+        key = b.arrive("a", b.scheduler.window)
+        b.forward()
+        b.through(key)
+        work = b.next()
+        assert isinstance(work, Commit)
+        assert work.progress == progress
+        b.commit()
+
+
+def test_what_comes_while_a_window_is_open_joins_it_or_the_next() -> None:
+    b = bench(samples=8, credits=9)
+    first = b.arrive("a", 0)
+    b.forward()
+    b.through(first)
+    second, third = b.arrive("a", 1), b.arrive("a", 2)
+    b.forward()
+    b.through(second, third)
+    assert b.commit() == [first, second, third]
+    assert b.next() is None
+
+
+# Synchronous -------------------------------------------------------------------------------------------------
+
+
+def test_synchronous_windows_hold_one_microbatch_of_each_leased_agent() -> None:
+    b = bench(mode="synchronous", samples=1)
+    b.lease("a", "b", "c")
+    keys = [b.arrive("a"), b.arrive("b")]
+    assert b.arrive("a", 1)
+    assert b.forward() == tuple(keys)
+    assert b.next() is None, "the second microbatch of an agent waits for the window of its first"
+    b.through(*keys)
+    assert b.next() is None, "one agent is missing, and no deadline goes on without it"
+    assert b.scheduler.deadlines() == []
+    b.now = 1e6
+    assert b.next() is None
+    last = b.arrive("c")
+    b.forward()
+    b.through(last)
+    assert b.commit() == [*keys, last]
+    assert b.forward() == (Key("a", Mode.TRAIN, 1),)
+
+
+def test_synchronous_backward_waits_for_the_whole_group_however_long() -> None:
+    b = bench(mode="synchronous")
+    keys = [b.arrive("a"), b.arrive("b")]
+    b.forward()
+    b.gradients(keys[0])
+    b.now = 1e6
+    assert b.next() is None
+    b.gradients(keys[1])
+    assert b.backward() == tuple(keys)
+
+
+def test_an_absent_agent_is_waited_for_until_it_is_dropped() -> None:
+    b = bench(mode="synchronous")
+    b.lease("b")
+    key = b.arrive("a")
+    b.forward()
+    b.through(key)
+    b.leases["b"].absent_since = 0.0
+    assert b.next() is None
+    del b.leases["b"]
+    assert b.commit() == [key]
+
+
+def test_synchronous_steps_go_in_order_of_the_first_missing_one_whatever_arrives_first() -> None:
+    b = bench(mode="synchronous")
+    second, first = b.arrive("a", 1), b.arrive("a", 0)
+    for key in (first, second):
+        assert b.forward() == (key,)
+        b.through(key)
+        b.commit()
+
+
+def test_a_step_that_overtook_the_one_before_waits_for_it() -> None:
+    b = bench(mode="synchronous")
+    b.arrive("a", 1)
+    assert b.next() is None
+
+
+def test_a_worker_resumed_from_an_older_checkpoint_takes_what_fills_an_agents_credits() -> None:
+    """The agent's credits are all taken by steps further on than the ledger: the first missing one cannot come."""
+    b = bench(mode="synchronous", credits=2)
+    b.ledger.add("a", 0)
+    later = [b.arrive("a", 8), b.arrive("a", 7)]
+    assert b.forward() == (later[1],)
+    b.through(later[1])
+    assert b.commit() == [later[1]]
+    missing = b.arrive("a", 1)
+    assert b.forward() == (missing,)
+    b.through(missing)
+    assert b.commit() == [missing]
+
+
+def test_evaluations_need_not_wait_in_synchronous_mode() -> None:
+    b = bench(mode="synchronous")
+    b.arrive("a", 1)
+    evaluation = b.arrive("a", mode=Mode.EVAL)
+    assert b.forward() == (evaluation,)
+
+
+# Staleness ---------------------------------------------------------------------------------------------------
+
+
+def commit_one(b: Bench, step: int) -> None:
+    """Commit a step of an agent of its own."""
+    key = b.arrive("other", step)
+    assert b.forward() == (key,)
+    b.through(key)
+    assert key in b.commit()
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+def test_a_group_is_given_up_when_its_weights_are_older_than_allowed(max_staleness: int) -> None:
+    b = bench(samples=4, max_staleness=max_staleness)
+    slow = b.arrive("a")
+    b.forward()
+    for step in range(max_staleness):
+        commit_one(b, step)
+        assert b.scheduler.take_stale() == []
+    commit_one(b, max_staleness)
+    assert [exchange.key for exchange in b.scheduler.take_stale()] == [slow]
+    assert slow not in b.scheduler.exchanges
+    assert b.next() == Release(0)
+    assert b.next() is None
+    assert b.scheduler.take_stale() == []
+
+
+def test_the_age_of_a_group_counts_from_the_weights_that_the_engine_used() -> None:
+    b = bench(samples=4, max_staleness=0)
+    b.arrive("a")
+    work = b.next()
+    assert isinstance(work, Forward)
+    b.scheduler.forwarded(work.group, tuple(key for key, _ in work.microbatches), 1)
+    commit_one(b, 0)
+    assert b.scheduler.take_stale() == []
+
+
+def test_what_of_a_stale_group_is_committed_already_stays_committed() -> None:
+    b = bench(samples=4, max_staleness=0)
+    quick, slow = b.arrive("a"), b.arrive("b")
+    b.forward()
+    b.gradients(quick)
+    b.now = 2.0
+    assert b.backward() == (quick,)
+    assert b.commit() == [quick]
+    assert [exchange.key for exchange in b.scheduler.take_stale()] == [slow]
+
+
+def test_gradients_that_came_too_late_for_their_group_are_given_up_with_it() -> None:
+    b = bench(samples=4, max_staleness=0, deadline_s=100.0)
+    early, waiting = b.arrive("a"), b.arrive("b")
+    b.forward()
+    b.gradients(early)
+    commit_one(b, 0)
+    assert {exchange.key for exchange in b.scheduler.take_stale()} == {early, waiting}
+    assert b.next() == Release(0)
+
+
+def test_an_agents_microbatches_are_counted() -> None:
+    b = bench(samples=4)
+    b.arrive("a", 0)
+    b.arrive("a", 1)
+    b.arrive("b", 0)
+    assert b.scheduler.num_of("a") == 2
+    assert b.scheduler.num_of("c") == 0
