@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -40,6 +41,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     arguments = parser.parse_args()
     variants: dict[str, Callable[[int], dict[str, float]]] = {
         "asynchronous int8": demo,
@@ -50,9 +52,10 @@ def main() -> None:
     }
     joint: dict[str, list[float]] = {name: [] for name in variants}
     print(f"{'variant':26s} seed   joint   audio   image")
-    for seed in range(arguments.seeds):
-        for name, run in variants.items():
-            accuracy = run(seed)
+    tasks = [(name, seed) for seed in range(arguments.seeds) for name in variants]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        results = pool.map(lambda task: variants[task[0]](task[1]), tasks)
+        for (name, seed), accuracy in zip(tasks, results, strict=True):
             joint[name].append(accuracy["joint"])
             alone = "".join(
                 f"  {accuracy[given]:.4f}" if given in accuracy else "       -" for given in ("audio", "image")

@@ -30,7 +30,9 @@ def steps_per_second(run: Path, num_sites: int, epochs: int) -> float:
 
     The first epoch is not timed: it makes the samples and warms the allocator, as in the networked run.
     """
-    settings = load_run_settings(run, {"run.epochs": epochs + 1})
+    settings = load_run_settings(
+        run, {"run.epochs": epochs + 1, "run.microbatch_samples": 32, "window.samples": 32 * num_sites}
+    )
     torch.set_num_threads(num_threads(settings))  # as the worker has it
     built = build(settings, settings.run.seed)
     manifest = make_manifest(settings, built)

@@ -45,6 +45,7 @@ def networked(epochs: int, *, counting: bool = False) -> float:
         )
         worker_command = [*program, "--run", str(RUN), "--broker", broker.url, "--min-agents", str(NUM_AGENTS)]
         worker_command += ["--output", folder, "--epochs", str(epochs + 1), "--http-port", "0"]
+        worker_command += ["--set", "run.microbatch_samples=32", "--set", "window.samples=128"]
         worker_command += ["--set", "evaluation.every_epochs=0", "--set", "worker.checkpoint_every_windows=1000000"]
         processes: list[subprocess.Popen[str]] = []
         try:

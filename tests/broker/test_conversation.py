@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,20 @@ from cutlayer.broker.agent_session import Deadlines
 from cutlayer.broker.errors import Rejected
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.messages import (
+    ActivationGradients,
+    Activations,
+    Goodbye,
+    Hello,
+    Message,
     Mode,
+    OutputGradients,
+    Outputs,
+    Phase,
+    Resend,
+    ResendReason,
     RunPhase,
+    TrainingDone,
+    Welcome,
     WorkerState,
 )
 from cutlayer.broker.states import ExchangeState
@@ -29,9 +42,276 @@ from support.conversation import (
     small_manifest,
 )
 
+# Ordinary runs and single accidents --------------------------------------------------------------------------
+
+SIZES = {"site/0": 6, "site/1": 9}
+NUM_STEPS = {"site/0": 4, "site/1": 6}
+SHORT = Deadlines(hello_s=1.0, step_s=2.0, longest_s=8.0)
+
+
+class Meddler:
+    """An ordinary run of two agents, with something done to it at one event."""
+
+    def __init__(self, mode: str, **limits: Any) -> None:
+        self.manifest = small_manifest(epochs=2, mode=mode, samples=8, max_staleness=1)
+        self.limits: dict[str, Any] = {"min_agents": 2, "lease_s": 20.0, "absence_grace_s": 10.0} | limits
+        self.talk = Conversation(make_worker(self.manifest, **self.limits), self.manifest, SHORT)
+        self.num_events = 0
+        self.late: list[Letter] = []
+        for name, num_samples in SIZES.items():
+            self.talk.join(name, num_samples)
+
+    @property
+    def is_done(self) -> bool:
+        return self.talk.worker.phase is RunPhase.ENDED and not self.talk.trainers
+
+    def event(self) -> None:
+        """Deliver the oldest message, or compute one thing, or let time pass."""
+        self.num_events += 1
+        if self.talk.under_way:
+            self.talk.deliver(self.talk.under_way[0])
+        elif self.talk.compute() is None:
+            self.talk.pass_time(0.25)
+
+    def run(self, at: int = -1, accident: Callable[[Conversation], None] = lambda _: None) -> None:
+        """Run to the end, with an accident before one event."""
+        while not self.is_done:
+            if self.num_events == at:
+                accident(self.talk)
+            self.event()
+            assert self.talk.now < 300.0, "it does not end"
+        for letter in self.late:
+            self.talk.deliver(letter)
+
+    def check(self) -> None:
+        """Check that every step was committed once, and that nothing is left over."""
+        expected = {Key(name, Mode.TRAIN, step) for name, steps in NUM_STEPS.items() for step in range(steps)}
+        assert self.talk.arithmetic.committed == dict.fromkeys(expected, 1)
+        assert self.talk.worker.num_live == 0
+        self.talk.compute_all()
+        assert not self.talk.arithmetic.graphs
+        assert not len(self.talk.worker.leases)
+
+
+def num_events_of(mode: str) -> int:
+    """Return how many events an ordinary run has."""
+    meddler = Meddler(mode)
+    meddler.run()
+    return meddler.num_events
+
+
+MODES = ("asynchronous", "synchronous")
+MOMENTS = [(mode, at) for mode in MODES for at in range(0, num_events_of(mode), 4)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_ordinary_run_commits_every_step_once_evaluates_and_ends(mode: str) -> None:
+    meddler = Meddler(mode)
+    trainers = dict(meddler.talk.trainers)
+    meddler.run()
+    meddler.check()
+    assert meddler.talk.now < 10.0, "nothing had to be repeated"
+    for name, trainer in trainers.items():
+        assert trainer.failed is None
+        assert trainer.told == dict.fromkeys(range(NUM_STEPS[name]), 1)
+        assert trainer.session.num_repeats == 0
+    assert meddler.talk.worker.committed_samples == 2 * (6 + 9)
+    assert {event.phase for event in meddler.talk.worker_events if isinstance(event, PhaseReached)} == {
+        RunPhase.TRAINING,
+        RunPhase.EVALUATING,
+        RunPhase.ENDED,
+    }
+
+
+KINDS = [
+    Hello,
+    Welcome,
+    Activations,
+    Outputs,
+    OutputGradients,
+    ActivationGradients,
+    Phase,
+    TrainingDone,
+    Goodbye,
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("what", ["lost", "doubled", "late", "last"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_happens_to_every_third_message_of_a_kind_the_run_ends_well(
+    kind: type[Message], what: str, mode: str
+) -> None:
+    """Lost; doubled at once; a copy delivered three events later; a copy delivered when all is over."""
+    meddler = Meddler(mode)
+    talk, seen = meddler.talk, 0
+    pending: list[tuple[int, Letter]] = []
+    deliver = talk.deliver
+
+    def meddle(letter: Letter) -> None:
+        nonlocal seen
+        seen += isinstance(letter.message, kind)
+        if not isinstance(letter.message, kind) or seen % 3 != 1:
+            deliver(letter)
+        elif what == "lost":
+            talk.under_way.remove(letter)
+        else:
+            deliver(letter)
+            if what == "doubled":
+                deliver(letter)
+            elif what == "late":
+                pending.append((meddler.num_events + 3, letter))
+            else:
+                meddler.late.append(letter)
+        for due, copy in list(pending):
+            if meddler.num_events >= due:
+                pending.remove((due, copy))
+                deliver(copy)
+
+    talk.deliver = meddle  # type: ignore[method-assign]
+    meddler.run()
+    meddler.check()
+    assert seen
+
+
+@pytest.mark.parametrize(("mode", "at"), MOMENTS)
+def test_an_agent_killed_and_started_again_at_any_moment_takes_up_where_it_was(mode: str, at: int) -> None:
+    def accident(talk: Conversation) -> None:
+        if "site/1" in talk.trainers:
+            talk.kill("site/1")
+            talk.join("site/1", SIZES["site/1"])
+
+    meddler = Meddler(mode)
+    meddler.run(at, accident)
+    meddler.check()
+
+
+@pytest.mark.parametrize(("mode", "at"), MOMENTS)
+def test_a_connection_that_breaks_for_a_moment_costs_nothing(mode: str, at: int) -> None:
+    def accident(talk: Conversation) -> None:
+        if "site/1" in talk.trainers:
+            talk.blip("site/1")
+
+    meddler = Meddler(mode)
+    meddler.run(at, accident)
+    meddler.check()
+
+
+@pytest.mark.parametrize(("mode", "at"), MOMENTS)
+def test_a_worker_resumed_from_the_very_first_checkpoint_has_every_step_done_again(mode: str, at: int) -> None:
+    def accident(talk: Conversation) -> None:
+        if talk.worker.phase in (RunPhase.WAITING, RunPhase.TRAINING):
+            worker = make_worker(meddler.manifest, incarnation=2, first_lease=900, **meddler.limits)
+            talk.restart_worker(worker, Counter())
+
+    meddler = Meddler(mode)
+    meddler.run(at, accident)
+    meddler.check()
+
+
+@pytest.mark.parametrize(("mode", "at"), MOMENTS)
+def test_an_agent_that_never_comes_back_does_not_hold_the_others_for_longer_than_the_grace_period(
+    mode: str, at: int
+) -> None:
+    def accident(talk: Conversation) -> None:
+        if "site/1" in talk.trainers:
+            talk.kill("site/1")
+
+    meddler = Meddler(mode, min_agents=1)
+    meddler.run(at, accident)
+    committed = meddler.talk.arithmetic.committed
+    assert {key.step for key in committed if key.agent == "site/0"} == set(range(NUM_STEPS["site/0"]))
+    assert set(committed.values()) == {1}
+    assert meddler.talk.now < 15.0
+    meddler.talk.compute_all()
+    assert not meddler.talk.arithmetic.graphs
+
+
+# Races that once went wrong ----------------------------------------------------------------------------------
+
+
+def alone(mode: str = "synchronous", **limits: Any) -> Conversation:
+    """Return a conversation with one agent of two steps, whose driver is the test."""
+    manifest = small_manifest(epochs=2, mode=mode, samples=4, max_staleness=1)
+    talk = Conversation(make_worker(manifest, **limits), manifest, SHORT, is_automatic=False)
+    talk.join("a", 4)
+    talk.deliver_all()
+    return talk
+
+
+def go_on(talk: Conversation, until: Callable[[], bool]) -> None:
+    """Let one thing after the other happen until a condition holds."""
+    for _ in range(1_000):
+        if until():
+            return
+        if talk.under_way:
+            talk.deliver(talk.under_way[0])
+        elif talk.compute() is None:
+            talk.pass_time(0.5)
+    raise AssertionError("it never comes to that")
+
+
+def test_late_outputs_after_a_resend_do_not_stop_the_step_for_ever() -> None:
+    """Outputs of old weights arrive after the Resend that recalled them; only gradients of new ones are taken."""
+    talk = alone()
+    talk.submit("a", 0)
+    talk.deliver_all()
+    talk.compute_all()
+    late = talk.take(Outputs)
+    exchange = talk.worker._scheduler.exchanges[Key("a", Mode.TRAIN, 0)]
+    talk.worker._scheduler.discard(exchange.key)  # as when the weights have moved on
+    talk.agent_does("a", talk.trainers["a"].session.receive(Resend(100, 0, Mode.TRAIN, ResendReason.STALE), 0.0))
+    talk.arithmetic.version = 5
+    talk.deliver(late)
+    talk.settle()
+    assert talk.arithmetic.committed == {Key("a", Mode.TRAIN, 0): 1}
+
+
+def test_a_worker_that_has_dropped_an_agent_in_silence_hears_its_hello() -> None:
+    """The worker gave up its subscriptions with the lease: the agent's repetitions reach nobody."""
+    talk = alone(lease_s=3.0, absence_grace_s=3.0)
+    talk.submit("a", 0)
+    talk.deliver_all()
+    talk.compute_all()
+    for _ in range(10):  # the link is dead for a while
+        talk.under_way.clear()
+        talk.now += 1.0
+        talk.worker_events += talk.worker.tick(talk.now)
+    assert not len(talk.worker.leases)
+    talk._filters[WORKER] = {WorkerTopics(WORKER).inbox}
+    for _ in range(20):
+        talk.settle()
+        talk.pass_time(1.0)
+    assert talk.arithmetic.committed == {Key("a", Mode.TRAIN, 0): 1}
+
+
+def test_synchronous_steps_beyond_an_older_checkpoint_do_not_block_the_ones_before() -> None:
+    """Both credits are taken by steps 2 and 3 when the worker resumes from before step 1."""
+    manifest = small_manifest(epochs=4, mode="synchronous")
+    talk = Conversation(make_worker(manifest), manifest, SHORT)
+    talk.join("a", 4)
+    go_on(talk, lambda: len(talk.worker.ledger.of("a")) >= 2 and bool(talk.of_kind(Activations)))
+    ledger = Ledger()
+    ledger.add("a", 0)
+    talk.restart_worker(make_worker(manifest, incarnation=2, ledger=ledger), Counter({Key("a", Mode.TRAIN, 0): 1}))
+    talk.run(lambda: not talk.trainers, max_s=60.0)
+    assert talk.arithmetic.committed == {Key("a", Mode.TRAIN, step): 1 for step in range(4)}
+
+
+def test_training_done_is_not_told_to_a_worker_resumed_from_before_it() -> None:
+    manifest = small_manifest(epochs=2, mode="synchronous")
+    talk = Conversation(make_worker(manifest, min_agents=2), manifest, SHORT)
+    talk.join("a", 4)
+    talk.join("b", 40)
+    go_on(talk, lambda: bool(talk.of_kind(TrainingDone)))
+    talk.restart_worker(make_worker(manifest, incarnation=2, min_agents=2), Counter())
+    go_on(talk, lambda: talk.worker.phase is RunPhase.EVALUATING)
+    assert len(talk.arithmetic.committed) == 2 + 20
+
+
 # The walk ----------------------------------------------------------------------------------------------------
 
-NUM_SEEDS = 150
+NUM_SEEDS = 60
 MAX_EVENTS = 60_000
 MAX_VIRTUAL_S = 2_000.0
 

@@ -158,6 +158,7 @@ def test_topics_without_end_take_no_memory_without_end() -> None:
         taken = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
+    assert len(worker._unfinished) <= MAX_UNFINISHED_TOPICS
     assert taken < 20 << 20
 
 

@@ -101,5 +101,5 @@ def test_a_byte_stage_that_the_agent_lacks_is_left_out() -> None:
 
 
 def test_a_tensor_codec_that_the_agent_lacks_is_not_replaced() -> None:
-    with pytest.raises(ValueError, match="encodes activations as 'int8.zstd', and the agent knows only fp16"):
+    with pytest.raises(ValueError, match=r"encodes activations as 'int8.zstd', and the agent knows only fp16"):
         negotiate_codecs(CodecNames(), ("fp16",), ("zstd",))

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutlayer.broker.errors import MalformedMessage, OversizedMessage, WireError, WrongVersion
@@ -90,6 +90,7 @@ def test_a_message_has_these_bytes_and_no_others(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_every_message_comes_back_as_it_was(kind: str, data: st.DataObject) -> None:
     message = data.draw(MESSAGES[kind])
@@ -370,6 +371,7 @@ def test_arbitrary_bytes_raise_nothing_but_wire_errors(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_a_damaged_message_is_either_a_message_or_a_wire_error(kind: str, data: st.DataObject) -> None:
     damaged = data.draw(mutated(bytes.fromhex(GOLDEN[kind])))

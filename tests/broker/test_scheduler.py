@@ -97,7 +97,7 @@ class Bench:
 
 def bench(*, max_batch_samples: int = 64, credits: int = 2, **window: object) -> Bench:  # noqa: A002 - the protocol's word
     """Return a bench; keywords are the window's."""
-    spec = WindowSpec.model_validate({"mode": "asynchronous", "samples": 8, "deadline_s": 1.0, **window})
+    spec = WindowSpec.model_validate({"mode": "asynchronous", "samples": 64, "deadline_s": 1.0, **window})
     return Bench(Scheduler(spec, max_batch_samples, 0, 0, 0), credits=credits)
 
 
@@ -184,13 +184,12 @@ def test_backward_waits_for_all_of_its_group_and_goes_before_forward() -> None:
     b.forward()
     b.gradients(keys[0])
     assert b.next() is None
-    late = b.arrive("a", 1)
+    late = b.arrive("c")
     b.gradients(keys[1])
     work = b.next()
     assert isinstance(work, Backward)
     assert work.last
     assert b.backward() == tuple(keys)
-    assert b.commit() == keys
     assert b.forward() == (late,)
 
 
@@ -239,13 +238,14 @@ def test_what_has_sent_its_gradients_is_kept_when_its_agent_is_gone() -> None:
 
 
 def test_gradients_that_cannot_be_decoded_leave_their_group() -> None:
-    b = bench()
+    b = bench(credits=1)
     bad, good = b.arrive("a"), b.arrive("b")
     b.forward()
     b.gradients(bad, good)
     b.scheduler.discard(bad)
     assert b.backward() == (good,)
     b.scheduler.discard(good)  # it is in the window by now
+    del b.leases["a"]
     assert b.commit() == [good]
 
 
@@ -266,7 +266,7 @@ def test_the_deadline_of_a_group_starts_anew_when_its_only_gradients_were_of_no_
 
 
 def test_a_window_closes_at_its_number_of_samples() -> None:
-    b = bench(samples=8, credits=9)
+    b = bench(samples=12, credits=9)
     keys = [b.arrive("a", step) for step in range(3)]
     b.forward()
     b.through(*keys)
@@ -275,6 +275,34 @@ def test_a_window_closes_at_its_number_of_samples() -> None:
     assert b.commit() == keys
     assert b.scheduler.window == b.scheduler.version == 1
     assert b.scheduler.committed_samples == 12
+
+
+def test_a_group_is_not_larger_than_a_window_should_be() -> None:
+    b = bench(samples=8, credits=9)
+    keys = [b.arrive("a", step) for step in range(3)]
+    evaluations = [b.arrive("a", step, Mode.EVAL) for step in range(3)]
+    assert list(b.forward()) == keys[:2]
+    assert list(b.forward()) == keys[2:]
+    assert list(b.forward()) == evaluations, "what is not committed may go together"
+
+
+def test_a_window_closes_before_a_group_that_would_take_it_further_from_its_size() -> None:
+    b = bench(samples=8, credits=9)
+    small = b.arrive("a", num_samples=5)
+    b.forward()
+    large = b.arrive("a", 1, num_samples=8)
+    b.forward()
+    b.gradients(large)
+    b.gradients(small)
+    assert b.backward() == (small,), "groups go backward in the order of their forward passes"
+    assert b.commit() == [small], "5 is nearer to 8 than 13"
+    assert b.backward() == (large,)
+    assert b.commit() == [large]
+    almost, next_one = b.arrive("a", 2, num_samples=6), b.arrive("b", 2, num_samples=4)
+    b.forward()
+    b.forward()
+    b.through(almost, next_one)
+    assert b.commit() == [almost, next_one], "10 is as near to 8 as 6"
 
 
 def test_a_window_closes_at_its_deadline() -> None:
@@ -297,11 +325,12 @@ def test_a_window_closes_when_every_agent_waits_for_it_with_all_its_credits() ->
     b.lease("b")
     b.through(*first)
     assert b.next() is None, "the other agent can still send"
-    other = [b.arrive("b", 0), b.arrive("b", 1)]
-    b.forward()
-    b.through(other[0])
-    assert b.next() is None
-    b.through(other[1])
+    other = []
+    for step in range(2):
+        assert b.next() is None
+        other.append(b.arrive("b", step))
+        b.forward()
+        b.through(other[-1])
     assert b.commit() == [*first, *other]
 
 
@@ -347,13 +376,13 @@ def test_progress_is_the_share_of_the_planned_samples_and_never_more_than_all() 
 
 def test_what_comes_while_a_window_is_open_joins_it_or_the_next() -> None:
     b = bench(samples=8, credits=9)
-    first = b.arrive("a", 0)
+    keys = [b.arrive("a", step) for step in range(3)]
     b.forward()
-    b.through(first)
-    second, third = b.arrive("a", 1), b.arrive("a", 2)
     b.forward()
-    b.through(second, third)
-    assert b.commit() == [first, second, third]
+    b.through(keys[2])
+    b.gradients(*keys[:2])
+    assert b.backward() == tuple(keys[:2])
+    assert b.commit() == [keys[2], *keys[:2]]
     assert b.next() is None
 
 
@@ -476,22 +505,27 @@ def test_the_age_of_a_group_counts_from_the_weights_that_the_engine_used() -> No
 
 
 def test_what_of_a_stale_group_is_committed_already_stays_committed() -> None:
-    b = bench(samples=4, max_staleness=0)
+    b = bench(samples=8, max_staleness=0)
     quick, slow = b.arrive("a"), b.arrive("b")
     b.forward()
     b.gradients(quick)
     b.now = 2.0
     assert b.backward() == (quick,)
+    b.now = 4.0
     assert b.commit() == [quick]
     assert [exchange.key for exchange in b.scheduler.take_stale()] == [slow]
 
 
 def test_gradients_that_came_too_late_for_their_group_are_given_up_with_it() -> None:
-    b = bench(samples=4, max_staleness=0, deadline_s=100.0)
+    b = bench(samples=8, max_staleness=0, deadline_s=100.0)
     early, waiting = b.arrive("a"), b.arrive("b")
     b.forward()
+    other = b.arrive("c", num_samples=8)
+    b.forward()
     b.gradients(early)
-    commit_one(b, 0)
+    b.gradients(other)
+    assert b.backward() == (other,)
+    assert b.commit() == [other]
     assert {exchange.key for exchange in b.scheduler.take_stale()} == {early, waiting}
     assert b.next() == Release(0)
 

@@ -60,8 +60,7 @@ def test_arbitrary_bytes_are_a_finite_tensor_or_a_wire_error(codec: str, data: b
     try:
         check_tensor(tensor, shape=SHAPE, codec=codec, what="outputs")
         decoded = decode_tensor(tensor, what="outputs")
-    except WireError as error:
-        assert "outputs" in str(error)
+    except WireError:
         return
     assert decoded.shape == SHAPE
     assert np.isfinite(decoded).all()
@@ -71,7 +70,7 @@ def test_arbitrary_bytes_are_a_finite_tensor_or_a_wire_error(codec: str, data: b
 def test_nan_and_infinity_do_not_get_in(value: float) -> None:
     array = np.zeros(SHAPE, np.float32)
     array[1, 2, 3] = value
-    with pytest.raises(MalformedMessage, match="outputs: .*NaN or Inf"):
+    with pytest.raises(MalformedMessage, match=r"outputs: .*NaN or Inf"):
         decode_tensor(EncodedTensor("identity", SHAPE, array.tobytes()), what="outputs")
 
 

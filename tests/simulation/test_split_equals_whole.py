@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cutlayer.broker.broker_options import BrokerOptions
 from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.faults import NO_FAULTS, FaultyTransport, LinkFaults
-from cutlayer.broker.launcher import BrokerOptions, launch_broker
+from cutlayer.broker.launcher import launch_broker
 from cutlayer.broker.launcher_mosquitto import find_mosquitto
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.edge_agent.array_dataset import ArrayDataset
@@ -31,7 +32,7 @@ from support.whole import train_whole
 
 MESSY = LinkFaults(seed=7, duplication=0.3, reordering=0.3, delay_s=0.002, jitter_s=0.01)
 LOSSY = LinkFaults(seed=7, loss=0.1, duplication=0.3, reordering=0.3, delay_s=0.02, jitter_s=0.05)
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, dict[str, dict[str, object]]] = {
     "sgd-float32": {"optimizer": {"name": "sgd", "lr": 0.05}, "model": {"dtype": "float32"}},
     "adamw-float64": {"optimizer": {"name": "adamw", "lr": 2e-3}, "model": {"dtype": "float64"}},
 }
@@ -98,10 +99,7 @@ def test_split_equals_whole_over_mqtt(broker_url: str, optimizer: str, num_agent
         built.tokenizer_file,
         book,
     )
-    agents = [
-        AgentRuntime(messy_transport(broker_url, topic), topic, time.time_ns() // 1_000_000, lambda _, data=data: data)
-        for topic, data in sites.items()
-    ]
+    agents = [agent_at(broker_url, topic, data) for topic, data in sites.items()]
     too_late = time.monotonic() + 60.0
     threads = [threading.Thread(target=agent.run, args=(lambda: time.monotonic() > too_late,)) for agent in agents]
     for thread in threads:
@@ -113,6 +111,10 @@ def test_split_equals_whole_over_mqtt(broker_url: str, optimizer: str, num_agent
     assert all(agent.is_finished for agent in agents)
     loss_sum = sum(entry.train.loss_sum for _, entry in book.latest())
     assert_equal(dict(built.encoder.named_parameters()), loss_sum, settings, sites)
+
+
+def agent_at(url: str, topic: str, data: ArrayDataset) -> AgentRuntime:
+    return AgentRuntime(messy_transport(url, topic), topic, time.time_ns() // 1_000_000, lambda _: data)
 
 
 def messy_transport(url: str, name: str) -> FaultyTransport:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from cutlayer.broker.manifest import AudioSpec, ImageSpec, Manifest
@@ -21,9 +23,9 @@ AUDIO = AudioSpec(sample_rate_hz=1_000, num_frames=4, hop_samples=8, fft_samples
 CLASSES = ("no", "perhaps", "yes")
 
 
-def small_settings(telemetry_s: float = 1.0, **sections: dict[str, object]) -> RunSettings:
+def small_settings(telemetry_s: float = 1.0, **sections: Mapping[str, object]) -> RunSettings:
     """Return settings of a small run; sections given replace single keys of the defaults."""
-    document: dict[str, dict[str, object]] = {
+    document: dict[str, Mapping[str, object]] = {
         "run": {"name": "small", "epochs": 2, "microbatch_samples": 4, "min_agents": 1},
         "model": {
             "name": "vit_tiny_patch16_224",

@@ -64,7 +64,7 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
                 min_lr_ratio=settings.optimizer.min_lr_ratio,
             )
         optimizer.zero_grad()
-        (loss / len(labels_B)).backward()
+        torch.autograd.backward(loss / len(labels_B))
         if settings.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(built.encoder.parameters(), settings.optimizer.clip_norm)
         optimizer.step()

@@ -136,6 +136,7 @@ class AgentSession:
         self.topics = topics
         self.incarnation = incarnation
         self.phase = RunPhase.WAITING
+        self._was_announced = False
         self.num_repeats = 0
         self._software = software
         self._deadlines = deadlines or Deadlines()
@@ -300,7 +301,10 @@ class AgentSession:
             case WorkerState():
                 return self._worker_state(message, now)
             case AgentState():
-                if message.online and message.incarnation > self.incarnation:
+                self._was_announced |= message.incarnation == self.incarnation
+                # Where two processes take the MQTT session from each other, the newer one's will is all that the older
+                # sees of it. At the start it may be of a process from before this machine's clock was put back.
+                if message.incarnation > self.incarnation and (message.online or self._was_announced):
                     return [Fail(IdentityTaken(self.topics.root))]
                 return []
             case Welcome() | Busy() | Reject() if message.incarnation != self.incarnation:
@@ -405,7 +409,8 @@ class AgentSession:
         worker.hello_wait_s = 0.0
         self.phase = message.phase
         self._is_done = False  # a worker resumed from a checkpoint may know of fewer steps: the driver says it again
-        self._poll_at = now + self._deadlines.step_s
+        if self._goodbye is None:
+            self._poll_at = now + self._deadlines.step_s
         actions: list[AgentAction] = []
         for mode, step in list(self._exchanges):
             if mode is Mode.TRAIN and step in committed:

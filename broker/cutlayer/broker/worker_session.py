@@ -181,7 +181,7 @@ class WorkerSession:
         times += [
             lease.absent_since + self._limits.absence_grace_s for lease in self.leases if lease.absent_since is not None
         ]
-        times += [] if self._awaited_until is None else [self._awaited_until]
+        times += [self._awaited_until] if self._awaited and self._awaited_until is not None else []
         times += self._scheduler.deadlines()
         return min((time for time in times if time > now), default=None)
 
@@ -241,7 +241,7 @@ class WorkerSession:
     def tick(self, now: float) -> list[WorkerAction]:
         """Do what is due: vanished agents, and the run's next phase."""
         actions: list[WorkerAction] = []
-        if self._awaited_until is None:
+        if self._awaited_until is None:  # the time of the session's start is not known before
             self._awaited_until = now + self._limits.absence_grace_s
         elif now >= self._awaited_until:
             self._awaited.clear()
@@ -423,11 +423,12 @@ class WorkerSession:
         return [refused, Publish(AgentTopics(sender).down_control, resend)]
 
     def _training_done(self, lease: Lease) -> list[WorkerAction]:
-        if lease.is_done and self.phase in (RunPhase.EVALUATING, RunPhase.ENDED):
-            phase = Phase(lease.lease, self.phase, self.reason)
-            return [Publish(AgentTopics(lease.agent).down_control, phase, repeated=True)]
         lease.is_done = True
-        return self._advance()
+        actions = self._advance()
+        if not actions and self.phase in (RunPhase.EVALUATING, RunPhase.ENDED):
+            phase = Phase(lease.lease, self.phase, self.reason)  # the first may have been lost
+            actions.append(Publish(AgentTopics(lease.agent).down_control, phase, repeated=True))
+        return actions
 
     def _goodbye(self, lease: Lease, message: Goodbye) -> list[WorkerAction]:
         actions: list[WorkerAction] = [

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cutlayer.broker.courier import Courier
-from cutlayer.broker.messages import Evaluation, MetricSums, StageTime, Telemetry
+from cutlayer.broker.messages import MAX_EVALUATIONS, Evaluation, MetricSums, StageTime, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
 from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram
 from cutlayer.edge_agent.losses import LossResult
@@ -127,7 +127,7 @@ class Reporter:
             samples=self.num_samples,
             train=self._reported,
             recent=recent,
-            evaluations=tuple(self._evaluations),
+            evaluations=tuple(self._evaluations[-MAX_EVALUATIONS:]),
             traffic=self._courier.traffic.snapshot(),
             wire_sent_bytes=wire.sent_bytes,
             wire_received_bytes=wire.received_bytes,

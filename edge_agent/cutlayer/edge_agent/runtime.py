@@ -245,7 +245,7 @@ class AgentRuntime:
             log.warning("connection lost (%s); trying again", event.reason)
         elif not self._was_connected and not self._problem:
             log.warning("%s; trying for %g s", event.reason, self._options.connect_timeout_s)
-        self._problem = event.reason
+        self._problem = event.reason.removeprefix(f"no connection to {self._url}: ")
         self._is_connected = False
 
     def _enrolled(self, enrolled: Enrolled, now: float) -> None:

@@ -141,7 +141,7 @@ def start(
 
 def _parse_setting(pair: str) -> tuple[str, object]:
     key, equals, value = pair.partition("=")
-    if "." not in key or not equals:
+    if not key or not equals:
         raise SettingsError(f"--set {pair!r} is no SECTION.KEY=VALUE", "write it as in --set optimizer.lr=3e-4")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]

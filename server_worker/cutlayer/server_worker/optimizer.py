@@ -30,6 +30,12 @@ def make_optimizer(model: SplitEncoder, settings: OptimizerSettings) -> torch.op
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
 
 
+_QUANTITIES: dict[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+}
+
+
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return a copy of the optimizer's state, as `<parameter>/<quantity>` (`head.weight/exp_avg`).
 
@@ -47,7 +53,8 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
     """Put back what `optimizer_state` returned.
 
     Raises:
-        ValueError: When a tensor belongs to no parameter of the model, or has another shape.
+        ValueError: When a tensor belongs to no parameter of the model, has another shape, or is none of this
+            optimizer's.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     loaded: dict[Tensor, dict[str, Tensor]] = {}
@@ -56,6 +63,8 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
         parameter = parameters.get(name)
         if parameter is None:
             raise ValueError(f"optimizer state {path!r} belongs to no parameter of this model")
+        if quantity not in _QUANTITIES[type(optimizer)]:
+            raise ValueError(f"optimizer state {path!r} is not of {type(optimizer).__name__}")
         if value.ndim and value.shape != parameter.shape:
             raise ValueError(f"optimizer state {path!r} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
         dtype = parameter.dtype if value.ndim else value.dtype  # the step counter stays float32

@@ -286,7 +286,10 @@ def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifes
             str(restored.path),
             f"it belongs to a run with other settings ({_difference(same, saved)}); give the same --run and flags",
         )
-    engine.load_state_dict(checkpoint.state)
+    try:
+        engine.load_state_dict(checkpoint.state)
+    except ValueError as error:
+        raise CheckpointError(str(restored.path), f"{error}; give the same [model] and [optimizer]") from error
     window, committed = _counter(checkpoint, "window"), _counter(checkpoint, "committed_samples")
     log.info("resumed %s at window %d from %s", saved.run_id, window, restored.path.name)
     return Resumed(saved, Ledger.from_bytes(checkpoint.ledger), window, committed)

@@ -129,6 +129,7 @@ class WorkerRuntime:
         self._warned_of: set[str] = set()
         self._claimed_at: float | None = None
         self._is_serving = False
+        self._was_announced = False
         self.book = book
         self.is_connected = False
         self.training_started_at: float | None = None
@@ -228,7 +229,7 @@ class WorkerRuntime:
             self._emit(ConnectionChanged(is_connected=False))
         elif not self._was_connected and not self._problem:
             log.warning("%s; trying for %g s", event.reason, self._options.connect_timeout_s)
-        self._problem = event.reason
+        self._problem = event.reason.removeprefix(f"no connection to {self._url}: ")
         self.is_connected = False
 
     def _serve(self) -> None:
@@ -278,7 +279,10 @@ class WorkerRuntime:
 
     def _other_worker(self, state: WorkerState) -> None:
         if state.worker == self._session.name:
-            if state.online and state.incarnation > self._session.incarnation:
+            self._was_announced |= state.incarnation == self._session.incarnation
+            # Where two processes take the MQTT session from each other, the newer one's will is all that the older
+            # sees of it. At the start it may be of a process from before this machine's clock was put back.
+            if state.incarnation > self._session.incarnation and (state.online or self._was_announced):
                 raise IdentityTaken(state.worker)
         elif state.online and not self._is_serving:
             raise RunError(

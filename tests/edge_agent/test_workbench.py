@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cutlayer.broker.actions import LeaseGranted, OutputsReceived
+from cutlayer.broker.courier import Courier
+from cutlayer.broker.errors import RunError
+from cutlayer.broker.memory import MemoryBroker, MemoryTransport
+from cutlayer.broker.messages import Direction, EncodedTensor, Mode, NegotiatedCodecs, RunPhase
+from cutlayer.broker.tensors import decode_tensor
+from cutlayer.edge_agent.client_side import ClientSide
+from cutlayer.edge_agent.enrolment import Enrolled
+from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.reporter import Reporter
+from cutlayer.edge_agent.workbench import Microbatch, Workbench
+from support.small_run import small_dataset
+from support.small_side import small_manifest, tokenizer_file
+
+EXACT = NegotiatedCodecs("identity", "identity", "identity", "identity")
+
+
+class Bench:
+    """A workbench over 8 training samples in steps of 4, two epochs, and 6 test samples."""
+
+    def __init__(self) -> None:
+        manifest = small_manifest(every_epochs=0)
+        client = ClientSide(manifest, tokenizer_file(), small_dataset(0, 8, 6))
+        self.reporter = Reporter(1, Courier(MemoryTransport(MemoryBroker(lambda: 0.0), "agent"), Direction.UP))
+        self.bench = Workbench(Enrolled(manifest, client, EpochPlan(0, "clinic/07", 2, 8, 6, 4)), self.reporter)
+        self.reporter.start(self.bench.items, 1.0, 0.0)
+        self.sent: list[EncodedTensor] = []
+
+    def next(self, *, may_train: bool = True) -> Microbatch | None:
+        return self.bench.next(EXACT, may_train=may_train)
+
+    def take(self, count: int) -> list[tuple[Mode, int]]:
+        found = [self.next() for _ in range(count)]
+        return [(item.mode, item.step) for item in found if item is not None]
+
+    def outputs(self, step: int, mode: Mode = Mode.TRAIN, shape: tuple[int, int] = (4, 3)) -> None:
+        zeros = EncodedTensor("identity", shape, np.zeros(shape, "<f4").tobytes())
+        self.bench.outputs(OutputsReceived(step, mode, zeros, EXACT, 0, 0.1, 0.0), self.sent.append)
+
+    def lease(self, *committed: tuple[int, int], phase: RunPhase = RunPhase.TRAINING) -> None:
+        self.bench.resume(LeaseGranted("w0", committed, phase))
+
+    def is_finished(self) -> bool:
+        return self.bench.is_finished
+
+    def finals(self) -> int:
+        telemetry = self.reporter.telemetry(0.0, num_repeats=0, is_final=False)
+        return sum(evaluation.final for evaluation in telemetry.evaluations)
+
+
+def test_outputs_of_a_step_become_the_gradient_of_the_summed_loss() -> None:
+    scene = Bench()
+    assert scene.take(1) == [(Mode.TRAIN, 0)]
+    scene.outputs(0)
+    [gradients] = scene.sent
+    values_BC = decode_tensor(gradients, what="gradients")
+    assert np.allclose(np.sort(values_BC, axis=1), [[-2 / 3, 1 / 3, 1 / 3]] * 4)
+    assert len(scene.reporter.round_trips) == 1
+
+
+def test_outputs_that_nobody_waits_for_are_nothing() -> None:
+    scene = Bench()
+    scene.outputs(3)
+    assert not scene.sent
+
+
+def test_outputs_that_do_not_fit_are_an_error_of_the_run() -> None:
+    scene = Bench()
+    scene.take(1)
+    with pytest.raises(RunError, match="same release on both sides"):
+        scene.outputs(0, shape=(4, 2))
+
+
+def test_codec_that_cannot_be_used_is_an_error_of_the_run() -> None:
+    with pytest.raises(RunError, match="cannot be encoded as 'int3'"):
+        Bench().bench.next(NegotiatedCodecs("int3", "fp16", "fp16", "fp16"), may_train=True)
+
+
+def test_committed_samples_are_counted_once() -> None:
+    scene = Bench()
+    scene.take(2)
+    scene.bench.committed(0)
+    scene.bench.committed(0)
+    assert scene.reporter.num_samples == 4
+    assert len(scene.bench.items.committed) == 1
+
+
+def test_steps_that_a_new_lease_calls_committed_are_not_waited_for() -> None:
+    scene = Bench()
+    scene.take(4)
+    scene.lease((0, 4))
+    assert scene.reporter.num_samples == 16
+    assert scene.bench.items.is_training_done
+    scene.bench.finish()
+    evaluate(scene)
+    assert scene.is_finished()
+
+
+def evaluate(scene: Bench) -> None:
+    while (item := scene.next(may_train=False)) is not None:
+        scene.outputs(item.step, item.mode, (item.num_samples, 3))
+
+
+def test_finished_model_is_evaluated_given_both_modalities_and_each_alone() -> None:
+    scene = Bench()
+    scene.lease((0, 4), phase=RunPhase.EVALUATING)
+    assert not scene.is_finished()
+    scene.bench.finish()
+    evaluate(scene)
+    assert scene.is_finished()
+    assert scene.finals() == 3
+
+
+def test_no_step_is_trained_when_evaluations_alone_are_wanted() -> None:
+    assert Bench().next(may_train=False) is None
+
+
+def test_training_step_that_is_still_out_does_not_keep_a_finished_agent() -> None:
+    scene = Bench()
+    scene.take(1)
+    scene.lease(phase=RunPhase.EVALUATING)
+    scene.bench.finish()
+    evaluate(scene)
+    assert scene.is_finished()
+
+
+def test_worker_from_a_checkpoint_makes_final_evaluations_void() -> None:
+    scene = Bench()
+    scene.lease((0, 4))
+    scene.bench.finish()
+    evaluate(scene)
+    scene.lease((0, 3))
+    assert not scene.bench.is_finishing
+    assert scene.finals() == 0
+    assert scene.take(9) == [(Mode.TRAIN, 3)]
+    scene.bench.committed(3)
+    scene.bench.finish()
+    evaluate(scene)
+    assert scene.finals() == 3
+
+
+def test_evaluation_that_is_out_when_training_goes_on_is_not_counted() -> None:
+    scene = Bench()
+    scene.lease((0, 4))
+    scene.bench.finish()
+    item = scene.next()
+    assert item is not None
+    scene.lease((0, 3), phase=RunPhase.WAITING)
+    scene.outputs(item.step, item.mode, (item.num_samples, 3))
+    assert scene.take(9) == [(Mode.TRAIN, 3)]

@@ -1,0 +1,137 @@
+"""A worker's process is stopped or killed in the middle of a run and started again, while its agents stay."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cutlayer.broker.launcher import BrokerProcess
+from support.brokers import running_broker
+from support.processes import DIGITS_FILE, Process, script
+
+pytestmark = pytest.mark.slow
+
+SMALL = {
+    "run.epochs": "4",
+    "run.microbatch_samples": "16",
+    "model.options.embed_dim": "16",
+    "model.options.depth": "1",
+    "model.options.num_heads": "2",
+    "window.samples": "32",
+    "worker.checkpoint_every_windows": "5",
+    "telemetry_s": "0.2",
+}
+
+
+class Run:
+    """A broker, two agents, and workers one after the other."""
+
+    def __init__(self, stack: ExitStack, broker: BrokerProcess, folder: Path) -> None:
+        self._stack = stack
+        self._broker = broker
+        self.folder = folder
+        self.agents = [self._agent(index) for index in range(2)]
+
+    def _agent(self, index: int) -> Process:
+        flags = ["--topic", f"clinic/{index:02d}", "--data", "demo:digits", "--shard", f"{index}/4"]
+        options = ["--data-option", "views=1", "--data-option", "test_views=1"]
+        arguments = [script("edge-agent"), "start", *flags, *options, "--broker", self._broker.url]
+        return self._stack.enter_context(Process(arguments, self.folder / f"agent-{index}.log"))
+
+    def worker(self, name: str, *flags: str) -> Process:
+        settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+        arguments = [script("server-worker"), "start", "--run", str(DIGITS_FILE), *settings, "--min-agents", "2"]
+        arguments += ["--name", "w0", "--broker", self._broker.url, "--output", str(self.folder / "run")]
+        arguments += ["--http-port", "0", *flags]
+        return self._stack.enter_context(Process(arguments, self.folder / f"{name}.log"))
+
+    @property
+    def result(self) -> dict[str, object]:
+        content: dict[str, object] = json.loads((self.folder / "run" / "run.json").read_text())
+        return content
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "run" / "checkpoints").glob("checkpoint-*"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with ExitStack() as stack:
+        yield Run(stack, stack.enter_context(running_broker("amqtt")), tmp_path)
+
+
+def windows_of(worker: Process) -> float:
+    """Ask the worker's own port how far it is."""
+    worker.wait_for("metrics at http://")
+    url = worker.text().partition("metrics at ")[2].split()[0]
+    with urllib.request.urlopen(url, timeout=5.0) as answer:  # noqa: S310 - our own, on the loopback interface
+        text: str = answer.read().decode()
+    return float(text.partition("\ncutlayer_windows_total ")[2].split()[0])
+
+
+def wait_for_windows(worker: Process, count: int) -> None:
+    end_s = time.monotonic() + 60.0
+    while windows_of(worker) < count:
+        assert time.monotonic() < end_s, worker.text()
+        time.sleep(0.05)
+
+
+def finish(run: Run, worker: Process) -> None:
+    assert worker.exit_code(120.0) == 0, worker.text()
+    for agent in run.agents:
+        assert agent.exit_code() == 0, agent.text()
+        assert "Traceback" not in agent.text()
+    result = run.result
+    # 2 of 4 shards of 1,437 scans, 4 epochs, microbatches of 16: 359 or 360 samples make 23 steps each.
+    assert result["steps"] == 2 * 4 * 23
+    assert result["samples"] in (4 * (359 + 360), 4 * 2 * 359)
+    assert result["reason"] == "all agents have done their epochs"
+    assert set(result["accuracy"]) == {"joint", "audio", "image"}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_worker_that_is_stopped_saves_all_and_goes_on_with_its_agents(
+    run: Run, number: signal.Signals, code: int
+) -> None:
+    worker = run.worker("first")
+    wait_for_windows(worker, 7)
+    sent_at = time.monotonic()
+    worker.send(number)
+    assert worker.exit_code() == code
+    assert time.monotonic() - sent_at < 5.0
+    assert "Traceback" not in worker.text()
+    stopped = run.result
+    assert stopped["reason"] == "the worker was stopped"
+    assert run.checkpoints()
+    assert all(agent.is_running() for agent in run.agents)
+    resumed = run.worker("second", "--resume")
+    resumed.wait_for(f"at window {stopped['windows']} from checkpoint-")
+    finish(run, resumed)
+    assert run.result["run_id"] == stopped["run_id"]
+
+
+def test_worker_that_is_killed_goes_on_from_its_last_checkpoint(run: Run) -> None:
+    worker = run.worker("first")
+    wait_for_windows(worker, 12)
+    worker.send(signal.SIGKILL)
+    worker.exit_code()
+    for agent in run.agents:
+        agent.wait_for("lost the lease with worker w0")
+    finish(run, run.worker("second", "--resume"))
+
+
+def test_second_worker_of_the_same_name_ends_the_first(run: Run) -> None:
+    first = run.worker("first", "--min-agents", "9")
+    first.wait_for("serving run")
+    second = run.worker("second", "--output", str(run.folder / "other"), "--min-agents", "9")
+    assert first.exit_code() == 5
+    assert "server-worker: another process now runs as 'w0'" in first.text()
+    assert "Traceback" not in first.text()
+    second.wait_for("serving run")
