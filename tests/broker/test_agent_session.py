@@ -487,24 +487,34 @@ def test_moving_bytes_put_the_deadline_off() -> None:
 
 
 def test_bytes_that_move_after_a_message_is_out_say_nothing_about_it() -> None:
+    """The counters that go up every second must not put off what was lost for ever."""
     desk = Desk("w0")
     desk.submit(0)
-    desk.session.progress(4.0, pending_bytes=100)
-    desk.session.progress(6.0, pending_bytes=0)
-    assert desk.session.next_deadline() == 11.0
-    desk.session.progress(8.0, pending_bytes=50)
+    desk.session.progress(2.0, handed_bytes=1_000, pending_bytes=900)
+    desk.session.progress(4.0, handed_bytes=1_300, pending_bytes=700)
+    assert desk.session.next_deadline() == 9.0
+    desk.session.progress(6.0, handed_bytes=1_600, pending_bytes=600)
+    assert desk.session.next_deadline() == 11.0, "its last bytes left between this and the time before"
+    desk.session.progress(8.0, handed_bytes=1_900, pending_bytes=300)
     assert desk.session.next_deadline() == 11.0
     assert messages(desk.tick_at(11.0), Activations)
 
 
-def test_a_lost_message_is_sent_again_at_last_however_busy_the_link_is() -> None:
+def test_a_message_that_takes_minutes_to_leave_is_not_sent_twice() -> None:
     desk = Desk("w0")
     desk.submit(0)
-    now = 0.0
-    while not messages(desk.tick_at(now), Activations):
-        now += 1.0
-        desk.session.progress(now)
-        assert now < 1_000.0
+    for now in range(1, 500):
+        desk.session.progress(float(now), handed_bytes=1_000_000, pending_bytes=1_000_000 - 1_000 * now)
+        assert desk.tick_at(float(now)) == []
+
+
+def test_where_nobody_knows_what_has_left_a_message_is_sent_again_after_the_longest_time() -> None:
+    desk = Desk("w0")
+    desk.submit(0)
+    for now in range(60):
+        desk.session.progress(float(now))
+        assert desk.tick_at(float(now)) == []
+    assert messages(desk.tick_at(60.0), Activations)
 
 
 def test_slow_round_trips_stretch_the_deadline() -> None:

@@ -75,6 +75,7 @@ def test_both_ends_count_the_same_bytes() -> None:
     for num_bytes in (100, 5_000):
         pair.agent.send(Publish(UP, activations(num_bytes)))
     pair.take(pair.worker)
+    assert pair.agent.handed_bytes == sum(packet.wire_bytes for packet in pair.received_packets)
     (sent,), (taken,) = pair.agent.traffic.snapshot(), pair.worker.traffic.snapshot()
     assert sent == taken
     assert (sent.direction, sent.kind, sent.codec, sent.messages) == (Direction.UP, "Activations", "int8", 2)

@@ -64,8 +64,6 @@ MAX_GOODBYES = 5
 MAX_WORKERS = 1_024
 """Workers that an agent knows; their names come from whoever may publish below `cutlayer/workers`."""
 MAX_DOUBLINGS = 16
-MAX_STRETCH = 10.0
-"""A message that is lost is sent again after this many times `Deadlines.longest_s`, however busy the link is."""
 
 _PHASES = tuple(RunPhase)
 
@@ -112,7 +110,8 @@ class _Exchange:
     deadline: float = 0.0
     repeats: int = 0
     last: Publish | None = None
-    is_delivered: bool = False
+    out_at_bytes: int | None = None
+    is_out: bool = False
     version: int = -1
 
     @property
@@ -252,20 +251,30 @@ class AgentSession:
         """Return the retained state of an agent that is gone."""
         return Publish(self.topics.state, AgentState(online=False, incarnation=self.incarnation), retain=True)
 
-    def progress(self, now: float, pending_bytes: int | None = None) -> None:
+    def progress(self, now: float, handed_bytes: int | None = None, pending_bytes: int = 0) -> None:
         """Take notice that bytes are moving: a slow link is not a dead one.
+
+        Only what has not left yet is waited for: what moves later (counters, the next microbatch) says nothing about
+        a message that the broker has, and may have lost. Links keep the order, so how much was handed to the
+        transport, and how much of it is still on its way, tell which messages have left.
 
         Args:
             now: Seconds.
-            pending_bytes: Bytes still on their way to the broker. Once there are none, all that was sent is out, and
-                what moves later says nothing about it.
+            handed_bytes: All that was ever handed to the transport (`Courier.handed_bytes`). Without it nobody knows
+                what has left, and a message is sent again after `Deadlines.longest_s` whatever moves.
+            pending_bytes: Of that, what is still on its way to the broker (`Transport.pending_bytes`).
         """
         for exchange in self._exchanges.values():
-            if exchange.is_delivered:
+            if exchange.last is None or exchange.is_out:
                 continue
-            stretched = min(now + self._patience_s(exchange), exchange.sent_at + MAX_STRETCH * self._longest_s())
-            exchange.deadline = max(exchange.deadline, stretched)
-            exchange.is_delivered = pending_bytes == 0
+            deadline = now + self._patience_s(exchange)
+            if handed_bytes is None:
+                deadline = min(deadline, exchange.sent_at + self._longest_s())
+            elif exchange.out_at_bytes is None:
+                exchange.out_at_bytes = handed_bytes
+            else:
+                exchange.is_out = handed_bytes - pending_bytes >= exchange.out_at_bytes
+            exchange.deadline = max(exchange.deadline, deadline)
 
     def tick(self, now: float) -> list[AgentAction]:
         """Do what is due."""
@@ -502,7 +511,7 @@ class AgentSession:
     def _send(self, exchange: _Exchange, publish: Publish, now: float) -> list[AgentAction]:
         exchange.last = publish
         exchange.sent_at = now
-        exchange.is_delivered = False
+        exchange.out_at_bytes, exchange.is_out = None, False
         if isinstance(publish.message, Activations):
             exchange.activations_sent_at = now
             exchange.num_activations_sent += 1

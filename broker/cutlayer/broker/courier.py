@@ -32,12 +32,19 @@ class Courier:
         transport: The connection.
         sends: The direction of what this party sends: up for an agent, down for a worker.
         reassembler: Puts chunked messages together.
+
+    Attributes:
+        transport: The connection.
+        traffic: Messages and bytes so far, by direction, kind and codec.
+        rejects: Messages refused so far, by label.
+        handed_bytes: Bytes of packets given to the transport so far.
     """
 
     def __init__(self, transport: Transport, sends: Direction, reassembler: Reassembler | None = None) -> None:
         self.transport = transport
         self.traffic = TrafficMeter()
         self.rejects: Counter[str] = Counter()
+        self.handed_bytes = 0
         self._sends = sends
         self._receives = Direction.DOWN if sends is Direction.UP else Direction.UP
         self._reassembler = reassembler or Reassembler()
@@ -58,6 +65,7 @@ class Courier:
         for packet in split(message, limit):
             size.payload_bytes += len(packet)
             size.wire_bytes += self.transport.publish(publish.topic, packet, qos=publish.qos, retain=publish.retain)
+        self.handed_bytes += size.wire_bytes
         self.traffic.add(self._sends, publish.message, size.payload_bytes, size.wire_bytes)
 
     def receive(self, packet: Received) -> Message | None:

@@ -109,7 +109,7 @@ class AgentRuntime:
         self._was_connected = False
         self._is_connected = False
         self._problem = ""
-        self._pending_bytes = 0
+        self._sent_bytes = 0
         self._enrolment = Enrolment(topic, open_data, transport)
         self._bench: Workbench | None = None
         self._was_leased = False
@@ -198,10 +198,10 @@ class AgentRuntime:
             raise BrokerUnreachable(self._url, f"{detail} ({self._problem})" if self._problem else detail)
         if not self._is_connected:
             return now + 1.0
-        pending_bytes = self._transport.pending_bytes()
-        if pending_bytes < self._pending_bytes:
-            self._session.progress(now)
-        self._pending_bytes = pending_bytes
+        sent_bytes = self._transport.wire.sent_bytes
+        if sent_bytes > self._sent_bytes:  # what is still leaving cannot have been answered
+            self._session.progress(now, self._courier.handed_bytes, self._transport.pending_bytes())
+        self._sent_bytes = sent_bytes
         self._do(self._session.tick(now), now)
         if not self._is_leaving:
             self._enrolment.tick(now)
