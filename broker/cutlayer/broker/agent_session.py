@@ -104,6 +104,7 @@ class _Exchange:
     tensors: tuple[tuple[str, EncodedTensor], ...]
     state: ExchangeState = ExchangeState.IDLE
     worker: str | None = None
+    first_sent_at: float = 0.0
     activations_sent_at: float = 0.0
     num_activations_sent: int = 0
     sent_at: float = 0.0
@@ -140,7 +141,6 @@ class AgentSession:
         self._software = software
         self._deadlines = deadlines or Deadlines()
         self._round_trip_s: float | None = None
-        self._backoff = 0
         self._is_done = False
         self._goodbye: tuple[GoodbyeReason, Telemetry] | None = None
         self._goodbyes_left = MAX_GOODBYES
@@ -212,7 +212,7 @@ class AgentSession:
         self, step: int, mode: Mode, num_samples: int, tensors: tuple[tuple[str, EncodedTensor], ...], now: float
     ) -> list[AgentAction]:
         """Send a new microbatch to the least loaded worker (`can_submit` says whether there is one)."""
-        exchange = _Exchange(step, mode, num_samples, tensors)
+        exchange = _Exchange(step, mode, num_samples, tensors, first_sent_at=now)
         assert exchange.key not in self._exchanges, "a step is submitted once"
         self._exchanges[exchange.key] = exchange
         return self._send_activations(exchange, now)
@@ -368,7 +368,7 @@ class AgentSession:
         if after is before:
             return [Duplicate("Outputs")]
         round_trip_s = now - exchange.activations_sent_at
-        self._measure(exchange, round_trip_s)
+        self._measure(exchange, round_trip_s, min(message.server_s, now - exchange.first_sent_at))
         exchange.state = after
         exchange.version = message.version
         exchange.last = None  # from here on the driver is at work, and nothing is missing
@@ -381,21 +381,17 @@ class AgentSession:
         )
         return [outputs, *self._rehome(now)]
 
-    def _measure(self, exchange: _Exchange, round_trip_s: float) -> None:
+    def _measure(self, exchange: _Exchange, round_trip_s: float, server_s: float) -> None:
         """Learn from a round trip, by Karn's rule (RFC 6298, section 3): a repeated message measures nothing.
 
-        But what it took to get through holds for the next ones too, until one gets through at once (section 5.7).
+        Nothing but what the worker itself has measured: or a worker that takes longer than the first deadline would
+        be sent everything twice for ever.
         """
         if exchange.state is not ExchangeState.ACTIVATIONS:
             return
-        if exchange.num_activations_sent > 1:
-            self._backoff = exchange.repeats
-            return
-        self._backoff = 0
-        if self._round_trip_s is None:
-            self._round_trip_s = round_trip_s
-        else:
-            self._round_trip_s += (round_trip_s - self._round_trip_s) / 8
+        sample_s = round_trip_s if exchange.num_activations_sent == 1 else max(server_s, self._round_trip_s or 0.0)
+        before_s = sample_s if self._round_trip_s is None else self._round_trip_s
+        self._round_trip_s = before_s + (sample_s - before_s) / 8
 
     def _welcome(self, message: Welcome, now: float) -> list[AgentAction]:
         worker = self._workers.get(message.worker)
@@ -519,7 +515,7 @@ class AgentSession:
         return [publish]
 
     def _patience_s(self, exchange: _Exchange) -> float:
-        doublings = min(max(exchange.repeats, self._backoff), MAX_DOUBLINGS)
+        doublings = min(exchange.repeats, MAX_DOUBLINGS)
         usual_s = max(self._deadlines.step_s, 4.0 * (self._round_trip_s or 0.0)) * 2.0**doublings
         return min(usual_s, self._longest_s())
 
