@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cutlayer.broker.actions import AgentLeft, PhaseReached
 from cutlayer.broker.agent_session import Deadlines
@@ -30,6 +32,8 @@ from cutlayer.broker.messages import (
     TrainingDone,
     Welcome,
     WorkerState,
+    parse,
+    serialize,
 )
 from cutlayer.broker.states import ExchangeState
 from cutlayer.broker.topics import WorkerTopics
@@ -41,6 +45,7 @@ from support.conversation import (
     make_worker,
     small_manifest,
 )
+from support.message_values import ANY_MESSAGE
 
 # Ordinary runs and single accidents --------------------------------------------------------------------------
 
@@ -307,6 +312,29 @@ def test_training_done_is_not_told_to_a_worker_resumed_from_before_it() -> None:
     talk.restart_worker(make_worker(manifest, incarnation=2, min_agents=2), Counter())
     go_on(talk, lambda: talk.worker.phase is RunPhase.EVALUATING)
     assert len(talk.arithmetic.committed) == 2 + 20
+
+
+# Whatever anybody says ---------------------------------------------------------------------------------------
+
+TOPICS = ["a/up/w0/activations", "a/up/telemetry", "a/state", "a/up/w0/state", "b/up/w0/gradients", "cutlayer/x", ""]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(ANY_MESSAGE, st.booleans(), st.sampled_from(TOPICS)), max_size=12))
+def test_no_sequence_of_messages_within_their_limits_raises_anything(said: list[tuple[Message, bool, str]]) -> None:
+    talk = alone("asynchronous")
+    agent, lease = talk.trainers["a"].session, 100
+    talk.submit("a", 0)
+    for message, is_under_lease, topic in said:
+        if is_under_lease and hasattr(message, "lease"):
+            message = parse(serialize(message))
+            object.__setattr__(message, "lease", lease)
+        talk.now += 0.5
+        agent.receive(message, talk.now)
+        agent.tick(talk.now)
+        talk.worker.receive(topic, message, talk.now)
+        talk.worker.tick(talk.now)
+        talk.compute_all()
 
 
 # The walk ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import struct
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -13,22 +14,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutlayer.broker.agent_session import MAX_WORKERS
 from cutlayer.broker.errors import MalformedMessage, OversizedMessage, WireError, WrongVersion
 from cutlayer.broker.messages import (
     MAX_EVALUATIONS,
     MAX_LIST,
     MAX_MESSAGE_BYTES,
     MAX_RANGES,
+    MAX_TEXT_BYTES,
     MAX_VALUES,
     MESSAGE_TYPES,
     PROTOCOL_VERSION,
+    Direction,
     EncodedTensor,
     Evaluation,
     Goodbye,
     GoodbyeReason,
     Hello,
     MetricSums,
+    Mode,
     NegotiatedCodecs,
+    RejectReason,
+    ResendReason,
+    RunPhase,
     StageTime,
     Telemetry,
     Traffic,
@@ -36,7 +44,10 @@ from cutlayer.broker.messages import (
     parse,
     serialize,
 )
+from cutlayer.broker.worker_session import WorkerLimits
 from support.message_values import EXAMPLES, MESSAGES, mutated
+
+SPECIFICATION = (Path(__file__).parents[2] / "broker" / "README.md").read_text(encoding="utf-8")
 
 # The wire format. A change here is a change of the protocol: raise PROTOCOL_VERSION, and say so in broker/README.md.
 GOLDEN = {
@@ -81,6 +92,30 @@ def test_the_tables_of_these_tests_name_every_kind_of_message() -> None:
 
 def test_kinds_are_numbered_once_from_zero() -> None:
     assert sorted(MESSAGE_TYPES) == list(range(18))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_specification_names_every_kind_with_its_number_and_all_its_fields(kind: str) -> None:
+    (message_type,) = [known for known in MESSAGE_TYPES.values() if known.__name__ == kind]
+    (row,) = [line for line in SPECIFICATION.splitlines() if line.startswith(f"| {message_type.KIND} | {kind} |")]
+    assert [entry.name for entry in dataclasses.fields(message_type) if entry.name not in row] == []
+
+
+def test_the_specification_names_every_record_every_choice_and_the_limits() -> None:
+    for record in NESTED:
+        assert [entry.name for entry in dataclasses.fields(record) if entry.name not in SPECIFICATION] == []
+    for choices in (Mode, RunPhase, RejectReason, ResendReason, GoodbyeReason, Direction):
+        assert f"enum({', '.join(choices)})" in SPECIFICATION
+    for limit in (
+        MAX_LIST,
+        MAX_VALUES,
+        MAX_TEXT_BYTES,
+        MAX_MESSAGE_BYTES >> 20,
+        MAX_WORKERS,
+        WorkerLimits().max_agents,
+    ):
+        assert f"{limit:,}" in SPECIFICATION
+    assert f"format, version {PROTOCOL_VERSION}" in SPECIFICATION
 
 
 @pytest.mark.parametrize("kind", KINDS)

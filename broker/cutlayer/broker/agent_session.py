@@ -141,6 +141,7 @@ class AgentSession:
         self._software = software
         self._deadlines = deadlines or Deadlines()
         self._round_trip_s: float | None = None
+        self._server_s = 0.0
         self._is_done = False
         self._goodbye: tuple[GoodbyeReason, Telemetry] | None = None
         self._goodbyes_left = MAX_GOODBYES
@@ -389,9 +390,12 @@ class AgentSession:
         """
         if exchange.state is not ExchangeState.ACTIVATIONS:
             return
-        sample_s = round_trip_s if exchange.num_activations_sent == 1 else max(server_s, self._round_trip_s or 0.0)
-        before_s = sample_s if self._round_trip_s is None else self._round_trip_s
-        self._round_trip_s = before_s + (sample_s - before_s) / 8
+        if exchange.num_activations_sent > 1:
+            self._server_s = server_s
+            return
+        self._server_s = 0.0
+        before_s = round_trip_s if self._round_trip_s is None else self._round_trip_s
+        self._round_trip_s = before_s + (round_trip_s - before_s) / 8
 
     def _welcome(self, message: Welcome, now: float) -> list[AgentAction]:
         worker = self._workers.get(message.worker)
@@ -516,8 +520,8 @@ class AgentSession:
 
     def _patience_s(self, exchange: _Exchange) -> float:
         doublings = min(exchange.repeats, MAX_DOUBLINGS)
-        usual_s = max(self._deadlines.step_s, 4.0 * (self._round_trip_s or 0.0)) * 2.0**doublings
-        return min(usual_s, self._longest_s())
+        usual_s = max(self._deadlines.step_s, 4.0 * (self._round_trip_s or 0.0), 1.5 * self._server_s)
+        return min(usual_s * 2.0**doublings, self._longest_s())
 
     def _longest_s(self) -> float:
         return max(self._deadlines.longest_s, self._deadlines.step_s)
