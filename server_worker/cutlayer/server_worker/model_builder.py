@@ -99,8 +99,8 @@ def _spread_positions(encoder: SplitEncoder) -> None:
     """Give new positions the variance of the tokens that they are added to.
 
     timm draws them with a standard deviation of 0.02, for patch embeddings that start as small. Beside random
-    projections of variance 1 such positions are all but invisible: measured on the digits after 10 epochs, 0.86 test
-    accuracy against 0.93.
+    projections of variance 1 such positions are all but invisible: in a prototype of the digits run (10 epochs, one
+    seed, timm's default layers) test accuracy was 0.61 with them and 0.86 with positions of variance 1.
     """
     for embedding in encoder.embeddings.values():
         assert isinstance(embedding, ModalityEmbedding)
