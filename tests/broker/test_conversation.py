@@ -51,7 +51,7 @@ from support.message_values import ANY_MESSAGE
 
 SIZES = {"site/0": 6, "site/1": 9}
 NUM_STEPS = {"site/0": 4, "site/1": 6}
-SHORT = Deadlines(hello_s=1.0, step_s=2.0, longest_s=8.0)
+SHORT = Deadlines(hello_s=1.0, step_s=2.0, longest_s=8.0, claim_hello_s=0.0)
 
 
 class Meddler:
@@ -263,8 +263,8 @@ def test_late_outputs_after_a_resend_do_not_stop_the_step_for_ever() -> None:
     talk.deliver_all()
     talk.compute_all()
     late = talk.take(Outputs)
-    exchange = talk.worker._scheduler.exchanges[Key("a", Mode.TRAIN, 0)]
-    talk.worker._scheduler.discard(exchange.key)  # as when the weights have moved on
+    exchange = talk.worker._run.scheduler.exchanges[Key("a", Mode.TRAIN, 0)]
+    talk.worker._run.scheduler.discard(exchange.key)  # as when the weights have moved on
     talk.agent_does("a", talk.trainers["a"].session.receive(Resend(100, 0, Mode.TRAIN, ResendReason.STALE), 0.0))
     talk.arithmetic.version = 5
     talk.deliver(late)
@@ -283,7 +283,7 @@ def test_a_worker_that_has_dropped_an_agent_in_silence_hears_its_hello() -> None
         talk.now += 1.0
         talk.worker_events += talk.worker.tick(talk.now)
     assert not len(talk.worker.leases)
-    talk._filters[WORKER] = {WorkerTopics(WORKER).inbox}
+    talk._filters[WORKER] = {WorkerTopics(WORKER).inboxes}
     for _ in range(20):
         talk.settle()
         talk.pass_time(1.0)
@@ -521,7 +521,7 @@ class Walk:
     def check(self) -> None:
         """Check what must hold after each event."""
         talk = self.conversation
-        worker, arithmetic, scheduler = talk.worker, talk.arithmetic, talk.worker._scheduler
+        worker, arithmetic, scheduler = talk.worker, talk.arithmetic, talk.worker._run.scheduler
         for key, count in arithmetic.committed.items():
             assert count == 1, f"{key} was committed {count} times"
             assert key.step in worker.ledger.of(key.agent)
@@ -549,10 +549,11 @@ class Walk:
         for name in self.sizes:
             assert scheduler.num_of(name) <= self.limits["credits"], f"{name} has more than its credits"
         for name, trainer in talk.trainers.items():
-            held = [worker.outstanding for worker in trainer.session._workers.values()]
+            held = [worker.outstanding for worker in trainer.session._workers]
             assert all(len(outstanding) <= self.limits["credits"] for outstanding in held)
             assert len({mode_step for outstanding in held for mode_step in outstanding}) == sum(map(len, held)), name
-            assert all(step < self.total_steps(name) for mode, step in trainer.session._exchanges if mode is Mode.TRAIN)
+            exchanges = trainer.session._exchanges._exchanges
+            assert all(step < self.total_steps(name) for mode, step in exchanges if mode is Mode.TRAIN)
         for event in talk.worker_events:
             if isinstance(event, AgentLeft) and "away" in event.reason:
                 self.left_behind.add(event.agent)

@@ -76,11 +76,15 @@ GOLDEN = {
     "9501ab617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a46670313628cdc800cd6590"
     "cd6978ce000186a0cd7530929200019278279193af746f6b656e697a655f656e636f646528cb3fe0000000000000010203cb401200"
     "0000000000ce043b5fc0",
-    "AgentState": "94010ec3cf0000018bcfe56800",
-    "WorkerState": "9a010fc3a8776f726b65722d30cf0000018bcfe56800c4200000000000000000000000000000000000000000000000"
-    "000000000000000000000411a0",
+    "AgentState": "95010ec3cf0000018bcfe5680000",
+    "WorkerState": "9c010fc3a8776f726b65722d30cf0000018bcfe56800c4200000000000000000000000000000000000000000000000"
+    "000000000000000000000411a0c200",
     "RunManifest": "930110c40c7b22666f726d6174223a317d",
     "ModelChunk": "9501110102c40777656967687473",
+    "WindowState": "980112a8776f726b65722d30cf0000018bcfe56800113091a9636c696e69632f3037c2",
+    "MissingChunks": "950113c4083132333435363738cd012c929200019211cd0104",
+    "Probe": "950114ce00c0ffeecb41d954fc40100000c40400000000",
+    "ProbeAnswer": "960115a8776f726b65722d30ce00c0ffeecb41d954fc40100000cb41d954fc40200000",
 }
 KINDS = sorted(GOLDEN)
 
@@ -91,7 +95,7 @@ def test_the_tables_of_these_tests_name_every_kind_of_message() -> None:
 
 
 def test_kinds_are_numbered_once_from_zero() -> None:
-    assert sorted(MESSAGE_TYPES) == list(range(18))
+    assert sorted(MESSAGE_TYPES) == list(range(len(MESSAGE_TYPES)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -236,7 +240,7 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "cpu_s": SECONDS,
         "peak_rss_bytes": U53,
     },
-    "AgentState": {"online": FLAG, "incarnation": U53},
+    "AgentState": {"online": FLAG, "incarnation": U53, "answers": U53},
     "WorkerState": {
         "online": FLAG,
         "worker": NAME,
@@ -246,6 +250,8 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "agents": U32,
         "version": U53,
         "reason": DETAIL,
+        "is_draining": FLAG,
+        "pool_generation": U53,
     },
     "RunManifest": {"document": ([b"", b"x" * 65_536], [b"x" * 65_537, "x", None])},
     "ModelChunk": {
@@ -253,6 +259,21 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "count": ([0, 65_536], [65_537, -1, None]),
         "data": DATA,
     },
+    "WindowState": {
+        "worker": NAME,
+        "incarnation": U53,
+        "window": U53,
+        "num_samples": U53,
+        "agents": ([[], ["clinic/07"] * 4_100], [["x" * 257], [7], None]),
+        "closes": FLAG,
+    },
+    "MissingChunks": {
+        "message_id": ([b"", b"x" * 8], [b"x" * 9, "x", None]),
+        "count": ([0, 65_536], [65_537, -1, None]),
+        "ranges": ([[], [[0, 65_536]] * 24], [[[0, 1]] * 25, [[0, 65_537]], [[0]], [7], None]),
+    },
+    "Probe": {"nonce": U53, "sent_at": SECONDS, "payload": ([b"", b"x" * 4_096], [b"x" * 4_097, "x", None])},
+    "ProbeAnswer": {"worker": NAME, "nonce": U53, "sent_at": SECONDS, "answered_at": SECONDS},
 }
 
 # Records inside messages: class -> (message, path of list positions to one, fields).

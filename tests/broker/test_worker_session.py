@@ -64,7 +64,7 @@ from support.conversation import (
 )
 from support.message_values import EXAMPLES
 
-INBOX = "cutlayer/workers/w0/inbox"
+INBOX = "cutlayer/workers/w0/inbox/a"
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
@@ -72,7 +72,7 @@ class Desk:
     """A session whose agents are played by the test."""
 
     def __init__(self, session: WorkerSession | None = None, **window: Any) -> None:
-        self.manifest = session._manifest if session else small_manifest(epochs=2, **window)
+        self.manifest = session.manifest if session else small_manifest(epochs=2, **window)
         self.session = session or make_worker(self.manifest)
         self.arithmetic = Arithmetic(self.session)
         self.now = 0.0
@@ -81,7 +81,8 @@ class Desk:
 
     def hello(self, agent: str = "a", incarnation: int = 1, num_samples: int = 8, **changes: Any) -> list[WorkerAction]:
         hello = Hello(agent, incarnation, self.digest, num_samples, CODECS, BYTE_STAGES, "v1")
-        return self.session.receive(INBOX, replace(hello, **changes), self.now)
+        hello = replace(hello, **changes)
+        return self.session.receive(f"cutlayer/workers/w0/inbox/{hello.agent}", hello, self.now)
 
     def lease(self, agent: str = "a") -> int:
         lease = self.session.leases.of(agent)
@@ -118,8 +119,12 @@ class Desk:
         message = OutputGradients(number, step, used, gradients or zeros(MICROBATCH, len(CLASSES)))
         return self.session.receive(f"{agent}/up/w0/gradients", message, self.now)
 
-    def done(self, agent: str = "a", lease: int | None = None) -> list[WorkerAction]:
-        return self.session.receive(INBOX, TrainingDone(self.lease(agent) if lease is None else lease), self.now)
+    def done(self, agent: str = "a", lease: int | None = None, *, committed: bool = True) -> list[WorkerAction]:
+        held = self.session.leases.of(agent)
+        for step in range(held.total_steps if committed and held is not None else 0):
+            self.session.ledger.add(agent, step)
+        message = TrainingDone(self.lease(agent) if lease is None else lease)
+        return self.session.receive(f"cutlayer/workers/w0/inbox/{agent}", message, self.now)
 
     def goodbye(
         self,
@@ -129,7 +134,8 @@ class Desk:
         incarnation: int = 1,
     ) -> list[WorkerAction]:
         number = self.lease(agent) if lease is None else lease
-        return self.session.receive(INBOX, Goodbye(number, reason, counters(incarnation)), self.now)
+        goodbye = Goodbye(number, reason, counters(incarnation))
+        return self.session.receive(f"cutlayer/workers/w0/inbox/{agent}", goodbye, self.now)
 
     def offline(self, agent: str = "a", incarnation: int = 1) -> list[WorkerAction]:
         return self.session.receive(f"{agent}/state", AgentState(False, incarnation), self.now)
@@ -183,7 +189,7 @@ def absent_since(desk: Desk, agent: str = "a") -> float | None:
 def test_a_connection_subscribes_and_says_that_the_worker_is_online() -> None:
     session = make_worker(incarnation=7)
     subscribe, state = session.connected()
-    assert subscribe == Subscribe(INBOX)
+    assert subscribe == Subscribe("cutlayer/workers/w0/inbox/#")
     assert isinstance(state, Publish)
     assert (state.topic, state.retain) == ("cutlayer/workers/w0/state", True)
     digest = bytes.fromhex(small_manifest().digest())
@@ -211,7 +217,7 @@ def test_another_connection_subscribes_for_every_lease_again() -> None:
     desk = Desk()
     desk.join("a")
     filters = [action.topic_filter for action in desk.session.connected() if isinstance(action, Subscribe)]
-    assert filters == [INBOX, "a/up/w0/+", "a/up/telemetry", "a/state"]
+    assert filters == ["cutlayer/workers/w0/inbox/#", "a/up/w0/+", "a/up/telemetry", "a/state"]
 
 
 def test_the_same_hello_again_gets_the_same_lease() -> None:
@@ -391,7 +397,7 @@ def test_the_session_goes_where_the_state_table_says(state: ExchangeState, event
         desk.gradients()
     actions = desk.activations() if event is Activations else desk.gradients()
     after = next_state(Mode.TRAIN, state, event)
-    exchange = desk.session._scheduler.exchanges.get(Key("a", Mode.TRAIN, 0))
+    exchange = desk.session._run.scheduler.exchanges.get(Key("a", Mode.TRAIN, 0))
     if after is None:
         assert set(kinds(actions)) & {"Refused", "Resend"}
         after = state

@@ -148,6 +148,46 @@ def test_agent_does_its_part_and_says_goodbye() -> None:
     assert scene.online() is False
 
 
+def test_steps_that_a_worker_has_lost_are_done_again_in_order() -> None:
+    scene = Scene()
+    scene.enter()
+    for step in range(2):
+        scene.answer(scene.until(Activations, step + 1))
+        scene.until(OutputGradients, step + 1)
+        scene.commit(step)
+    assert trained(scene) == [0, 1, 2]
+    hello = hellos(scene)[-1]
+    scene.say(
+        TOPICS.down_control, Welcome("w0", hello.incarnation, LEASE, 1, EXACT, ((0, 1),), RunPhase.TRAINING, 30.0)
+    )
+    assert trained(scene) == [0, 1, 2, 1]
+    scene.commit(1)
+    assert trained(scene) == [0, 1, 2, 1, 2]
+
+
+def test_training_is_told_done_anew_when_a_worker_lacked_a_step() -> None:
+    scene = Scene()
+    scene.enter()
+    for step in range(4):
+        scene.answer(scene.until(Activations, step + 1))
+        scene.commit(step)
+    scene.until(TrainingDone)
+    hello = hellos(scene)[-1]
+    scene.say(
+        TOPICS.down_control, Welcome("w0", hello.incarnation, LEASE, 1, EXACT, ((0, 3),), RunPhase.TRAINING, 30.0)
+    )
+    assert trained(scene) == [0, 1, 2, 3, 3]
+    num_told = len(scene.all(TrainingDone))
+    scene.commit(3)
+    scene.until(TrainingDone, num_told + 1)
+
+
+def trained(scene: Scene) -> list[int]:
+    """Return the steps whose activations have gone up, but copies that were sent by the clock."""
+    scene.settle()
+    return [message.step for message in scene.all(Activations) if isinstance(message, Activations)]
+
+
 def test_agent_reports_while_it_works() -> None:
     scene = Scene()
     scene.enter()
@@ -248,21 +288,55 @@ def test_agent_is_not_busy_while_the_broker_is_away() -> None:
     assert num_pumps < 500
 
 
-@pytest.mark.parametrize("tells_takeover", [True, False], ids=["the broker tells", "the state tells"])
-def test_second_agent_of_the_same_topic_ends_the_first(tells_takeover: bool) -> None:
+def add_second(scene: Scene) -> AgentRuntime:
+    """Start a second process of the agent's topic, with a client identifier of its own."""
+    network = scene.network
+    transport = network.transport("second")
+    second = AgentRuntime(
+        transport, TOPICS.root, network.next_incarnation(), lambda _: small_dataset(0, 8, 4), clock=network.clock
+    )
+    network.add("second", second, transport, lambda: second.is_finished)
+    return second
+
+
+def test_second_agent_of_the_same_topic_ends_and_the_first_goes_on() -> None:
     scene = Scene()
-    scene.network.broker = MemoryBroker(scene.network.clock, tells_takeover=tells_takeover)
-    scene.network.add_agent(TOPICS.root, small_dataset(0))
-    scene.settle()
-    older = scene.network._members["older"] = scene.network._members.pop(TOPICS.root)
-    newer = scene.network.add_agent(TOPICS.root, small_dataset(0))
+    scene.enter()
+    scene.network.run(lambda: scene.network.clock() > 5.0)
+    second = add_second(scene)
     with pytest.raises(IdentityTaken, match="clinic/07") as caught:
         scene.network.run(lambda: False, max_virtual_s=30.0)
     assert caught.value.exit_code == 5
-    del scene.network._members["older"]
-    older.transport.close(graceful=True)
-    scene.network.run(lambda: scene.online() is True, max_virtual_s=10.0)
-    assert not newer.is_finished
+    assert len({hello.incarnation for hello in hellos(scene)}) == 1, (
+        "it is told before it asks for the first one's lease"
+    )
+    second._transport.close(graceful=True)
+    scene.network.kill("second")
+    scene.network.run(lambda: scene.network.clock() > 20.0)
+    assert scene.online() is True
+    scene.answer(scene.until(Activations))
+    scene.until(OutputGradients)
+
+
+def test_agent_that_was_killed_is_started_again_at_once_although_its_will_comes_late() -> None:
+    scene = Scene()
+    scene.enter()
+    offline = AgentState(online=False, incarnation=scene.agent._incarnation)
+    scene.network.run(lambda: scene.network.clock() > 5.0)
+    scene.network.kill(TOPICS.root)
+    scene.network.add_agent(TOPICS.root, small_dataset(0, 8, 4))
+    scene.until(Hello, len(scene.all(Hello)) + 1)
+    scene.retain(TOPICS.state, offline)
+    scene.network.run(lambda: scene.network.clock() > 30.0)
+    assert scene.online() is True
+
+
+def test_agent_that_finds_its_topic_offline_while_it_is_there_says_so() -> None:
+    scene = Scene()
+    scene.enter()
+    scene.retain(TOPICS.state, AgentState(online=False, incarnation=scene.agent._incarnation))
+    scene.settle()
+    scene.network.run(lambda: scene.online() is True, max_virtual_s=5.0)
 
 
 def test_agent_whose_clock_was_put_back_is_not_taken_for_the_older_of_two() -> None:

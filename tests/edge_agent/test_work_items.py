@@ -5,6 +5,7 @@ from itertools import islice
 import pytest
 
 from cutlayer.broker.errors import MalformedMessage
+from cutlayer.broker.ledger import StepRanges
 from cutlayer.broker.messages import MetricSums, Mode
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.losses import LossResult
@@ -74,7 +75,7 @@ def test_what_a_ledger_knows_is_not_sent_again() -> None:
 def test_what_is_out_is_not_sent_again_after_another_lease() -> None:
     items = make(every_epochs=0)
     assert steps(list(islice(iter(items.next, None), 3))) == [0, 1, 2]
-    items.resume(((0, 1),))
+    assert not items.resume(((0, 1),))
     assert steps(drain(items)) == [3, 4, 5]
 
 
@@ -82,8 +83,38 @@ def test_steps_that_a_worker_has_forgotten_are_sent_again() -> None:
     items = make(every_epochs=0)
     drain(items)
     commit(items, 0, 1, 2, 3)
-    items.resume(((0, 2),))
-    assert steps(drain(items)) == [2, 3], "4 and 5 are still out"
+    assert items.resume(((0, 2),))
+    assert steps(drain(items)) == [2, 3, 4, 5], "4 and 5 must not hold the credits that 2 and 3 need"
+
+
+@pytest.mark.parametrize(
+    ("before", "ledger", "lacks_steps"),
+    [
+        ((), (), False),
+        ((), (3,), False),
+        ((0, 1), (0, 1), False),
+        ((0, 1), (0, 1, 2), False),
+        ((1, 3), (0, 1, 2, 3, 4), False),
+        ((1, 3, 5), (1, 3, 5), False),
+        ((0, 1), (1,), True),
+        ((0, 1), (0,), True),
+        ((0,), (), True),
+        ((0, 1, 2), (0, 2), True),
+        ((5,), (0, 1, 2, 3, 4), True),
+        ((0, 4), (0, 1, 2, 3, 5), True),
+    ],
+    ids=str,
+)
+def test_ledger_that_lacks_a_step_is_told_from_one_that_has_more(
+    before: tuple[int, ...], ledger: tuple[int, ...], lacks_steps: bool
+) -> None:
+    items = make(every_epochs=0)
+    commit(items, *before)
+    ranges = StepRanges()
+    for step in ledger:
+        ranges.add(step)
+    assert items.resume(tuple(ranges)) is lacks_steps
+    assert steps(drain(items)) == [step for step in range(6) if step not in ledger]
 
 
 def test_step_whose_commit_only_the_ledger_has_told_can_be_forgotten_later() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cutlayer.broker.actions import LeaseGranted, OutputsReceived
+from cutlayer.broker.actions import OutputsReceived
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import RunError
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
@@ -42,8 +42,8 @@ class Bench:
         zeros = EncodedTensor("identity", shape, np.zeros(shape, "<f4").tobytes())
         self.bench.outputs(OutputsReceived(step, mode, zeros, EXACT, 0, 0.1, 0.0), self.sent.append)
 
-    def lease(self, *committed: tuple[int, int], phase: RunPhase = RunPhase.TRAINING) -> None:
-        self.bench.resume(LeaseGranted("w0", committed, phase))
+    def lease(self, *committed: tuple[int, int], phase: RunPhase = RunPhase.TRAINING) -> bool:
+        return self.bench.resume(committed, phase)
 
     def is_finished(self) -> bool:
         return self.bench.is_finished
@@ -99,6 +99,37 @@ def test_steps_that_a_new_lease_calls_committed_are_not_waited_for() -> None:
     scene.bench.finish()
     evaluate(scene)
     assert scene.is_finished()
+
+
+def test_steps_that_a_ledger_lacks_are_done_again_in_order_and_all_that_is_out_with_them() -> None:
+    scene = Bench()
+    scene.take(4)
+    scene.bench.committed(0)
+    scene.bench.committed(1)
+    assert scene.lease((0, 1))
+    scene.outputs(2)
+    assert not scene.sent, "outputs of what was withdrawn are nothing"
+    assert scene.take(9) == [(Mode.TRAIN, 1), (Mode.TRAIN, 2), (Mode.TRAIN, 3)]
+    scene.outputs(2)
+    assert len(scene.sent) == 1
+
+
+def test_ledger_that_lacks_nothing_changes_nothing() -> None:
+    scene = Bench()
+    scene.take(3)
+    scene.bench.committed(0)
+    assert not scene.lease((0, 1))
+    scene.outputs(2)
+    assert len(scene.sent) == 1
+    assert scene.take(9) == [(Mode.TRAIN, 3)]
+
+
+def test_ledger_that_has_more_counts_the_samples_of_what_was_out() -> None:
+    scene = Bench()
+    scene.take(2)
+    scene.bench.committed(0)
+    assert scene.lease((1, 2))
+    assert scene.reporter.num_samples == 8
 
 
 def evaluate(scene: Bench) -> None:

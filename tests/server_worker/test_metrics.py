@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from cutlayer.broker import worker_session
+from cutlayer.broker import worker_roster, worker_session, worker_steps
 from cutlayer.broker.errors import WireError
 from cutlayer.broker.messages import Direction, MetricSums, RunPhase, Telemetry, Traffic
 from cutlayer.server_worker.events import (
@@ -82,7 +82,8 @@ def test_no_label_grows_with_agents_steps_or_leases(metrics: WorkerMetrics) -> N
 
 
 def test_each_refusal_of_the_session_and_the_wire_has_a_series() -> None:
-    source = Path(worker_session.__file__).read_text(encoding="utf-8")
+    sessions = (worker_session, worker_roster, worker_steps)
+    source = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in sessions)
     labels = set(re.findall(r'Refused\(\s*"(\w+)"', source)) | {error.label for error in WireError.__subclasses__()}
     assert len(labels) > 6
     assert labels <= set(REFUSALS)

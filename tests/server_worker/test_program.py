@@ -58,6 +58,7 @@ def program(
         broker=BrokerSettings(url="mqtt://127.0.0.1:1"),
         output=output or tmp_path / "run",
         resume=resume,
+        pool=None,
         http_host="127.0.0.1",
         http_port=http_port,
         connect_timeout_s=0.1,

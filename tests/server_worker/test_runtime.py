@@ -188,7 +188,6 @@ def small_runtime(transport: MemoryTransport, engine: CountingEngine) -> WorkerR
         transport,
         worker.session,
         engine,
-        worker.manifest,
         worker.built.tokenizer_file,
         RunBook(worker.manifest, 0),
         url="mqtt://hub",
@@ -243,7 +242,7 @@ class DivergedEngine(CountingEngine):
 
 def test_divergence_ends_the_run_with_a_fix(network: VirtualNetwork) -> None:
     worker = Worker(network, small_settings())
-    worker.runtime._engine = DivergedEngine(3)
+    worker.runtime._arithmetic.engine = DivergedEngine(3)
     network.add_agent("site/0", small_dataset(0))
     with pytest.raises(RunError, match="training has diverged: outputs are not finite at version 3") as caught:
         network.run(lambda: worker.runtime.is_finished)
@@ -253,12 +252,12 @@ def test_divergence_ends_the_run_with_a_fix(network: VirtualNetwork) -> None:
 def test_input_that_no_model_can_take_is_no_divergence(network: VirtualNetwork) -> None:
     worker = Worker(network, small_settings(), computes=True)
     zeros = {name: np.zeros((2, 4, 16), np.float32) for name in ("audio", "image")}
-    assert worker.runtime._is_sound(ForwardItem("key", "train", zeros))
-    engine = worker.runtime._engine
+    assert worker.runtime._arithmetic._is_sound(ForwardItem("key", "train", zeros))
+    engine = worker.runtime._arithmetic.engine
     state = engine.state_dict()
     broken = {name: torch.full_like(weights, float("nan")) for name, weights in state.weights.items()}
     engine.load_state_dict(replace(state, weights=broken))
-    assert not worker.runtime._is_sound(ForwardItem("key", "train", zeros))
+    assert not worker.runtime._arithmetic._is_sound(ForwardItem("key", "train", zeros))
 
 
 def test_checkpoints_come_every_so_many_windows_and_at_the_end(network: VirtualNetwork, tmp_path: Path) -> None:
@@ -291,7 +290,7 @@ def test_first_refusal_of_a_kind_is_told_and_all_are_counted(
     serve(network, worker)
     with caplog.at_level(logging.INFO, "cutlayer.server_worker"):
         for _ in range(50):
-            stranger.say(WorkerTopics("w0").inbox, b"nonsense")
+            stranger.say(WorkerTopics("w0").inbox_of("a"), b"nonsense")
         run_until_over(network, worker, [network.add_agent("site/0", small_dataset(0))])
     assert worker.metric("cutlayer_messages_refused_total", reason="malformed") == 50
     assert sum("refused (malformed)" in record.getMessage() for record in caplog.records) == 1

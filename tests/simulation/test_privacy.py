@@ -309,6 +309,7 @@ BYTES = {
     "EncodedTensor.data",
     "Hello.manifest_digest",
     "ModelChunk.data",
+    "Probe.payload",
     "RunManifest.document",
     "WorkerState.manifest_digest",
 }
@@ -317,6 +318,9 @@ FLOATS_ALONE = {
     "Busy.retry_after_s",
     "MetricSums.loss_sum",
     "Outputs.server_s",
+    "Probe.sent_at",
+    "ProbeAnswer.answered_at",
+    "ProbeAnswer.sent_at",
     "StageTime.seconds",
     "Telemetry.cpu_s",
     "Welcome.lease_s",

@@ -101,7 +101,6 @@ def test_split_equals_whole_over_mqtt(broker_url: str, optimizer: str, num_agent
         messy_transport(broker_url, "worker"),
         make_session(settings, manifest, "worker"),
         make_engine(settings, built),
-        manifest,
         built.tokenizer_file,
         book,
     )

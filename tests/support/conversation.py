@@ -21,6 +21,7 @@ from cutlayer.broker.actions import (
     AgentAction,
     Fail,
     LeaseGranted,
+    LedgerTold,
     OutputsReceived,
     Publish,
     StepCommitted,
@@ -266,8 +267,9 @@ class Trainer:
                     self.told[action.step] += self.committed.add(action.step)
                 case LeaseGranted():
                     self._told_done = False
-                    self.committed = StepRanges(action.committed)
-                    self._next_step = 0
+                    self._go_by(action.committed)
+                case LedgerTold():
+                    self._go_by(action.committed)
                 case Fail():
                     self.failed = action.error
                     self.is_finished = True
@@ -299,6 +301,17 @@ class Trainer:
             self._is_leaving = True
             telemetry = counters(session.incarnation, 1, final=True)
             yield from self.handle(session.leave(GoodbyeReason.COMPLETED, telemetry, now), now)
+
+    def _go_by(self, ranges: tuple[tuple[int, int], ...]) -> None:
+        """Go by a ledger, and take training up anew where it lacks steps, as the real driver does."""
+        before, self.committed = self.committed, StepRanges(ranges)
+        self._outstanding = {step for step in self._outstanding if step not in self.committed}
+        self._next_step = 0
+        if any(step not in self.committed for start, stop in before for step in range(start, stop)):
+            self._in_flight = {item for item in self._in_flight if item[0] is not Mode.TRAIN}
+            self._outstanding.clear()
+            self._told_done = False
+            self.session.withdraw_training()
 
     def _next_item(self) -> tuple[Mode, int] | None:
         if self._evaluations:
@@ -342,7 +355,7 @@ class Conversation:
 
     worker: WorkerSession
     manifest: Manifest
-    deadlines: Deadlines = field(default_factory=Deadlines)
+    deadlines: Deadlines = field(default_factory=lambda: Deadlines(claim_hello_s=0.0))
     is_automatic: bool = True
     now: float = 0.0
     under_way: list[Letter] = field(default_factory=list)

@@ -19,12 +19,15 @@ from cutlayer.broker.messages import (
     Hello,
     Message,
     MetricSums,
+    MissingChunks,
     Mode,
     ModelChunk,
     NegotiatedCodecs,
     OutputGradients,
     Outputs,
     Phase,
+    Probe,
+    ProbeAnswer,
     Reject,
     RejectReason,
     Resend,
@@ -36,6 +39,7 @@ from cutlayer.broker.messages import (
     Traffic,
     TrainingDone,
     Welcome,
+    WindowState,
     WorkerState,
 )
 
@@ -93,6 +97,10 @@ EXAMPLES: dict[str, Message] = {
         WorkerState(True, "worker-0", 1_700_000_000_000, bytes(32), RunPhase.WAITING, 4, 17, ""),
         RunManifest(b'{"format":1}'),
         ModelChunk(1, 2, b"weights"),
+        WindowState("worker-0", 1_700_000_000_000, 17, 48, ("clinic/07",), False),
+        MissingChunks(b"12345678", 300, ((0, 1), (17, 260))),
+        Probe(0xC0FFEE, 1_700_000_000.25, b"\x00" * 4),
+        ProbeAnswer("worker-0", 0xC0FFEE, 1_700_000_000.25, 1_700_000_000.5),
     )
 }
 
@@ -169,12 +177,28 @@ MESSAGES: dict[str, st.SearchStrategy[Message]] = {
     "TrainingDone": st.builds(TrainingDone, U32S),
     "Goodbye": st.builds(Goodbye, U32S, st.sampled_from(GoodbyeReason), TELEMETRIES),
     "Telemetry": TELEMETRIES,
-    "AgentState": st.builds(AgentState, st.booleans(), U53S),
+    "AgentState": st.builds(AgentState, st.booleans(), U53S, U53S),
     "WorkerState": st.builds(
-        WorkerState, st.booleans(), NAMES, U53S, st.binary(max_size=32), _PHASES, U32S, U53S, _DETAILS
+        WorkerState,
+        st.booleans(),
+        NAMES,
+        U53S,
+        st.binary(max_size=32),
+        _PHASES,
+        U32S,
+        U53S,
+        _DETAILS,
+        st.booleans(),
+        U53S,
     ),
     "RunManifest": st.builds(RunManifest, DATA),
     "ModelChunk": st.builds(ModelChunk, _INDICES, _COUNTS, DATA),
+    "WindowState": st.builds(WindowState, NAMES, U53S, U53S, U53S, _WORDS, st.booleans()),
+    "MissingChunks": st.builds(
+        MissingChunks, st.binary(max_size=8), _COUNTS, st.lists(st.tuples(_COUNTS, _COUNTS), max_size=4).map(tuple)
+    ),
+    "Probe": st.builds(Probe, U53S, SECONDS, DATA),
+    "ProbeAnswer": st.builds(ProbeAnswer, NAMES, U53S, SECONDS, SECONDS),
 }
 ANY_MESSAGE = st.one_of(*MESSAGES.values())
 

@@ -137,7 +137,7 @@ def counting_worker(url: str, settings: RunSettings) -> Iterator[CountingWorker]
     book = RunBook(manifest, built.num_tokenizer_parameters)
     session = make_session(settings, manifest, "w0")
     transport = MqttTransport(BrokerSettings(url=url), "cutlayer-worker-w0", identity="w0")
-    runtime = WorkerRuntime(transport, session, engine, manifest, built.tokenizer_file, book, url=url)
+    runtime = WorkerRuntime(transport, session, engine, built.tokenizer_file, book, url=url)
     stop = threading.Event()
     thread = threading.Thread(target=runtime.run, args=(stop.is_set,))
     thread.start()

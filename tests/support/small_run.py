@@ -92,7 +92,6 @@ class SmallWorker:
             transport,
             self.session,
             self.counter if counting else self.engine,
-            self.manifest,
             self.built.tokenizer_file,
             self.book,
             options=WorkerOptions(claim_s=0.1),

@@ -14,6 +14,7 @@ from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.events import Event
+from cutlayer.server_worker.memory_pool import MemoryLighthouse, MemoryPool
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.program import make_engine, make_manifest, make_session, resume_from
@@ -37,6 +38,7 @@ class Worker:
         resumes: Whether it starts from the newest of them.
         every_windows: Windows from one checkpoint to the next.
         name: Its name.
+        lighthouse: Where it meets the other workers of its pool; None for a worker that trains alone.
     """
 
     def __init__(
@@ -49,12 +51,17 @@ class Worker:
         resumes: bool = False,
         every_windows: int = 1_000,
         name: str = "w0",
+        lighthouse: MemoryLighthouse | None = None,
     ) -> None:
         self.name = name
+        self._network = network
+        self.pool = None if lighthouse is None else MemoryPool(lighthouse, name)
         self.built = build(settings, settings.run.seed) if computes else _any_model(settings.model_dump_json())
         self.counter = CountingEngine(len(CLASSES))
         engine: Engine | CountingEngine = make_engine(settings, self.built) if computes else self.counter
-        self.manifest = make_manifest(settings, self.built, run_id="small-0")
+        self.engine = engine
+        # The workers of a pool find out which of them names the run.
+        self.manifest = make_manifest(settings, self.built, run_id="small-0" if lighthouse is None else f"small-{name}")
         resumed = None
         if resumes:
             assert store is not None
@@ -63,6 +70,7 @@ class Worker:
             settings,
             self.manifest,
             name,
+            is_pooled=self.pool is not None,
             resumed=resumed,
             version=engine.version,
             incarnation=network.next_incarnation(),
@@ -76,10 +84,10 @@ class Worker:
             self.transport,
             self.session,
             engine,
-            self.manifest,
             self.built.tokenizer_file,
             self.book,
             checkpoints=store,
+            pool=self.pool,
             on_event=self._take,
             options=WorkerOptions(claim_s=0.1, checkpoint_every_windows=every_windows),
             clock=network.clock,
@@ -87,9 +95,18 @@ class Worker:
         network.add(name, self.runtime, self.transport, self._has_ended)
 
     def _has_ended(self) -> bool:
-        if self.runtime.is_finished:
-            self.runtime.stop()
-        return self.runtime.is_finished
+        if not self.runtime.is_finished and not self.runtime.is_drained:
+            return False
+        self.runtime.stop()
+        if self.pool is not None:
+            self.pool.close()
+        return True
+
+    def kill(self) -> None:
+        """End it as SIGKILL does."""
+        self._network.kill(self.name)
+        if self.pool is not None:
+            self.pool.close()
 
     def _take(self, event: Event) -> None:
         self.events.append(event)

@@ -14,6 +14,7 @@ __all__ = [
     "Fail",
     "LeaseGranted",
     "LeaseLost",
+    "LedgerTold",
     "OutputsReceived",
     "PhaseReached",
     "Publish",
@@ -72,6 +73,14 @@ class LeaseLost:
 
     worker: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTold:
+    """To the agent: the ranges of its steps that a worker, which serves it already, has committed by now."""
+
+    worker: str
+    committed: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,7 @@ AgentAction = (
     | Fail
     | LeaseGranted
     | LeaseLost
+    | LedgerTold
     | OutputsReceived
     | StepCommitted
     | PhaseReached

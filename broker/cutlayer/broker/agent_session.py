@@ -1,34 +1,25 @@
 """The agent's side of the conversation, without I/O: messages and the time in, actions out.
 
 The session keeps every microbatch until its end (outputs for an evaluation, the commit for training), sends each to
-the leased worker that holds the fewest of this agent's, sends again on a deadline or when a worker is gone, and
-knows nothing of sockets, clocks, threads or arithmetic. Its driver (`cutlayer.edge_agent.runtime`) does the actions.
+the leased worker that holds the fewest of this agent's, sends again on a deadline or when a worker is gone or silent,
+and knows nothing of sockets, clocks, threads or arithmetic. Its driver (`cutlayer.edge_agent.runtime`) does the
+actions, and calls `tick` when it has done those of the messages that were there.
+
+The workers are replicas that commit windows together, so a step is committed whichever of them says so, and a
+microbatch may go to any of them, also to a second one while the first may still hold it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-
-from cutlayer.broker.actions import (
-    AgentAction,
-    Duplicate,
-    Fail,
-    LeaseGranted,
-    LeaseLost,
-    OutputsReceived,
-    PhaseReached,
-    Publish,
-    Refused,
-    StepCommitted,
-    Subscribe,
-)
-from cutlayer.broker.errors import IdentityTaken, MalformedMessage, Rejected, SettingsError
-from cutlayer.broker.ledger import StepRanges
+from cutlayer.broker.actions import AgentAction, LeaseGranted, Publish, Refused, Subscribe
+from cutlayer.broker.agent_deadlines import Deadlines
+from cutlayer.broker.agent_exchanges import ExchangeTable
+from cutlayer.broker.agent_greetings import Greetings
+from cutlayer.broker.agent_identity import IdentityClaim
+from cutlayer.broker.agent_leases import AgentLeases
+from cutlayer.broker.agent_workers import KnownWorker, WorkerTable
 from cutlayer.broker.messages import (
     ActivationGradients,
-    Activations,
     AgentState,
     Busy,
     EncodedTensor,
@@ -38,11 +29,9 @@ from cutlayer.broker.messages import (
     Message,
     Mode,
     NegotiatedCodecs,
-    OutputGradients,
     Outputs,
     Phase,
     Reject,
-    RejectReason,
     Resend,
     ResendReason,
     RunPhase,
@@ -51,73 +40,11 @@ from cutlayer.broker.messages import (
     Welcome,
     WorkerState,
 )
-from cutlayer.broker.states import ExchangeState, next_state
 from cutlayer.broker.topics import RUN, WORKER_STATES, AgentTopics, WorkerTopics
-from cutlayer.compression import CodecError, codec_from_name
 
-__all__ = ["AgentSession", "Deadlines"]
-
-Key = tuple[Mode, int]
-
+__all__ = ["MAX_GOODBYES", "AgentSession", "Deadlines"]
 
 MAX_GOODBYES = 5
-MAX_WORKERS = 1_024
-"""Workers that an agent knows; their names come from whoever may publish below `cutlayer/workers`."""
-MAX_DOUBLINGS = 16
-
-_PHASES = tuple(RunPhase)
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long the session waits before it sends again, in seconds.
-
-    Attributes:
-        hello_s: For the answer to a Hello.
-        step_s: For the next message of a step, at the least; slow round trips stretch it.
-        longest_s: At the most, after doubling at each repetition.
-    """
-
-    hello_s: float = 2.0
-    step_s: float = 5.0
-    longest_s: float = 60.0
-
-
-@dataclass(slots=True)
-class _Worker:
-    name: str
-    incarnation: int
-    lease: int | None = None
-    credits: int = 0
-    codecs: NegotiatedCodecs | None = None
-    hello_at: float = 0.0
-    hello_wait_s: float = 0.0
-    outstanding: set[Key] = field(default_factory=set)
-    former: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Exchange:
-    step: int
-    mode: Mode
-    num_samples: int
-    tensors: tuple[tuple[str, EncodedTensor], ...]
-    state: ExchangeState = ExchangeState.IDLE
-    worker: str | None = None
-    first_sent_at: float = 0.0
-    activations_sent_at: float = 0.0
-    num_activations_sent: int = 0
-    sent_at: float = 0.0
-    deadline: float = 0.0
-    repeats: int = 0
-    last: Publish | None = None
-    out_at_bytes: int | None = None
-    is_out: bool = False
-    version: int = -1
-
-    @property
-    def key(self) -> Key:
-        return self.mode, self.step
 
 
 class AgentSession:
@@ -135,23 +62,25 @@ class AgentSession:
     ) -> None:
         self.topics = topics
         self.incarnation = incarnation
-        self.phase = RunPhase.WAITING
-        self._was_announced = False
-        self.num_repeats = 0
         self._software = software
         self._deadlines = deadlines or Deadlines()
-        self._round_trip_s: float | None = None
-        self._server_s = 0.0
+        self._claim = IdentityClaim(topics, incarnation)
+        self._workers = WorkerTable(topics.root)
+        self._greetings = Greetings(self._workers, self._deadlines)
+        self._exchanges = ExchangeTable(topics, self._workers, self._deadlines)
+        self._leases = AgentLeases(self._workers, self._greetings, self._exchanges, self._deadlines)
         self._is_done = False
+        self._may_tell_done_at = float("-inf")
         self._goodbye: tuple[GoodbyeReason, Telemetry] | None = None
         self._goodbyes_left = MAX_GOODBYES
         self._poll_at = 0.0
-        self._hello: tuple[bytes, int, tuple[str, ...], tuple[str, ...]] | None = None
-        self._workers: dict[str, _Worker] = {}
-        self._exchanges: dict[Key, _Exchange] = {}
-        self._homeless: deque[Key] = deque()
 
     # What the driver asks -------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> RunPhase:
+        """How far the run is, as the furthest of the workers that serve this agent says."""
+        return self._leases.phase
 
     @property
     def num_outstanding(self) -> int:
@@ -159,43 +88,41 @@ class AgentSession:
         return len(self._exchanges)
 
     @property
+    def num_repeats(self) -> int:
+        """Messages sent again so far."""
+        return self._exchanges.num_repeats
+
+    @property
     def leased_workers(self) -> tuple[str, ...]:
         """Workers that serve this agent now."""
-        return tuple(worker.name for worker in self._workers.values() if worker.lease is not None)
+        return tuple(worker.name for worker in self._workers.leased())
 
     def codecs(self) -> NegotiatedCodecs | None:
-        """Return the codecs that the next microbatch must use, or None without a lease."""
-        worker = self._least_loaded()
+        """Return the codecs that the next microbatch must use, or None without a credit.
+
+        All leases of a run have the same: they follow from its manifest and the agent's Hello.
+        """
+        worker = self._workers.choose(0)
         return worker.codecs if worker else None
 
     def can_submit(self) -> bool:
         """Return whether a worker has a credit left for a new microbatch."""
-        return self._goodbye is None and not self._homeless and self._least_loaded() is not None
+        return self._goodbye is None and not self._exchanges.has_homeless and self._workers.choose(0) is not None
 
     def next_deadline(self) -> float | None:
         """Return the time at which `tick` has something to do, or None."""
-        times = []
-        if self._goodbye is None:
-            times += [exchange.deadline for exchange in self._exchanges.values() if exchange.last]
-        if self._polls():
-            times.append(self._poll_at)
-        if self._hello is not None and self._goodbye is None:
-            times += [worker.hello_at for worker in self._workers.values() if worker.lease is None]
-        return min(times, default=None)
+        times = [*self._exchanges.deadlines(), *self._greetings.deadlines(), self._claim.next_deadline()]
+        times.append(self._poll_at if self._polls() else None)
+        return min((time for time in times if time is not None), default=None)
 
     # What the driver reports ----------------------------------------------------------------------------------
 
     def connected(self, now: float) -> list[AgentAction]:
         """Take notice of a connection, the first or another one."""
         topics = self.topics
-        actions: list[AgentAction] = [
-            Publish(topics.state, AgentState(online=True, incarnation=self.incarnation), retain=True),
-            *(Subscribe(wanted) for wanted in (topics.down_all, topics.state, RUN, WORKER_STATES)),
-        ]
-        for worker in self._workers.values():  # the will may have fired: ask whether the leases still stand
-            worker.hello_at = now
-            actions += self._say_hello(worker, now)
-        return actions
+        actions: list[AgentAction] = [self._claim.connected(now)]
+        actions += [Subscribe(wanted) for wanted in (topics.down_all, topics.state, RUN, WORKER_STATES)]
+        return actions + self._greetings.connected(now)
 
     def ready(
         self,
@@ -206,42 +133,52 @@ class AgentSession:
         now: float,
     ) -> list[AgentAction]:
         """Start asking for leases: manifest, data and tokenizers are there."""
-        self._hello = (manifest_digest, num_samples, codecs, byte_stages)
-        return [action for worker in self._workers.values() for action in self._say_hello(worker, now)]
+        agent, incarnation, software = self.topics.root, self.incarnation, self._software
+        hello = Hello(agent, incarnation, manifest_digest, num_samples, codecs, byte_stages, software)
+        return self._greetings.ready(hello, now)
 
     def submit(
         self, step: int, mode: Mode, num_samples: int, tensors: tuple[tuple[str, EncodedTensor], ...], now: float
     ) -> list[AgentAction]:
         """Send a new microbatch to the least loaded worker (`can_submit` says whether there is one)."""
-        exchange = _Exchange(step, mode, num_samples, tensors, first_sent_at=now)
-        assert exchange.key not in self._exchanges, "a step is submitted once"
-        self._exchanges[exchange.key] = exchange
-        return self._send_activations(exchange, now)
+        return self._exchanges.submit(step, mode, num_samples, tensors, now)
 
     def submit_gradients(self, step: int, version: int, gradients: EncodedTensor, now: float) -> list[AgentAction]:
         """Send the output gradients of a training step, unless it has come to another state meanwhile."""
-        exchange = self._exchanges.get((Mode.TRAIN, step))
-        worker = self._workers.get(exchange.worker) if exchange and exchange.worker else None
-        if exchange is None or worker is None or worker.lease is None or exchange.state is not ExchangeState.OUTPUTS:
-            return []
-        if exchange.version != version:
-            return []
-        exchange.state = ExchangeState.GRADIENTS
-        message = OutputGradients(worker.lease, step, version, gradients)
-        return self._send(exchange, Publish(self.topics.up_gradients(worker.name), message), now)
+        return self._exchanges.submit_gradients(step, version, gradients, now)
+
+    def withdraw_training(self) -> None:
+        """Forget all training steps that are outstanding, and take their credits back.
+
+        For a driver that has learned of an earlier step which the run lacks: in synchronous mode windows take an
+        agent's steps in order, and those further on must not hold all credits meanwhile. What comes back of them yet
+        is a copy to the session, and a commit among it is told with the next ledger.
+        """
+        self._exchanges.withdraw_training()
+        self._is_done = False
 
     def training_done(self, now: float) -> list[AgentAction]:
         """Tell the workers that all steps are committed; told again until the run moves on."""
         self._is_done = True
-        self._poll_at = now + self._deadlines.step_s
-        return self._tell_workers(TrainingDone)
+        if now < self._may_tell_done_at:  # a worker whose ledger is behind another's has answered: give it time
+            self._poll_at = self._may_tell_done_at
+            return []
+        self._poll_at = self._may_tell_done_at = now + self._deadlines.step_s
+        return [action for worker in self._workers.leased() for action in self._tell_done(worker)]
 
     def leave(self, reason: GoodbyeReason, telemetry: Telemetry, now: float) -> list[AgentAction]:
         """Give all leases back, with the last counters; said again until each worker has answered (`has_left`)."""
         self._goodbye = (reason, telemetry)
         self._poll_at = now + self._deadlines.hello_s
         self._goodbyes_left -= 1
-        return self._tell_workers(lambda lease: Goodbye(lease, reason, telemetry))
+        self._exchanges.close()
+        self._greetings.stop()
+        self._leases.leave()
+        return [
+            self._to_inbox(worker, Goodbye(worker.lease, reason, telemetry))
+            for worker in self._workers.leased()
+            if worker.lease is not None
+        ]
 
     @property
     def has_left(self) -> bool:
@@ -249,8 +186,8 @@ class AgentSession:
         return self._goodbye is not None and (not self.leased_workers or self._goodbyes_left < 0)
 
     def offline(self) -> Publish:
-        """Return the retained state of an agent that is gone."""
-        return Publish(self.topics.state, AgentState(online=False, incarnation=self.incarnation), retain=True)
+        """Return the retained state of an agent that is gone, as the last thing that this session says."""
+        return self._claim.give_up()
 
     def progress(self, now: float, handed_bytes: int | None = None, pending_bytes: int = 0) -> None:
         """Take notice that bytes are moving: a slow link is not a dead one.
@@ -265,42 +202,19 @@ class AgentSession:
                 what has left, and a message is sent again after `Deadlines.longest_s` whatever moves.
             pending_bytes: Of that, what is still on its way to the broker (`Transport.pending_bytes`).
         """
-        for exchange in self._exchanges.values():
-            if exchange.last is None or exchange.is_out:
-                continue
-            deadline = now + self._patience_s(exchange)
-            if handed_bytes is None:
-                deadline = min(deadline, exchange.sent_at + self._longest_s())
-            elif exchange.out_at_bytes is None:
-                exchange.out_at_bytes = handed_bytes
-            else:
-                exchange.is_out = handed_bytes - pending_bytes >= exchange.out_at_bytes
-            exchange.deadline = max(exchange.deadline, deadline)
+        self._exchanges.progress(now, handed_bytes, pending_bytes)
 
     def tick(self, now: float) -> list[AgentAction]:
         """Do what is due."""
-        actions: list[AgentAction] = []
-        for worker in self._workers.values():
-            if worker.lease is None and now >= worker.hello_at:
-                actions += self._say_hello(worker, now)
+        actions = [*self._claim.tick(now), *self._greetings.tick(now)]
         if self._polls() and now >= self._poll_at:
-            self._poll_at = now + self._deadlines.step_s
-            if self._goodbye is not None:
-                actions += self.leave(*self._goodbye, now)
-            else:
-                # Not TrainingDone alone: a worker that does not know the lease can answer nothing else than a Hello.
-                actions += self._tell_workers(TrainingDone) if self._is_done else []
-                for worker in self._workers.values():
-                    actions += self._say_hello(worker, now) if worker.lease is not None else []
-        actions += self._rehome(now)
-        for exchange in self._exchanges.values() if self._goodbye is None else ():
-            if exchange.last is not None and now >= exchange.deadline:
-                exchange.repeats += 1
-                self.num_repeats += 1
-                actions += self._send(exchange, _repeated(exchange.last), now)
-                # A worker that has taken the lease back listens to nothing else.
-                silent = self._workers.get(exchange.worker or "")
-                actions += self._say_hello(silent, now) if silent is not None and now >= silent.hello_at else []
+            actions += self._poll(now)
+        actions += self._exchanges.rehome(now)
+        for exchange in self._exchanges.due(now):
+            asked = self._workers.named(exchange.worker)
+            actions += self._exchanges.repeat(exchange, now)
+            # A worker that has taken the lease back listens to nothing else.
+            actions += self._greetings.say(asked, now) if asked is not None and now >= asked.hello_at else []
         return actions
 
     # What the workers say -------------------------------------------------------------------------------------
@@ -309,285 +223,66 @@ class AgentSession:
         """Take a message from the broker."""
         match message:
             case WorkerState():
-                return self._worker_state(message, now)
+                return self._leases.take_state(message, now)
             case AgentState():
-                self._was_announced |= message.incarnation == self.incarnation
-                # Where two processes take the MQTT session from each other, the newer one's will is all that the older
-                # sees of it. At the start it may be of a process from before this machine's clock was put back.
-                if message.incarnation > self.incarnation and (message.online or self._was_announced):
-                    return [Fail(IdentityTaken(self.topics.root))]
-                return []
+                return self._claim.receive(message, now)
             case Welcome() | Busy() | Reject() if message.incarnation != self.incarnation:
                 return [Refused("incarnation", f"{type(message).__name__} to an earlier process")]
-            case Welcome():
-                return self._welcome(message, now)
-            case Busy():
-                if worker := self._workers.get(message.worker):
-                    worker.hello_at = now + max(message.retry_after_s, self._deadlines.hello_s)
-                return []
-            case Reject():
-                return [Fail(Rejected(message.worker, message.reason, message.detail))]
-            case Phase():
-                worker = self._worker_of(message.lease)
-                if worker is None:
-                    return [Refused("lease", "Phase under an unknown lease")]
-                if message.phase is RunPhase.ENDED and self._goodbye is not None:
-                    self._end_lease(worker)
-                    return []
-                return self._advance(message.phase, message.reason)
-            case Outputs() | ActivationGradients() | Resend():
-                return self._step_message(message, now)
+            case Welcome() | Busy() | Reject():
+                return self._answer(message, now)
+            case Phase() | Outputs() | ActivationGradients() | Resend():
+                return self._under_lease(message, now)
             case _:
                 return [Refused("unexpected", f"{type(message).__name__} is not for an agent")]
 
-    def _step_message(self, message: Outputs | ActivationGradients | Resend, now: float) -> list[AgentAction]:
-        mode = Mode.TRAIN if isinstance(message, ActivationGradients) else message.mode
-        worker = self._worker_of(message.lease)
-        exchange = self._exchanges.get((mode, message.step))
+    def _answer(self, message: Welcome | Busy | Reject, now: float) -> list[AgentAction]:
+        actions = self._leases.answer(message, now)
+        if any(isinstance(action, LeaseGranted) for action in actions):
+            self._is_done = False  # its worker may know of fewer steps: the driver says it again
+            self._may_tell_done_at = float("-inf")
+            if self._goodbye is None:
+                self._poll_at = now + self._deadlines.step_s
+        return actions
+
+    def _under_lease(self, message: Phase | Outputs | ActivationGradients | Resend, now: float) -> list[AgentAction]:
+        worker = self._workers.leasing(message.lease)
         if worker is None:
             return [Refused("lease", f"{type(message).__name__} under an unknown lease")]
-        if isinstance(message, Resend) and message.reason is ResendReason.LEASE:
-            return self._lose(worker, "it does not know the lease", now) + self._say_hello(worker, now)
-        if exchange is None:
-            return [Duplicate(type(message).__name__)]
-        before = exchange.state
-        if isinstance(message, Outputs) and before is not ExchangeState.IDLE and message.version > exchange.version:
-            # Outputs of newer weights are no copy: the worker has run the step again, and the Outputs before were
-            # late ones, from before its Resend. It will only take gradients of these.
-            before = ExchangeState.ACTIVATIONS
-        after = next_state(mode, before, type(message))
-        if after is None or (isinstance(message, Outputs | Resend) and exchange.worker != worker.name):
-            return [Refused("state", f"{type(message).__name__} in state {before.name}")]
-        if isinstance(message, ActivationGradients):
-            self._finish(exchange)
-            return [StepCommitted(message.step, message.window), *self._rehome(now)]
-        if isinstance(message, Resend):
-            exchange.state = ExchangeState.IDLE
-            self.num_repeats += 1
-            self._release(exchange)
-            return self._send_activations(exchange, now, repeated=True)
-        if after is before:
-            return [Duplicate("Outputs")]
-        round_trip_s = now - exchange.activations_sent_at
-        self._measure(exchange, round_trip_s, min(message.server_s, now - exchange.first_sent_at))
-        exchange.state = after
-        exchange.version = message.version
-        exchange.last = None  # from here on the driver is at work, and nothing is missing
-        exchange.repeats = 0
-        if mode is not Mode.TRAIN:
-            self._finish(exchange)
-        assert worker.codecs is not None
-        outputs = OutputsReceived(
-            message.step, mode, message.outputs, worker.codecs, message.version, round_trip_s, message.server_s
-        )
-        return [outputs, *self._rehome(now)]
-
-    def _measure(self, exchange: _Exchange, round_trip_s: float, server_s: float) -> None:
-        """Learn from a round trip, by Karn's rule (RFC 6298, section 3): a repeated message measures nothing.
-
-        Nothing but what the worker itself has measured: or a worker that takes longer than the first deadline would
-        be sent everything twice for ever.
-        """
-        if exchange.state is not ExchangeState.ACTIVATIONS:
-            return
-        if exchange.num_activations_sent > 1:
-            self._server_s = server_s
-            return
-        self._server_s = 0.0
-        before_s = round_trip_s if self._round_trip_s is None else self._round_trip_s
-        self._round_trip_s = before_s + (round_trip_s - before_s) / 8
-
-    def _welcome(self, message: Welcome, now: float) -> list[AgentAction]:
-        worker = self._workers.get(message.worker)
-        if worker is None:
-            return [Refused("unexpected", f"Welcome from {message.worker}, which is not online")]
-        if message.lease in worker.former and (worker.lease is not None or self._goodbye is not None):
-            return [Duplicate("Welcome")]
-        if worker.lease == message.lease:
-            worker.hello_wait_s = 0.0
-            return self._advance(message.phase, "") or [Duplicate("Welcome")]
-        try:
-            committed = StepRanges(message.committed)
-            for entry in fields(message.codecs):
-                codec_from_name(getattr(message.codecs, entry.name))
-        except (MalformedMessage, CodecError) as error:
-            return [Refused("content", f"Welcome from {message.worker}: {error}")]
-        self._take_back(worker)
-        self._end_lease(worker)
-        worker.lease, worker.credits, worker.codecs = message.lease, message.credits, message.codecs
-        worker.hello_wait_s = 0.0
-        self.phase = message.phase
-        self._is_done = False  # a worker resumed from a checkpoint may know of fewer steps: the driver says it again
-        if self._goodbye is None:
-            self._poll_at = now + self._deadlines.step_s
-        actions: list[AgentAction] = []
-        for mode, step in list(self._exchanges):
-            if mode is Mode.TRAIN and step in committed:
-                self._finish(self._exchanges[mode, step])
-                actions.append(StepCommitted(step, None))
-        return [*actions, LeaseGranted(worker.name, message.committed, message.phase), *self._rehome(now)]
-
-    def _advance(self, phase: RunPhase, reason: str) -> list[AgentAction]:
-        """Take notice of a phase; under one lease an earlier one than the last is late news."""
-        if _PHASES.index(phase) <= _PHASES.index(self.phase):
-            return []
-        self.phase = phase
-        return [PhaseReached(phase, reason)]
-
-    def _worker_state(self, message: WorkerState, now: float) -> list[AgentAction]:
-        worker = self._workers.get(message.worker)
-        if worker is not None and worker.incarnation > message.incarnation:
-            return []
-        if not message.online:
-            if worker is None:
-                return []
-            actions = self._lose(worker, "it went offline", now)
-            del self._workers[worker.name]
-            return actions + self._ended_without(message)
-        if worker is None:
-            try:
-                WorkerTopics(message.worker)
-            except SettingsError as error:
-                return [Refused("topic", error.problem)]
-            if len(self._workers) >= MAX_WORKERS:
-                return [Refused("workers", f"{message.worker} is one worker more than the {MAX_WORKERS} known")]
-            worker = self._workers[message.worker] = _Worker(message.worker, message.incarnation, hello_at=now)
-            return self._say_hello(worker, now)
-        if message.incarnation > worker.incarnation:
-            actions = self._lose(worker, "it was started anew", now)
-            worker.incarnation = message.incarnation
-            worker.former.clear()
-            return actions + self._say_hello(worker, now)
-        if message.phase is RunPhase.ENDED and worker.lease is not None and self._is_own_run(message):
-            return self._advance(message.phase, message.reason)
-        return []
-
-    def _ended_without(self, message: WorkerState) -> list[AgentAction]:
-        """Give up when the run has ended and nobody is left to say goodbye to: waiting would be in vain."""
-        if message.phase is not RunPhase.ENDED or not self._is_own_run(message):
-            return []
-        if self._goodbye is not None or self.leased_workers:
-            return []
-        self.phase = RunPhase.ENDED
-        return [Fail(Rejected(message.worker, RejectReason.ENDED, f"the run has ended: {message.reason}"))]
-
-    def _is_own_run(self, message: WorkerState) -> bool:
-        return self._hello is not None and self._hello[0] == message.manifest_digest
+        worker.hear(now)
+        match message:
+            case Phase():
+                return self._leases.take_phase(worker, message, now)
+            case Resend(reason=ResendReason.LEASE):
+                lost = self._leases.lose(worker, "it does not know the lease", now)
+                return lost + self._greetings.say(worker, now)
+            case _:
+                return self._exchanges.receive(message, worker, now)
 
     # Inside ---------------------------------------------------------------------------------------------------
 
-    def _polls(self) -> bool:
-        """Whether the next news may have been lost on its way, with nothing outstanding that would show it."""
-        if self._goodbye is not None:
-            return not self.has_left
+    def _behind(self) -> list[KnownWorker]:
+        """Return the workers whose next news may have been lost, with nothing outstanding that would show it."""
         if self._is_done:
-            return self.phase in (RunPhase.WAITING, RunPhase.TRAINING)
-        return self.phase is RunPhase.WAITING and bool(self.leased_workers)
+            unmoved = (RunPhase.WAITING, RunPhase.TRAINING)
+            return [worker for worker in self._workers.leased() if worker.phase in unmoved]
+        return self._workers.leased() if self.phase is RunPhase.WAITING else []
 
-    def _say_hello(self, worker: _Worker, now: float) -> list[AgentAction]:
-        if self._hello is None or self._goodbye is not None:
-            return []
-        wait_s = max(self._deadlines.hello_s, worker.hello_wait_s)
-        worker.hello_at = now + wait_s
-        worker.hello_wait_s = min(2 * wait_s, self._deadlines.longest_s)
-        digest, num_samples, codecs, byte_stages = self._hello
-        hello = Hello(self.topics.root, self.incarnation, digest, num_samples, codecs, byte_stages, self._software)
-        return [Publish(WorkerTopics(worker.name).inbox, hello)]
+    def _polls(self) -> bool:
+        return not self.has_left if self._goodbye is not None else bool(self._behind())
 
-    def _send_activations(self, exchange: _Exchange, now: float, *, repeated: bool = False) -> list[AgentAction]:
-        worker = self._least_loaded()
-        if worker is None or worker.lease is None:
-            exchange.last = None
-            self._homeless.append(exchange.key)
-            return []
-        exchange.worker = worker.name
-        exchange.state = ExchangeState.ACTIVATIONS
-        exchange.version = -1
-        worker.outstanding.add(exchange.key)
-        message = Activations(worker.lease, exchange.step, exchange.mode, exchange.num_samples, exchange.tensors)
-        topic = self.topics.up_activations(worker.name)
-        return self._send(exchange, Publish(topic, message, repeated=repeated), now)
-
-    def _send(self, exchange: _Exchange, publish: Publish, now: float) -> list[AgentAction]:
-        exchange.last = publish
-        exchange.sent_at = now
-        exchange.out_at_bytes, exchange.is_out = None, False
-        if isinstance(publish.message, Activations):
-            exchange.activations_sent_at = now
-            exchange.num_activations_sent += 1
-        exchange.deadline = now + self._patience_s(exchange)
-        return [publish]
-
-    def _patience_s(self, exchange: _Exchange) -> float:
-        doublings = min(exchange.repeats, MAX_DOUBLINGS)
-        usual_s = max(self._deadlines.step_s, 4.0 * (self._round_trip_s or 0.0), 1.5 * self._server_s)
-        return min(usual_s * 2.0**doublings, self._longest_s())
-
-    def _longest_s(self) -> float:
-        return max(self._deadlines.longest_s, self._deadlines.step_s)
-
-    def _least_loaded(self) -> _Worker | None:
-        free = [
-            worker
-            for worker in self._workers.values()
-            if worker.lease is not None and len(worker.outstanding) < worker.credits
-        ]
-        return min(free, key=lambda worker: (len(worker.outstanding), worker.name), default=None)
-
-    def _worker_of(self, lease: int) -> _Worker | None:
-        return next((worker for worker in self._workers.values() if worker.lease == lease), None)
-
-    def _release(self, exchange: _Exchange) -> None:
-        if exchange.worker in self._workers:
-            self._workers[exchange.worker].outstanding.discard(exchange.key)
-        exchange.worker = None
-
-    def _finish(self, exchange: _Exchange) -> None:
-        self._release(exchange)
-        exchange.state = ExchangeState.DONE
-        del self._exchanges[exchange.key]
-
-    def _take_back(self, worker: _Worker) -> None:
-        """Take back everything that a worker holds; each goes up again from its activations."""
-        for key in sorted(worker.outstanding):
-            exchange = self._exchanges[key]
-            exchange.state, exchange.worker, exchange.last = ExchangeState.IDLE, None, None
-            self._homeless.append(key)
-        worker.outstanding.clear()
-
-    def _end_lease(self, worker: _Worker) -> None:
-        if worker.lease is not None:
-            worker.former.add(worker.lease)  # a copy of its Welcome may still be under way
-            worker.lease = None
-            worker.hello_wait_s = 0.0
-
-    def _lose(self, worker: _Worker, reason: str, now: float) -> list[AgentAction]:
-        if worker.lease is None:
-            return []
-        self._take_back(worker)
-        self._end_lease(worker)
-        return [LeaseLost(worker.name, reason), *self._rehome(now)]
-
-    def _rehome(self, now: float) -> list[AgentAction]:
-        """Send what has no worker, as far as there are credits."""
+    def _poll(self, now: float) -> list[AgentAction]:
+        if self._goodbye is not None:
+            return self.leave(*self._goodbye, now)
+        self._poll_at = self._may_tell_done_at = now + self._deadlines.step_s
         actions: list[AgentAction] = []
-        while self._homeless and self._goodbye is None:
-            exchange = self._exchanges.get(self._homeless[0])
-            if exchange is not None and exchange.worker is None:
-                if self._least_loaded() is None:
-                    break
-                self.num_repeats += 1
-                actions += self._send_activations(exchange, now, repeated=True)
-            self._homeless.popleft()
+        for worker in self._behind():
+            actions += self._tell_done(worker) if self._is_done else []
+            # Not TrainingDone alone: a worker that does not know the lease can answer nothing else than a Hello.
+            actions += self._greetings.say(worker, now)
         return actions
 
-    def _tell_workers(self, make: Callable[[int], Message]) -> list[AgentAction]:
-        return [
-            Publish(WorkerTopics(worker.name).inbox, make(worker.lease))
-            for worker in self._workers.values()
-            if worker.lease is not None
-        ]
+    def _tell_done(self, worker: KnownWorker) -> list[AgentAction]:
+        return [] if worker.lease is None else [self._to_inbox(worker, TrainingDone(worker.lease))]
 
-
-def _repeated(publish: Publish) -> Publish:
-    return Publish(publish.topic, publish.message, publish.qos, publish.retain, repeated=True)
+    def _to_inbox(self, worker: KnownWorker, message: Message) -> Publish:
+        return Publish(WorkerTopics(worker.name).inbox_of(self.topics.root), message)

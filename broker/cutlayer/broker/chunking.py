@@ -1,7 +1,8 @@
 """Messages larger than a packet: cut by the sender, put together under a byte budget by the receiver.
 
 The id of a chunked message is a hash of its bytes. So a message that is sent again fills the gaps of its first
-sending, copies change nothing, and a message put together is known to be whole.
+sending, copies change nothing, and a message put together is known to be whole. Whoever lacks a few pieces asks for
+just those (`chunk_watch.py`), and the sender gives them once more (`sent_chunks.py`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cutlayer.broker.chunk_watch import ChunkKey, ChunkWatch
 from cutlayer.broker.errors import MalformedMessage, OversizedMessage, PacketTooLarge
-from cutlayer.broker.messages import MAX_CHUNKS, Chunk, Message, parse, serialize
+from cutlayer.broker.messages import MAX_CHUNKS, MAX_MISSING_RANGES, Chunk, Message, MissingChunks, parse, serialize
 
-__all__ = ["CHUNK_OVERHEAD_BYTES", "Reassembler", "split"]
+__all__ = ["CHUNK_OVERHEAD_BYTES", "Cut", "Reassembler", "cut", "split"]
 
 CHUNK_OVERHEAD_BYTES = 40
 """At most what a chunk's own fields take: array, version, kind, id (10), index, count, total (3 x 5), data (5)."""
@@ -25,8 +27,38 @@ PIECE_BYTES = 128
 """At most what a piece takes beside its bytes."""
 
 
-def split(message: bytes, payload_limit: int) -> Iterator[bytes]:
-    """Yield the packets that carry a message: itself where it fits, else its chunks.
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A message that is larger than a packet, and where it is cut.
+
+    Attributes:
+        message: The serialized message.
+        message_id: Its hash.
+        piece_bytes: Size of all pieces but the last.
+    """
+
+    message: bytes
+    message_id: bytes
+    piece_bytes: int
+
+    @property
+    def count(self) -> int:
+        """Chunks in all."""
+        return -(-len(self.message) // self.piece_bytes)
+
+    def piece(self, index: int) -> Chunk:
+        """Return one of the pieces that carry the message."""
+        data = self.message[index * self.piece_bytes : (index + 1) * self.piece_bytes]
+        return Chunk(self.message_id, index, self.count, len(self.message), data)
+
+    def packets(self) -> Iterator[bytes]:
+        """Yield the packets that carry the message."""
+        for index in range(self.count):
+            yield serialize(self.piece(index))
+
+
+def cut(message: bytes, payload_limit: int) -> Cut | None:
+    """Find where a message is to be cut; None where it fits a packet.
 
     Args:
         message: A serialized message.
@@ -36,16 +68,20 @@ def split(message: bytes, payload_limit: int) -> Iterator[bytes]:
         PacketTooLarge: When the limit leaves no room for a chunk.
     """
     if len(message) <= payload_limit:
-        yield message
-        return
+        return None
     room = payload_limit - CHUNK_OVERHEAD_BYTES
     if room < MIN_CHUNK_BYTES or -(-len(message) // room) > MAX_CHUNKS:
         raise PacketTooLarge(payload_limit, CHUNK_OVERHEAD_BYTES + max(MIN_CHUNK_BYTES, len(message) // MAX_CHUNKS + 1))
-    message_id = _message_id(message)
-    count = -(-len(message) // room)
-    for index in range(count):
-        data = message[index * room : (index + 1) * room]
-        yield serialize(Chunk(message_id, index, count, len(message), data))
+    return Cut(message, _message_id(message), room)
+
+
+def split(message: bytes, payload_limit: int) -> Iterator[bytes]:
+    """Yield the packets that carry a message: itself where it fits, else its chunks. See `cut`."""
+    pieces = cut(message, payload_limit)
+    if pieces is None:
+        yield message
+    else:
+        yield from pieces.packets()
 
 
 @dataclass(slots=True)
@@ -72,16 +108,20 @@ class Reassembler:
     Args:
         budget_bytes: Most bytes held in all, by the totals that senders declare.
         sender_share: Most of that for one sender, as a share.
+        watch: Told of each piece, so that what is missing can be asked for.
 
     What counts against the budget is what a message may grow to: the size that it declares, and what its pieces
     take beside. A message is given up when others need its room (the one without progress for longest goes first);
     its sender sends it again at its deadline.
     """
 
-    def __init__(self, budget_bytes: int = 512 << 20, sender_share: float = 0.5) -> None:
+    def __init__(
+        self, budget_bytes: int = 512 << 20, sender_share: float = 0.5, watch: ChunkWatch | None = None
+    ) -> None:
         self._budget_bytes = budget_bytes
         self._sender_bytes = int(budget_bytes * sender_share)
-        self._partials: OrderedDict[tuple[str, bytes], _Partial] = OrderedDict()
+        self._watch = watch or ChunkWatch()
+        self._partials: OrderedDict[ChunkKey, _Partial] = OrderedDict()
         self._senders: dict[str, _Sender] = {}
         self._reserved_bytes = 0
         self.num_dropped = 0
@@ -123,10 +163,37 @@ class Reassembler:
                 raise MalformedMessage("chunks hold more bytes than they declare")
             partial.pieces[message.index] = message.data
             partial.held_bytes += len(message.data)
+            self._watch.piece_came(key, len(partial.pieces), partial.count)
         if len(partial.pieces) < partial.count:
             return None
         self._close(key)
-        return _join(partial, message.message_id)
+        whole = _join(partial, message.message_id)
+        self._watch.finished(key)
+        return whole
+
+    def missing(self, key: ChunkKey) -> MissingChunks | None:
+        """Return what to ask the sender of an unfinished message for, or None when it is unfinished no more.
+
+        That is no more pieces than have come: where none is lost and the link is merely slow, little is sent twice.
+        """
+        partial = self._partials.get(key)
+        if partial is None:
+            return None
+        ranges: list[tuple[int, int]] = []
+        num_left = len(partial.pieces)
+        for index in range(partial.count):
+            if index in partial.pieces:
+                continue
+            if ranges and ranges[-1][1] == index:
+                ranges[-1] = (ranges[-1][0], index + 1)
+            elif len(ranges) == MAX_MISSING_RANGES:
+                break
+            else:
+                ranges.append((index, index + 1))
+            num_left -= 1
+            if not num_left:
+                break
+        return MissingChunks(key[1], partial.count, tuple(ranges))
 
     def forget(self, sender: str) -> None:
         """Drop what a sender has left unfinished."""
@@ -141,7 +208,7 @@ class Reassembler:
         if _cost_bytes(chunk.count, chunk.total_bytes) > self._sender_bytes:
             raise OversizedMessage("chunked message", _cost_bytes(chunk.count, chunk.total_bytes), self._sender_bytes)
 
-    def _open(self, key: tuple[str, bytes], partial: _Partial) -> _Partial:
+    def _open(self, key: ChunkKey, partial: _Partial) -> _Partial:
         sender, message_id = key
         while sender in self._senders and (
             self._senders[sender].reserved_bytes + partial.cost_bytes > self._sender_bytes
@@ -158,8 +225,9 @@ class Reassembler:
         self._partials[key] = partial
         return partial
 
-    def _close(self, key: tuple[str, bytes]) -> None:
+    def _close(self, key: ChunkKey) -> None:
         sender, message_id = key
+        self._watch.forget(key)
         cost_bytes = self._partials.pop(key).cost_bytes
         self._reserved_bytes -= cost_bytes
         owner = self._senders[sender]

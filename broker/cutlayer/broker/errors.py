@@ -9,7 +9,8 @@
     ├── NetworkError            the network's or the broker's                                   exit 3
     │   ├── BrokerUnreachable       no broker answers at that address
     │   ├── NotAuthorized           user, password, certificate or rights are wrong
-    │   └── PacketTooLarge          the broker's packet limit is below what a message needs
+    │   ├── PacketTooLarge          the broker's packet limit is below what a message needs
+    │   └── PoolError               the pool's lighthouse cannot be reached
     ├── RunError                the run cannot use this program, or this program the run        exit 4
     │   ├── ManifestUnsatisfiable   the agent lacks a modality, a codec or a data set
     │   ├── Rejected                a worker refused the agent; `reason` says why
@@ -36,6 +37,7 @@ __all__ = [
     "NotAuthorized",
     "OversizedMessage",
     "PacketTooLarge",
+    "PoolError",
     "Rejected",
     "RunError",
     "SettingsError",
@@ -178,6 +180,26 @@ class PacketTooLarge(NetworkError):
             f"a packet limit of {limit_bytes} B is below the {needed_bytes} B that one chunk needs\n"
             "  fix: raise --max-packet-bytes or the broker's limit (Mosquitto: max_packet_size)"
         )
+
+
+class PoolError(NetworkError):
+    """The lighthouse of a pool cannot be reached.
+
+    Args:
+        lighthouse: Its address.
+        detail: Why.
+
+    Attributes:
+        lighthouse: Its address.
+    """
+
+    def __init__(self, lighthouse: str, detail: str) -> None:
+        super().__init__(
+            f"no pool at lighthouse {lighthouse}: {detail}\n"
+            "  fix: start `torchft_lighthouse --min_replicas 1`, and give its address with --pool; a worker that trains "
+            "alone needs neither"
+        )
+        self.lighthouse = lighthouse
 
 
 class RunError(CutlayerError):

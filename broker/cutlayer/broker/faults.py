@@ -97,7 +97,8 @@ class Link:
         """
         faults = self.faults
         # Drawn for each packet, wanted or not, so that one probability's value does not shift the other's draws.
-        lost, doubled, held_back, jitter, late = (self._random.random() for _ in range(5))
+        draw = self._random.random
+        lost, doubled, held_back, jitter, late = draw(), draw(), draw(), draw(), draw()
         start_s = max(now_s, self._free_at_s)
         self._free_at_s = start_s + (wire_bytes / faults.bytes_per_s if faults.bytes_per_s is not None else 0.0)
         # TCP keeps the order, so jitter cannot make a packet overtake; only `reordering` does.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from cutlayer.broker.manifest import CodecNames, Manifest
@@ -52,6 +52,7 @@ class LeaseTable:
         self._new_number = new_number
         self._by_agent: dict[str, Lease] = {}
         self._by_number: dict[int, Lease] = {}
+        self._training: dict[str, Lease] = {}
         self._former: dict[int, str] = {}
 
     def __iter__(self) -> Iterator[Lease]:
@@ -68,11 +69,19 @@ class LeaseTable:
         """Return the lease of this number."""
         return self._by_number.get(number)
 
-    def training(self) -> list[Lease]:
+    def training(self) -> Collection[Lease]:
         """Return the leases that windows may wait for."""
-        return [lease for lease in self if not lease.is_done]
+        return self._training.values()
 
-    def grant(self, hello: Hello, codecs: NegotiatedCodecs, total_steps: int, now: float) -> Lease:
+    def set_done(self, lease: Lease, *, is_done: bool) -> None:
+        """Take notice that all training steps of an agent are committed, or that some are missing after all."""
+        lease.is_done = is_done
+        if is_done:
+            self._training.pop(lease.agent, None)
+        else:
+            self._training[lease.agent] = lease
+
+    def grant(self, hello: Hello, codecs: NegotiatedCodecs, total_steps: int, now: float, *, is_done: bool) -> Lease:
         """Grant a lease in place of the agent's earlier one."""
         self.drop(hello.agent)
         number = self._new_number()
@@ -80,12 +89,14 @@ class LeaseTable:
             number = self._new_number()
         lease = Lease(hello.agent, number, hello.incarnation, hello.num_samples, total_steps, codecs, now)
         self._by_agent[hello.agent] = self._by_number[number] = lease
+        self.set_done(lease, is_done=is_done)
         return lease
 
     def drop(self, agent: str) -> Lease | None:
         """Take a lease back and return it."""
         lease = self._by_agent.pop(agent, None)
         if lease is not None:
+            self._training.pop(agent, None)
             del self._by_number[lease.lease]
             self._former[lease.lease] = agent
             if len(self._former) > MAX_FORMER:

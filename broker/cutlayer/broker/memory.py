@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from cutlayer.broker.errors import PacketTooLarge
 from cutlayer.broker.faults import Link, LinkFaults
@@ -19,7 +18,6 @@ from cutlayer.broker.mqtt_packets import (
     connect_size,
     disconnect_size,
     largest_payload,
-    publish_size,
     subscribe_size,
     unsuback_size,
     unsubscribe_size,
@@ -41,6 +39,10 @@ class MemoryTransport:
         down: Faults of the link from the broker; the broker's when left out.
         max_queued_messages: Packets that `publish` lets wait at most.
         max_queued_bytes: Bytes that the packets received and not yet taken hold at most.
+
+    Attributes:
+        on_news: Called when an event comes while none waits to be taken, with the broker's lock held: for a scheduler
+            that wakes only those with news.
     """
 
     def __init__(
@@ -69,13 +71,32 @@ class MemoryTransport:
         self._on_its_way: dict[int, Publish] = {}
         self._order = itertools.count()
         self._events = EventQueue(max_queued_bytes)
+        self._num_events = 0
+        self.on_news: Callable[[], None] | None = None
         self._wire = WireCount()
 
     @property
     def wire(self) -> WireCount:
         """Bytes so far: a copy, so that two readings can be subtracted."""
         with self._broker.changed:
-            return replace(self._wire, dropped_packets=self._wire.dropped_packets + self._events.num_refused)
+            wire, num_refused = self._wire, self._events.num_refused
+            return WireCount(
+                wire.sent_bytes,
+                wire.received_bytes,
+                wire.sent_packets,
+                wire.received_packets,
+                wire.dropped_packets + num_refused,
+            )
+
+    @property
+    def num_events(self) -> int:
+        """Events that wait to be taken."""
+        return self._num_events
+
+    @property
+    def num_on_their_way(self) -> int:
+        """Packets handed to `publish` that the broker has not acknowledged."""
+        return len(self._on_its_way)
 
     @property
     def max_packet_bytes(self) -> int:
@@ -97,9 +118,9 @@ class MemoryTransport:
         Raises:
             PacketTooLarge: When the packet is over `max_packet_bytes`.
         """
-        wire_bytes = publish_size(topic, len(payload), qos=qos, protocol="3.1.1")
-        if wire_bytes > self.max_packet_bytes:
-            raise PacketTooLarge(self.max_packet_bytes, wire_bytes)
+        packet = Publish(topic, bytes(payload), qos, retain)
+        if packet.wire_bytes > self.max_packet_bytes:
+            raise PacketTooLarge(self.max_packet_bytes, packet.wire_bytes)
         with self._broker.changed:
             self._broker.advance()
             full = len(self._on_its_way) >= self._max_queued_messages
@@ -107,11 +128,11 @@ class MemoryTransport:
                 self._wire.dropped_packets += 1
                 return 0
             key = next(self._order)
-            self._on_its_way[key] = Publish(topic, bytes(payload), qos, retain)
+            self._on_its_way[key] = packet
             if self._ready:
                 self._transmit(key)
             self._broker.advance()
-        return wire_bytes
+        return packet.wire_bytes
 
     def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
         """Ask for a topic filter; it is asked for again after each reconnect."""
@@ -148,12 +169,9 @@ class MemoryTransport:
     def poll(self) -> list[TransportEvent]:
         """Take the events whose time has come, oldest first."""
         self._broker.advance()
-        return self._events.take_all()
-
-    def has_events(self) -> bool:
-        """Return whether `poll` has something to give: for a scheduler that wakes only those with news."""
-        self._broker.advance()
-        return self._events.wait(0)
+        with self._broker.changed:
+            self._num_events = 0
+            return self._events.take_all()
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until an event is there or `timeout_s` seconds have passed. Only useful with a clock that runs."""
@@ -262,16 +280,22 @@ class MemoryTransport:
         passage = connection.up.plan(
             packet.wire_bytes, broker.now_s, qos=packet.qos, exempt=broker.exempt(packet.topic)
         )
+        # A packet that the link loses is acknowledged all the same: that is how brokers lose them.
+        if passage.deliveries_s == (passage.through_s,):
+            broker.at(passage.through_s, lambda: self._arrived(connection, key, packet, is_delivered=True))
+            return
         for when_s in passage.deliveries_s:
             broker.at(when_s, lambda: broker.publish(packet) if connection.broker_listens else None)
-        # A packet that the link loses is acknowledged all the same: that is how brokers lose them.
-        broker.at(passage.through_s, lambda: self._arrived(connection, key) if connection.broker_listens else None)
+        broker.at(passage.through_s, lambda: self._arrived(connection, key, packet, is_delivered=False))
 
-    def _arrived(self, connection: Connection, key: int) -> None:
-        packet = self._on_its_way.get(key)
-        if packet is None or packet.qos == 0:
+    def _arrived(self, connection: Connection, key: int, packet: Publish, *, is_delivered: bool) -> None:
+        if not connection.broker_listens:
+            return
+        if is_delivered:
+            self._broker.publish(packet)
+        if packet.qos == 0:
             self._on_its_way.pop(key, None)
-        else:
+        elif key in self._on_its_way and connection.broker_listens:
             self._broker.acknowledge(connection, lambda: self._acknowledged(key))
 
     def _acknowledged(self, key: int) -> None:
@@ -280,4 +304,7 @@ class MemoryTransport:
 
     def _tell(self, event: TransportEvent) -> None:
         self._events.put(event)
+        self._num_events += 1
         self._broker.changed.notify_all()
+        if self._num_events == 1 and self.on_news is not None:
+            self.on_news()

@@ -13,13 +13,13 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Protocol
 
 from cutlayer.broker.errors import IdentityTaken
 from cutlayer.broker.faults import NO_FAULTS, Link, LinkFaults, nothing_exempt
 from cutlayer.broker.mqtt_packets import PUBACK_BYTES, connack_size, publish_size, suback_size
 from cutlayer.broker.topic_filters import FilterMap
+from cutlayer.broker.topic_map import TopicMap
 from cutlayer.broker.transport import Will
 
 __all__ = ["Connection", "MemoryBroker", "MemoryClient", "Publish"]
@@ -30,17 +30,32 @@ BROKER_CLOSED = "the broker closed the connection"
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A PUBLISH packet."""
+    """A PUBLISH packet.
+
+    Attributes:
+        topic: Topic name.
+        payload: What it carries.
+        qos: 0 or 1.
+        retain: Whether the broker keeps it or, on the way down, had kept it.
+        wire_bytes: Size of the packet in bytes.
+    """
 
     topic: str
     payload: bytes
     qos: int
     retain: bool
+    wire_bytes: int = field(init=False)
 
-    @property
-    def wire_bytes(self) -> int:
-        """Size of the packet in bytes."""
-        return publish_size(self.topic, len(self.payload), qos=self.qos, protocol="3.1.1")
+    def __post_init__(self) -> None:
+        # Computed once: a packet's size is asked for at each of its stations.
+        size = publish_size(self.topic, len(self.payload), qos=self.qos, protocol="3.1.1")
+        object.__setattr__(self, "wire_bytes", size)
+
+    def passed_on(self, *, qos: int, retain: bool) -> Publish:
+        """Return the packet as a subscriber gets it: at the smaller QoS, and marked as kept or not."""
+        qos = min(qos, self.qos)
+        same = qos == self.qos and retain == self.retain
+        return self if same else Publish(self.topic, self.payload, qos, retain)
 
 
 class MemoryClient(Protocol):
@@ -82,7 +97,8 @@ class Connection:
     down: Link
     broker_listens: bool = True
     client_listens: bool = True
-    filters: set[str] = field(default_factory=set)
+    filters: dict[str, None] = field(default_factory=dict)
+    """In the order of their subscription: a set's order would differ from process to process."""
 
 
 class MemoryBroker:
@@ -97,6 +113,9 @@ class MemoryBroker:
         reconnect_delay_s: Seconds after which a client that lost its connection tries again.
         tells_takeover: Whether a client whose session is taken over learns that (MQTT 5). Otherwise it only loses
             its connection, comes back, and takes the session over in turn, as with Mosquitto 2.0.11 and MQTT 3.1.1.
+
+    Attributes:
+        on_publish: Called with each packet that arrives at the broker, wills included, before it is passed on.
     """
 
     def __init__(
@@ -116,6 +135,7 @@ class MemoryBroker:
         self.down = down
         self.exempt = exempt
         self.reconnect_delay_s = reconnect_delay_s
+        self.on_publish: Callable[[Publish], None] | None = None
         self._tells_takeover = tells_takeover
         self.changed = threading.Condition()
         """Held by every public method, notified when the schedule changes or a client has news."""
@@ -125,12 +145,17 @@ class MemoryBroker:
         self._order = itertools.count()
         self._connections: dict[str, Connection] = {}
         self._subscribers: FilterMap[dict[Connection, int]] = FilterMap()
-        self._retained: dict[str, Publish] = {}
+        self._retained: TopicMap[Publish] = TopicMap()
 
     @property
     def retained(self) -> Mapping[str, Publish]:
         """Retained messages by topic name."""
-        return MappingProxyType(self._retained)
+        return self._retained
+
+    @property
+    def num_scheduled(self) -> int:
+        """Packets on the links, in both directions, and whatever else has its time."""
+        return len(self._schedule)
 
     @property
     def now_s(self) -> float:
@@ -207,21 +232,20 @@ class MemoryBroker:
 
     def subscribe(self, connection: Connection, filters: Mapping[str, int]) -> None:
         """Take a SUBSCRIBE: answer it, then send what is retained."""
-        asked: FilterMap[int] = FilterMap()
+        kept: dict[str, int] = {}
         for topic_filter, qos in filters.items():
             self._subscribers_of(topic_filter)[connection] = qos
-            connection.filters.add(topic_filter)
-            asked[topic_filter] = qos
+            connection.filters[topic_filter] = None
+            for packet in self._retained.matching(topic_filter):
+                kept[packet.topic] = max(qos, kept.get(packet.topic, 0))
         size = suback_size(len(filters), protocol="3.1.1")
         self._tell(connection, size, lambda: connection.client.on_suback(size))
-        for packet in self._retained.values():
-            qos = max(asked.matching(packet.topic), default=-1)
-            if qos >= 0:
-                self._send(connection, Publish(packet.topic, packet.payload, min(qos, packet.qos), retain=True))
+        for topic, qos in kept.items():
+            self._send(connection, self._retained[topic].passed_on(qos=qos, retain=True))
 
     def unsubscribe(self, connection: Connection, topic_filter: str) -> None:
         """Take an UNSUBSCRIBE."""
-        connection.filters.discard(topic_filter)
+        connection.filters.pop(topic_filter, None)
         subscribers = self._subscribers_of(topic_filter)
         subscribers.pop(connection, None)
         if not subscribers:
@@ -229,17 +253,19 @@ class MemoryBroker:
 
     def publish(self, packet: Publish) -> None:
         """Take a PUBLISH, keep it where it is retained, and pass it on: once to each client whose filters match."""
+        if self.on_publish is not None:
+            self.on_publish(packet)
         if packet.retain:
             if packet.payload:
                 self._retained[packet.topic] = packet
             else:
-                self._retained.pop(packet.topic, None)  # section 3.3.1.3
+                self._retained.discard(packet.topic)  # section 3.3.1.3
         receivers: dict[Connection, int] = {}
         for subscribers in self._subscribers.matching(packet.topic):
             for connection, qos in subscribers.items():
                 receivers[connection] = max(qos, receivers.get(connection, 0))
         for connection, qos in receivers.items():
-            self._send(connection, Publish(packet.topic, packet.payload, min(qos, packet.qos), retain=False))
+            self._send(connection, packet.passed_on(qos=qos, retain=False))
 
     def acknowledge(self, connection: Connection, then: Callable[[], None]) -> None:
         """Send a PUBACK."""

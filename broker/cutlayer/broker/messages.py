@@ -6,10 +6,11 @@ No message carries a label, raw data, a loss of a single sample or a name that m
 
 Who sends what:
 
-    agent -> worker     Hello, Activations, OutputGradients, TrainingDone, Goodbye, Telemetry
-    worker -> agent     Welcome, Busy, Reject, Phase, Outputs, ActivationGradients, Resend
+    agent -> worker     Hello, Activations, OutputGradients, TrainingDone, Goodbye, Telemetry, Probe
+    worker -> agent     Welcome, Busy, Reject, Phase, Outputs, ActivationGradients, Resend, ProbeAnswer
+    worker -> worker    WindowState
     retained            AgentState, WorkerState, RunManifest, ModelChunk
-    either way          Chunk (a piece of a message that is larger than one packet)
+    either way          Chunk (a piece of a message that is larger than one packet), MissingChunks
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ MAX_TOPIC = 256
 MAX_DETAIL = 512
 MAX_RANGES = 4_096
 """Committed ranges in a Welcome. A ledger with more holes than this is sent without the last ones."""
+MAX_MISSING_RANGES = 24
+"""Ranges in a MissingChunks, which so fits the smallest packets that brokers are set to: it cannot go in chunks."""
 MAX_EVALUATIONS = 4_096
 MAX_CODECS = 64
 MAX_TRAFFIC = 256
@@ -63,6 +66,8 @@ MAX_LIST = 4_100
 """Entries of any list: a few more than the longest field has, so that a field's own check names it."""
 MAX_TEXT_BYTES = 8_192
 """UTF-8 bytes of any text."""
+MAX_PROBE_BYTES = 4_096
+"""Payload of a Probe: enough to see what a packet of some size costs, too little to burden a worker."""
 MAX_VALUES = 1 << 17
 """Values in all lists of a message together; the largest that the limits of the fields admit has about 60,000."""
 
@@ -484,11 +489,18 @@ class Goodbye:
 
 @dataclass(frozen=True, slots=True)
 class AgentState:
-    """Retained on the agent's state topic; its will says offline."""
+    """Retained on the agent's state topic; its will says offline.
+
+    Attributes:
+        online: Whether the process is there.
+        incarnation: Start of the process, in milliseconds since the epoch.
+        answers: Incarnation of another process that has claimed this topic and is told that it is taken; 0 for none.
+    """
 
     KIND: ClassVar[int] = 14
     online: bool = wire(flag())
     incarnation: int = wire(uint())
+    answers: int = wire(uint(), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,6 +516,8 @@ class WorkerState:
         agents: Leases it has granted.
         version: Version of its weights.
         reason: Why the run ended, when it has.
+        is_draining: Whether it finishes what it has and takes nothing new.
+        pool_generation: Counts the pool's changes of membership; 0 for a worker without a pool.
     """
 
     KIND: ClassVar[int] = 15
@@ -515,6 +529,8 @@ class WorkerState:
     agents: int = wire(uint(U32))
     version: int = wire(uint())
     reason: str = wire(text(MAX_DETAIL))
+    is_draining: bool = wire(flag(), default=False)
+    pool_generation: int = wire(uint(), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,6 +555,78 @@ class ModelChunk:
     data: bytes = wire(binary(MAX_MESSAGE_BYTES))
 
 
+@dataclass(frozen=True, slots=True)
+class WindowState:
+    """A worker of a pool tells the others what it holds of the open window. Not retained.
+
+    Attributes:
+        worker: Its name.
+        incarnation: Start of its process, in milliseconds since the epoch.
+        window: Number of the window.
+        num_samples: Samples whose gradients it holds.
+        agents: In synchronous mode, the agents that those samples are of; else empty.
+        closes: Whether it asks all to close the window now: it is full, or due, or somebody joins.
+    """
+
+    KIND: ClassVar[int] = 18
+    worker: str = wire(text(MAX_NAME))
+    incarnation: int = wire(uint())
+    window: int = wire(uint())
+    num_samples: int = wire(uint())
+    agents: tuple[str, ...] = wire(many(text(MAX_TOPIC), MAX_LIST))
+    closes: bool = wire(flag())
+
+
+@dataclass(frozen=True, slots=True)
+class MissingChunks:
+    """The receiver of a chunked message that does not go on asks its sender for single pieces of it.
+
+    Attributes:
+        message_id: The chunks'.
+        count: The chunks': one message may have been cut in two ways.
+        ranges: Ranges [start, stop) of the pieces that are missing, sorted; neither empty nor touching.
+    """
+
+    KIND: ClassVar[int] = 19
+    message_id: bytes = wire(binary(8))
+    count: int = wire(uint(MAX_CHUNKS))
+    ranges: tuple[tuple[int, int], ...] = wire(many(pair(uint(MAX_CHUNKS), uint(MAX_CHUNKS)), MAX_MISSING_RANGES))
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whoever sets a site up asks a worker to answer: no lease is needed, and no run is disturbed.
+
+    Attributes:
+        nonce: Random number that the answer repeats.
+        sent_at: When it was sent, in seconds since the epoch by the asker's clock.
+        payload: Bytes without a meaning, which give the packet its size.
+    """
+
+    KIND: ClassVar[int] = 20
+    nonce: int = wire(uint())
+    sent_at: float = wire(number(0.0))
+    payload: bytes = wire(binary(MAX_PROBE_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAnswer:
+    """A worker's answer to a Probe: it was read here, and the way back is open.
+
+    Attributes:
+        worker: The worker's name.
+        nonce: Echo of the Probe's.
+        sent_at: Echo of the Probe's.
+        answered_at: When it was answered, in seconds since the epoch by the worker's clock.
+    """
+
+    KIND: ClassVar[int] = 21
+    worker: str = wire(text(MAX_NAME))
+    nonce: int = wire(uint())
+    sent_at: float = wire(number(0.0))
+    answered_at: float = wire(number(0.0))
+
+
 Message = (
     Chunk
     | Hello
@@ -558,6 +646,10 @@ Message = (
     | WorkerState
     | RunManifest
     | ModelChunk
+    | WindowState
+    | MissingChunks
+    | Probe
+    | ProbeAnswer
 )
 
 MESSAGE_TYPES: dict[int, type[Message]] = {kind.KIND: kind for kind in Message.__args__}

@@ -1,17 +1,20 @@
 """What a worker computes next: which microbatches go forward together, when a backward pass runs, when a window closes.
 
 Order of work: a window that closes is committed, then backward passes, then forward passes. So the number of live
-graphs falls before it grows.
+graphs falls before it grows. In a pool a commit takes a round with the other workers; while that is under way the
+window's gradient sums stay as they are, and only forward passes run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from cutlayer.broker.leases import Lease
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import WindowSpec
 from cutlayer.broker.messages import Activations, EncodedTensor, Mode
+from cutlayer.broker.pool_members import OthersInWindow
 from cutlayer.broker.states import ExchangeState
 from cutlayer.broker.work import Backward, Commit, Exchange, Forward, Group, Key, Release, Work
 
@@ -45,6 +48,17 @@ class Scheduler:
         self._in_window: list[Key] = []
         self._window_samples = 0
         self._opened_at: float | None = None
+        self.is_in_round = False
+
+    @property
+    def in_window(self) -> tuple[Key, ...]:
+        """Microbatches whose gradients are in the open window."""
+        return tuple(self._in_window)
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of those."""
+        return self._window_samples
 
     # Exchanges ------------------------------------------------------------------------------------------------
 
@@ -108,13 +122,15 @@ class Scheduler:
 
     def next_work(
         self,
-        training: Sequence[Lease],
+        training: Collection[Lease],
         ledger: Ledger,
         *,
         is_training: bool,
         credits: int,  # noqa: A002 - the protocol's own word
         planned_samples: int | None,
         now: float,
+        others: OthersInWindow | None = None,
+        may_commit: bool = True,
     ) -> Work | None:
         """Return what to compute next, or None.
 
@@ -125,36 +141,70 @@ class Scheduler:
             credits: Microbatches that an agent may have outstanding.
             planned_samples: Samples that all agents will have trained on at the end; None when there is none.
             now: Seconds.
+            others: What the other workers of the pool hold; None without a pool.
+            may_commit: Whether the window may close.
         """
         if self._to_release:
             return Release(self._to_release.pop())
+        if self.is_in_round:
+            return self._next_forward(ledger, is_training=is_training)
         backward = self._next_backward(now)
-        if self._in_window and (self._closes(training, ledger, credits, now) or self._would_overshoot(backward)):
-            done = self.committed_samples + self._window_samples
-            progress = None if planned_samples is None else min(done / max(planned_samples, 1), 1.0)
-            return Commit(self.window, self._window_samples, len(self._in_window), progress)
-        return backward or self._next_forward(ledger, is_training=is_training, num_credits=credits)
+        is_due = may_commit and self._is_due(training, ledger, credits, backward, now, others or OthersInWindow())
+        if is_due or (others is not None and others.ask_to_close):
+            return Commit(
+                self.window,
+                self._window_samples,
+                len(self._in_window),
+                self.progress(self._window_samples, planned_samples),
+                is_due,
+            )
+        return backward or self._next_forward(ledger, is_training=is_training)
 
-    def _closes(self, training: Sequence[Lease], ledger: Ledger, num_credits: int, now: float) -> bool:
-        held = [key.agent for key in self._in_window]
+    def progress(self, window_samples: int, planned_samples: int | None) -> float | None:
+        """Return the share of the planned samples that is committed with a window of so many samples."""
+        if planned_samples is None:
+            return None
+        return min((self.committed_samples + window_samples) / max(planned_samples, 1), 1.0)
+
+    def _is_due(
+        self,
+        training: Collection[Lease],
+        ledger: Ledger,
+        num_credits: int,
+        backward: Backward | None,
+        now: float,
+        others: OthersInWindow,
+    ) -> bool:
+        num_samples = self._window_samples + others.num_samples
+        if not num_samples:
+            return False
         if self._is_synchronous:
+            held = others.agents.union(key.agent for key in self._in_window)
             return all(lease.agent in held for lease in training)
-        assert self._opened_at is not None
-        if self._window_samples >= self._spec.samples or now >= self._opened_at + self._spec.deadline_s:
+        if num_samples >= self._spec.samples or self._would_overshoot(backward, num_samples):
             return True
+        return bool(self._in_window) and self._is_overdue_or_full(training, ledger, num_credits, now)
+
+    def _is_overdue_or_full(
+        self, training: Collection[Lease], ledger: Ledger, num_credits: int, now: float
+    ) -> bool:
+        assert self._opened_at is not None
+        if now >= self._opened_at + self._spec.deadline_s:
+            return True
+        held = Counter(key.agent for key in self._in_window)
         # Nothing can join the window before it is committed: every agent waits for it with all its credits.
         return all(
-            held.count(lease.agent) >= num_credits
-            or held.count(lease.agent) + len(ledger.of(lease.agent)) >= lease.total_steps
+            held[lease.agent] >= num_credits
+            or held[lease.agent] + len(ledger.of(lease.agent)) >= lease.total_steps
             for lease in training
             if lease.absent_since is None
         )
 
-    def _would_overshoot(self, backward: Backward | None) -> bool:
+    def _would_overshoot(self, backward: Backward | None, num_samples: int) -> bool:
         """Whether the window is nearer to its size without what comes next: so sizes are met on average."""
-        if backward is None or self._is_synchronous:
+        if backward is None:
             return False
-        shortfall = self._spec.samples - self._window_samples
+        shortfall = self._spec.samples - num_samples
         coming = sum(self.exchanges[key].num_samples for key, _ in backward.gradients)
         return coming - shortfall > shortfall
 
@@ -174,8 +224,8 @@ class Scheduler:
                 return Backward(group.number, tuple(gradients), last=not group.waiting)
         return None
 
-    def _next_forward(self, ledger: Ledger, *, is_training: bool, num_credits: int) -> Forward | None:
-        ready = self._in_turn(ledger, num_credits) if is_training else set()
+    def _next_forward(self, ledger: Ledger, *, is_training: bool) -> Forward | None:
+        ready = self._in_turn(ledger) if is_training else set()
         chosen: list[tuple[Key, Activations]] = []
         form: object = None
         num_samples = 0
@@ -207,25 +257,17 @@ class Scheduler:
             self._groups[number] = Group(number, self.version, {key for key, _ in chosen})
         return Forward(number, mode, tuple(chosen))
 
-    def _in_turn(self, ledger: Ledger, num_credits: int) -> set[Key]:
-        """Return the training microbatches whose turn it is: all, or in synchronous mode one of each agent.
+    def _in_turn(self, ledger: Ledger) -> set[Key]:
+        """Return the training microbatches whose turn it is: all, or in synchronous mode the next of each agent.
 
-        A microbatch then waits for the window of the one before it. The one before may never come: after this worker
-        was resumed from a checkpoint, an agent's credits can all be taken by steps that were further on. Then the
-        first of those is next.
+        A microbatch then waits for the window of the one before it, wherever in the pool that is. Where the ledger
+        has fewer steps than an agent thought, after a resume, the agent takes back what it has sent and starts again
+        from the first that is missing.
         """
-        here: dict[str, list[Key]] = {}
-        for key in self.exchanges:
-            if key.mode is Mode.TRAIN:
-                here.setdefault(key.agent, []).append(key)
+        training = (key for key in self.exchanges if key.mode is Mode.TRAIN)
         if not self._is_synchronous:
-            return {key for keys in here.values() for key in keys}
-        first = [min(keys) for keys in here.values()]
-        return {
-            key
-            for key in first
-            if key.step == ledger.of(key.agent).first_missing() or len(here[key.agent]) >= num_credits
-        }
+            return set(training)
+        return {key for key in training if key.step == ledger.of(key.agent).first_missing()}
 
     # Results --------------------------------------------------------------------------------------------------
 
@@ -257,13 +299,46 @@ class Scheduler:
         if not group.waiting:
             del self._groups[number]
 
-    def committed(self, version: int) -> list[Exchange]:
-        """Take notice of an optimizer step; return the exchanges that it holds."""
-        done = [self.exchanges.pop(key) for key in self._in_window]
-        self.committed_samples += self._window_samples
+    def committed(self, version: int, num_samples: int | None = None) -> list[Exchange]:
+        """Take notice of an optimizer step; return the exchanges of it that are here.
+
+        Args:
+            version: Version of the weights now.
+            num_samples: Samples of all workers in it; this one's when left out.
+        """
+        num_samples = self._window_samples if num_samples is None else num_samples
+        done = self.empty_window()
+        self.committed_samples += num_samples
         self.window += 1
         self.version = version
+        return done
+
+    def empty_window(self) -> list[Exchange]:
+        """Take everything out of the open window, and return it."""
+        taken = [self.exchanges.pop(key) for key in self._in_window]
         self._in_window, self._window_samples, self._opened_at = [], 0, None
+        return taken
+
+    def start_over(self, window: int, version: int, committed_samples: int) -> list[Exchange]:
+        """Continue from other weights: drop all graphs and the window; return the exchanges that have lost theirs."""
+        lost = [exchange for exchange in self.exchanges.values() if exchange.group is not None]
+        for exchange in lost:
+            del self.exchanges[exchange.key]
+        self._groups.clear()
+        self._to_release.clear()
+        self._in_window, self._window_samples, self._opened_at = [], 0, None
+        self.window, self.version, self.committed_samples = window, version, committed_samples
+        return lost
+
+    def take_committed(self, ledger: Ledger) -> list[Exchange]:
+        """Forget what the ledger has and the window has not: another worker has committed it. Return it."""
+        done = [
+            exchange
+            for key, exchange in self.exchanges.items()
+            if key.mode is Mode.TRAIN and key.step in ledger.of(key.agent) and key not in self._in_window
+        ]
+        for exchange in done:
+            self._forget(exchange)
         return done
 
     def take_stale(self) -> list[Exchange]:

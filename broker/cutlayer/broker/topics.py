@@ -2,12 +2,14 @@
 
     <agent>/up/<worker>/activations, <agent>/up/<worker>/gradients      agent -> that worker
     <agent>/up/telemetry                                                agent -> any worker
+    <agent>/up/missing                                                  agent -> whichever worker sent the chunks
     <agent>/down/outputs, <agent>/down/gradients, <agent>/down/control  worker -> agent
     <agent>/state                                                       retained, with a will
     cutlayer/run                                                        retained: the run manifest
     cutlayer/model/<digest>/<index>                                     retained: client-side weights
     cutlayer/workers/<worker>/state                                     retained, with a will
-    cutlayer/workers/<worker>/inbox                                     Hello, TrainingDone, Goodbye
+    cutlayer/workers/<worker>/inbox/<agent>                             Hello, TrainingDone, Goodbye
+    cutlayer/workers/<worker>/window                                    worker -> workers of its pool
 
 An agent's topic may have several levels (`clinic/07`); a worker's name has one.
 """
@@ -19,11 +21,12 @@ from dataclasses import dataclass
 
 from cutlayer.broker.errors import SettingsError
 
-__all__ = ["RUN", "WORKER_STATES", "AgentTopics", "WorkerTopics", "agent_of", "model_chunk", "model_chunks"]
+__all__ = ["RUN", "WORKER_STATES", "WORKER_WINDOWS", "AgentTopics", "WorkerTopics", "agent_of", "model_chunk", "model_chunks"]
 
 ROOT = "cutlayer"
 RUN = f"{ROOT}/run"
 WORKER_STATES = f"{ROOT}/workers/+/state"
+WORKER_WINDOWS = f"{ROOT}/workers/+/window"
 MAX_AGENT_TOPIC = 200
 
 _LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -65,9 +68,18 @@ class WorkerTopics:
         return f"{ROOT}/workers/{self.name}/state"
 
     @property
-    def inbox(self) -> str:
-        """Where agents ask for leases."""
-        return f"{ROOT}/workers/{self.name}/inbox"
+    def window(self) -> str:
+        """What it holds of the open window, for the other workers of its pool."""
+        return f"{ROOT}/workers/{self.name}/window"
+
+    @property
+    def inboxes(self) -> str:
+        """Topic filter of all agents' inboxes here."""
+        return f"{ROOT}/workers/{self.name}/inbox/#"
+
+    def inbox_of(self, agent: str) -> str:
+        """Where one agent asks this worker for a lease: a topic of its own, so that nobody asks in its name."""
+        return f"{ROOT}/workers/{self.name}/inbox/{agent}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,11 @@ class AgentTopics:
         return f"{self.root}/up/telemetry"
 
     @property
+    def missing(self) -> str:
+        """Asks for chunks: they do not name their worker, so all of this agent's listen, and one knows them."""
+        return f"{self.root}/up/missing"
+
+    @property
     def down_outputs(self) -> str:
         """Outputs."""
         return f"{self.root}/down/outputs"
@@ -120,7 +137,7 @@ class AgentTopics:
 
     @property
     def down_control(self) -> str:
-        """Welcome, Busy, Reject, Phase, Resend."""
+        """Welcome, Busy, Reject, Phase, Resend, MissingChunks."""
         return f"{self.root}/down/control"
 
     @property
@@ -138,9 +155,13 @@ def agent_of(topic: str) -> str | None:
     """Return the agent whose own topic this is, or None; what is returned is usable in `AgentTopics`.
 
     Args:
-        topic: A topic name such as `clinic/07/up/w1/activations` or `clinic/07/state`.
+        topic: A topic name such as `clinic/07/up/w1/activations`, `clinic/07/state` or
+            `cutlayer/workers/w1/inbox/clinic/07`.
     """
     levels = topic.split("/")
+    if levels[0] == ROOT:
+        is_inbox = len(levels) > 4 and levels[1] == "workers" and levels[3] == "inbox"
+        return "/".join(levels[4:]) if is_inbox and _is_agent(levels[4:]) else None
     markers = [index for index, level in enumerate(levels) if level in ("up", "down")]
     if markers:
         levels = levels[: markers[0]]

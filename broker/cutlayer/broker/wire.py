@@ -55,9 +55,9 @@ class Check:
     parse: Callable[[Any], Any]
 
 
-def wire(check: Check) -> Any:
-    """Declare a dataclass field that travels under `check`."""
-    return dataclasses.field(metadata={"check": check})
+def wire(check: Check, *, default: Any = dataclasses.MISSING) -> Any:
+    """Declare a dataclass field that travels under `check`; a default is for whoever makes one, never for the wire."""
+    return dataclasses.field(default=default, metadata={"check": check})
 
 
 def uint(limit: int = U53) -> Check:

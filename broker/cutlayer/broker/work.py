@@ -92,7 +92,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Take an optimizer step; then `committed`.
+    """Take an optimizer step; then `committed`. In a pool: start a round; then `round_ended`.
 
     Attributes:
         window: Number of the window.
@@ -100,12 +100,14 @@ class Commit:
         num_microbatches: Microbatches in it.
         progress: Share of the planned samples that are committed with it, for schedules; None for a service, which
             has no end.
+        is_due: Whether the window may close for all that this worker knows; in a pool another may have asked for it.
     """
 
     window: int
     num_samples: int
     num_microbatches: int
     progress: float | None
+    is_due: bool = True
 
 
 Work = Forward | Backward | Release | Commit

@@ -1,90 +1,60 @@
 """The worker's side of the conversation, without I/O: messages and the time in, actions and work out.
 
-The session grants leases, keeps each exchange's state, decides which microbatches go forward together, when their
-backward pass runs and when a window closes, and remembers what is committed. Its driver
-(`cutlayer.server_worker.runtime`) does the actions and the arithmetic.
+The session grants leases (`worker_roster.py`), keeps each exchange's state (`worker_steps.py`), decides which
+microbatches go forward together, when their backward pass runs and when a window closes (`scheduler.py`), and remembers
+what is committed. Its driver (`cutlayer.server_worker.runtime`) does the actions and the arithmetic.
 
 A *group* is what went forward together: one graph. Its backward pass runs when all its gradients are there, or, in
 asynchronous mode, `window.deadline_s` after the first, for those that are there; the graph stays for the others. A
 *window* is what one optimizer step commits. Backward passes come before new forward passes, so that live graphs stay
 few (design, section 5).
+
+In a pool each worker holds a part of the window, and tells the others how much (`WindowState`). When the parts make
+up a window, all of them start a *round*, which commits it everywhere or nowhere (`pool_round.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from cutlayer.broker.actions import (
-    AgentJoined,
-    AgentLeft,
-    Duplicate,
-    PhaseReached,
-    Publish,
-    Refused,
-    Subscribe,
-    TelemetryReceived,
-    Unsubscribe,
-    WorkerAction,
-)
-from cutlayer.broker.errors import MalformedMessage, SettingsError, WireError
-from cutlayer.broker.leases import Lease, LeaseTable, negotiate_codecs, num_training_steps
+from cutlayer.broker.actions import PhaseReached, Publish, Refused, Subscribe, WorkerAction
+from cutlayer.broker.leases import Lease, LeaseTable
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import (
-    MAX_RANGES,
-    ActivationGradients,
+    MAX_LIST,
     Activations,
     AgentState,
-    Busy,
     EncodedTensor,
     Goodbye,
-    GoodbyeReason,
     Hello,
     Message,
     Mode,
     OutputGradients,
-    Outputs,
     Phase,
-    Reject,
-    RejectReason,
     Resend,
     ResendReason,
     RunPhase,
     Telemetry,
     TrainingDone,
-    Welcome,
+    WindowState,
     WorkerState,
 )
+from cutlayer.broker.pool_members import PoolMembers
+from cutlayer.broker.pool_round import Verdict, WindowPart
 from cutlayer.broker.scheduler import Scheduler
-from cutlayer.broker.states import ExchangeState, next_state
-from cutlayer.broker.tensors import check_tensor
-from cutlayer.broker.topics import AgentTopics, WorkerTopics, agent_of
-from cutlayer.broker.work import Exchange, Key, Work
+from cutlayer.broker.topics import WORKER_WINDOWS, AgentTopics, WorkerTopics, agent_of
+from cutlayer.broker.work import Key, Work
+from cutlayer.broker.worker_roster import WorkerRoster
+from cutlayer.broker.worker_run import WorkerLimits, WorkerRun
+from cutlayer.broker.worker_steps import ContentRefused, WorkerSteps
 
 __all__ = ["WorkerLimits", "WorkerSession"]
 
-
-@dataclass(frozen=True, slots=True)
-class WorkerLimits:
-    """What a worker allows.
-
-    Attributes:
-        credits: Microbatches an agent may have outstanding here.
-        max_batch_samples: Samples that go forward together at the most.
-        lease_s: Seconds of silence after which an agent counts as vanished.
-        absence_grace_s: Seconds that a vanished agent is waited for.
-        min_agents: Training starts when so many hold leases.
-        max_agents: Leases granted at once; a Hello beyond is answered with Busy.
-        is_service: The run never ends by itself.
-    """
-
-    credits: int = 2
-    max_batch_samples: int = 256
-    lease_s: float = 60.0
-    absence_grace_s: float = 30.0
-    min_agents: int = 1
-    max_agents: int = 10_000
-    is_service: bool = False
+WINDOW_REPEAT_S = 1.0
+"""A worker of a pool says so often what it holds of the window: the message before may have been lost."""
+ROUND_PAUSE_S = 0.1
+"""From a round that committed nothing to the next that this worker asks for."""
 
 
 class WorkerSession:
@@ -94,13 +64,14 @@ class WorkerSession:
         name: The worker's name.
         incarnation: Start of this process, in milliseconds since the epoch.
         manifest: The run.
-        num_classes: Width C of the outputs.
         limits: What it allows.
         leases: The (empty) table of leases.
+        is_pooled: Whether it shares its windows with other workers.
         ledger: What is already committed (from a checkpoint).
         committed_samples: Samples already committed.
         window: Windows already committed.
         version: Version of the weights.
+        known_samples: Samples of each agent that the run has seen.
     """
 
     def __init__(
@@ -111,146 +82,294 @@ class WorkerSession:
         limits: WorkerLimits,
         leases: LeaseTable,
         *,
+        is_pooled: bool = False,
         ledger: Ledger | None = None,
         committed_samples: int = 0,
         window: int = 0,
         version: int = 0,
+        known_samples: Mapping[str, int] | None = None,
     ) -> None:
+        digest = bytes.fromhex(manifest.digest())
+        self._run = WorkerRun(
+            name=name,
+            incarnation=incarnation,
+            manifest=manifest,
+            digest=digest,
+            limits=limits,
+            leases=leases,
+            ledger=ledger or Ledger(),
+            scheduler=Scheduler(manifest.window, limits.max_batch_samples, window, version, committed_samples),
+            members=PoolMembers(name, digest) if is_pooled else None,
+            known_samples=dict(known_samples or {}),
+        )
         self.name = name
         self.incarnation = incarnation
-        self.phase = RunPhase.WAITING
-        self.reason = ""
-        self.ledger = ledger or Ledger()
-        self.leases = leases
-        self._manifest = manifest
-        self._digest = bytes.fromhex(manifest.digest())
-        self._limits = limits
+        self._is_synchronous = manifest.window.mode == "synchronous"
         self._topics = WorkerTopics(name)
-        self._known_samples: dict[str, int] = {}
-        self._departed: dict[str, int] = {}
-        self._awaited = set(self.ledger.agents())
-        self._is_resumed = bool(self._awaited)
-        self._awaited_until: float | None = None
-        self._scheduler = Scheduler(manifest.window, limits.max_batch_samples, window, version, committed_samples)
+        self._roster = WorkerRoster(self._run, self._advance)
+        self._steps = WorkerSteps(self._run)
+        self._window_said_at: float | None = None
+        self._no_round_before = 0.0
+        self._is_serving = False
 
     # What the driver asks -------------------------------------------------------------------------------------
 
     @property
+    def phase(self) -> RunPhase:
+        """Where the run stands."""
+        return self._run.phase
+
+    @property
+    def reason(self) -> str:
+        """Why it has come there."""
+        return self._run.reason
+
+    @property
+    def manifest(self) -> Manifest:
+        """The run."""
+        return self._run.manifest
+
+    @property
+    def ledger(self) -> Ledger:
+        """What is committed."""
+        return self._run.ledger
+
+    @property
+    def leases(self) -> LeaseTable:
+        """Who trains here."""
+        return self._run.leases
+
+    @property
     def version(self) -> int:
         """Version of the weights."""
-        return self._scheduler.version
+        return self._run.scheduler.version
 
     @property
     def window(self) -> int:
         """Windows committed."""
-        return self._scheduler.window
+        return self._run.scheduler.window
 
     @property
     def committed_samples(self) -> int:
         """Samples committed."""
-        return self._scheduler.committed_samples
+        return self._run.scheduler.committed_samples
 
     @property
-    def planned_samples(self) -> int:
-        """Samples that the agents known so far will have trained on in all epochs."""
-        return self._manifest.epochs * sum(self._known_samples.values())
+    def known_samples(self) -> Mapping[str, int]:
+        """Samples of each agent that the run has seen."""
+        return self._run.known_samples
+
+    @property
+    def planned_samples(self) -> int | None:
+        """Samples that the agents known so far will have trained on in all epochs; None for a service."""
+        return self._run.planned_samples
 
     @property
     def num_live(self) -> int:
         """Microbatches that are being worked on."""
-        return len(self._scheduler.exchanges)
+        return len(self._run.scheduler.exchanges)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing is left of what it had when it began to drain."""
+        return self._run.is_draining and not self.num_live and not self._run.scheduler.is_in_round
+
+    @property
+    def num_other_workers(self) -> int:
+        """Other workers of the pool that serve."""
+        return 0 if self._run.members is None else self._run.members.num_serving
 
     def live_keys(self) -> tuple[Key, ...]:
         """Return the microbatches that are being worked on."""
-        return tuple(self._scheduler.exchanges)
+        return tuple(self._run.scheduler.exchanges)
+
+    def state(self, *, is_online: bool = True) -> Publish:
+        """Return this worker's retained state, to be published."""
+        return self._run.state(is_online=is_online)
 
     def next_work(self, now: float) -> Work | None:
         """Return what to compute next, or None. The driver reports back before it asks again."""
-        return self._scheduler.next_work(
-            self.leases.training(),
-            self.ledger,
-            is_training=self.phase is not RunPhase.WAITING,
-            credits=self._limits.credits,
-            planned_samples=None if self._limits.is_service else self.planned_samples,
+        run = self._run
+        others = None
+        if run.members is not None and now >= self._no_round_before:
+            others = run.members.in_window(self.window)
+        return run.scheduler.next_work(
+            run.leases.training(),
+            run.ledger,
+            is_training=run.phase is not RunPhase.WAITING,
+            credits=run.limits.credits,
+            planned_samples=run.planned_samples,
             now=now,
+            others=others,
+            may_commit=run.members is None or others is not None,
         )
 
     def next_deadline(self, now: float) -> float | None:
         """Return the time at which `tick` or `next_work` has something to do by the clock alone, or None."""
-        times = [lease.heard_at + self._limits.lease_s for lease in self.leases if lease.absent_since is None]
-        times += [
-            lease.absent_since + self._limits.absence_grace_s for lease in self.leases if lease.absent_since is not None
-        ]
-        times += [self._awaited_until] if self._awaited and self._awaited_until is not None else []
-        times += self._scheduler.deadlines()
-        return min((time for time in times if time > now), default=None)
+        times = [self._roster.next_deadline(), *self._run.scheduler.deadlines()]
+        if self._run.members is not None:
+            times += [self._no_round_before]
+            times += [self._window_said_at + WINDOW_REPEAT_S] if self._window_said_at is not None else []
+        return min((time for time in times if time is not None and time > now), default=None)
 
     # What the driver reports ----------------------------------------------------------------------------------
 
     def connected(self) -> list[WorkerAction]:
-        """Take notice of a connection, the first or another one."""
-        actions: list[WorkerAction] = [Subscribe(self._topics.inbox), self._state()]
+        """Take notice of a connection, the first or another one: from now on agents are served."""
+        self._is_serving = True
+        actions: list[WorkerAction] = [Subscribe(self._topics.inboxes), self.state()]
+        if self._run.members is not None:
+            actions.insert(0, Subscribe(WORKER_WINDOWS))
         for lease in self.leases:
-            actions += self._subscribe(lease.agent)
+            actions += self._roster.subscribe(lease.agent)
         return actions
 
     def forwarded(self, group: int, outputs: dict[Key, EncodedTensor], version: int, now: float) -> list[WorkerAction]:
         """Take the outputs of a forward pass and send each to its agent."""
-        actions: list[WorkerAction] = []
-        for exchange in self._scheduler.forwarded(group, tuple(outputs), version):
-            message = Outputs(
-                exchange.lease,
-                exchange.key.step,
-                exchange.key.mode,
-                version,
-                max(now - exchange.received_at, 0.0),
-                outputs[exchange.key],
-            )
-            exchange.outputs = message if exchange.key.mode is Mode.TRAIN else None
-            actions.append(Publish(AgentTopics(exchange.key.agent).down_outputs, message))
-        return actions
+        return self._steps.forwarded(group, outputs, version, now)
 
     def backward_done(self, group: int, now: float) -> list[WorkerAction]:
         """Take notice that a group's gradients are part of the open window."""
-        self._scheduler.backward_done(group, now)
-        return []
+        self._run.scheduler.backward_done(group, now)
+        return self._say_window(now, closes=False) if self._run.members is not None else []
 
     def committed(self, version: int, now: float) -> list[WorkerAction]:
         """Take notice of an optimizer step and tell the agents whose microbatches it holds."""
-        actions: list[WorkerAction] = []
+        scheduler = self._run.scheduler
         window = self.window
-        for exchange in self._scheduler.committed(version):
+        done = scheduler.committed(version)
+        for exchange in done:
             self.ledger.add(exchange.key.agent, exchange.key.step)
-            if self.leases.numbered(exchange.lease) is not None:
-                server_s = max(now - exchange.received_at, 0.0)
-                commit = ActivationGradients(exchange.lease, exchange.key.step, window, server_s, ())
-                actions.append(Publish(AgentTopics(exchange.key.agent).down_gradients, commit))
-        stale = self._scheduler.take_stale()
-        return actions + [self._resend(exchange, ResendReason.STALE) for exchange in stale]
+        return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(scheduler.take_stale())]
 
     def fail_content(self, key: Key, detail: str) -> list[WorkerAction]:
         """Refuse an agent for good whose tensors cannot be decoded."""
-        self._scheduler.discard(key)
+        self._run.scheduler.discard(key)
         lease = self.leases.of(key.agent)
-        return [] if lease is None else self._refuse_content(lease, detail)
+        return [] if lease is None else [*self._roster.refuse(lease, detail), *self._advance()]
 
     def end(self, reason: str) -> list[WorkerAction]:
         """End the run now, for a reason of the driver's."""
         return self._enter(RunPhase.ENDED, reason)
 
+    def drain(self) -> list[WorkerAction]:
+        """Take nothing new from now on: agents send what is new elsewhere, and what is here goes on to its end."""
+        self._run.is_draining = True
+        return [self.state()]
+
     def tick(self, now: float) -> list[WorkerAction]:
-        """Do what is due: vanished agents, and the run's next phase."""
-        actions: list[WorkerAction] = []
-        if self._awaited_until is None:  # the time of the session's start is not known before
-            self._awaited_until = now + self._limits.absence_grace_s
-        elif now >= self._awaited_until:
-            self._awaited.clear()
-        for lease in list(self.leases):
-            if lease.absent_since is None and now >= lease.heard_at + self._limits.lease_s:
-                self._vanish(lease, now)
-            elif lease.absent_since is not None and now >= lease.absent_since + self._limits.absence_grace_s:
-                actions += self._drop(lease, "it has been away for too long")
+        """Do what is due: vanished agents, what the pool must hear again, and the run's next phase."""
+        actions = self._roster.tick(now)
+        said_at = self._window_said_at
+        if said_at is not None and now >= said_at + WINDOW_REPEAT_S:
+            actions += self._say_window(now, closes=self._run.scheduler.is_in_round)
         return actions + self._advance()
+
+    # Rounds of a pool -----------------------------------------------------------------------------------------
+
+    def round_begun(self, now: float) -> list[WorkerAction]:
+        """Take notice that a round is under way; ask the others to join it."""
+        self._run.scheduler.is_in_round = True
+        return self._say_window(now, closes=True)
+
+    def part(self, digest: str, present: bytes, *, is_due: bool | None) -> WindowPart:
+        """Return what this worker brings to a round.
+
+        Args:
+            digest: Of its weights.
+            present: Parameters that a sample has reached.
+            is_due: Whether the window may close; None for a worker that joins.
+        """
+        scheduler = self._run.scheduler
+        return WindowPart(
+            worker=self.name,
+            window=self.window,
+            version=self.version,
+            digest=digest,
+            steps=tuple((key.agent, key.step) for key in scheduler.in_window),
+            num_samples=scheduler.window_samples,
+            present=present,
+            planned_samples=self._run.planned_samples,
+            is_due=is_due,
+        )
+
+    def progress(self, verdict: Verdict) -> float | None:
+        """Return the share of the planned samples that is committed with a verdict's window."""
+        return self._run.scheduler.progress(verdict.num_samples, verdict.planned_samples)
+
+    def round_committed(self, verdict: Verdict, version: int, generation: int, now: float) -> list[WorkerAction]:
+        """Take notice of a window that the pool has committed."""
+        scheduler = self._run.scheduler
+        window = self.window
+        own = scheduler.committed(version, verdict.num_samples)
+        for agent, step in verdict.steps:
+            self.ledger.add(agent, step)
+        self._round_ended(generation)
+        again = own if self.name in verdict.rejected else []
+        done = [] if again else own
+        done += [exchange for exchange in again if exchange.key.step in self.ledger.of(exchange.key.agent)]
+        again = [exchange for exchange in again if exchange not in done]
+        done += scheduler.take_committed(self.ledger)
+        return [
+            *self._steps.tell_committed(done, window, now),
+            *self._steps.ask_again([*again, *scheduler.take_stale()]),
+        ]
+
+    def round_failed(self, verdict: Verdict | None, generation: int, now: float) -> list[WorkerAction]:
+        """Take notice of a round that has committed nothing: the window stays open, but for a part that was rejected."""
+        self._round_ended(generation)
+        self._no_round_before = now + ROUND_PAUSE_S
+        actions: list[WorkerAction] = []
+        if verdict is not None and self.name in verdict.rejected:
+            taken = self._run.scheduler.empty_window()
+            done = [exchange for exchange in taken if exchange.key.step in self.ledger.of(exchange.key.agent)]
+            again = [exchange for exchange in taken if exchange not in done]
+            actions = [*self._steps.tell_committed(done, self.window, now), *self._steps.ask_again(again)]
+        return [*actions, *self._say_window(now, closes=False)]
+
+    def take_over(
+        self,
+        manifest: Manifest,
+        ledger: Ledger,
+        known_samples: Mapping[str, int],
+        *,
+        window: int,
+        version: int,
+        committed_samples: int,
+        generation: int,
+        now: float,
+    ) -> list[WorkerAction]:
+        """Continue from another worker's weights and ledger; what was under way with the own ones is asked for again."""
+        run = self._run
+        lost = run.scheduler.start_over(window, version, committed_samples)
+        run.manifest, run.ledger = manifest, ledger
+        run.digest = bytes.fromhex(manifest.digest())
+        run.known_samples = {**known_samples, **{lease.agent: lease.num_samples for lease in self.leases}}
+        for lease in self.leases:
+            run.leases.set_done(lease, is_done=len(ledger.of(lease.agent)) >= lease.total_steps)
+        if run.members is not None:
+            run.members.manifest_digest = run.digest
+        self._round_ended(generation)
+        self._roster.await_ledger()
+        done = [exchange for exchange in lost if exchange.key.step in ledger.of(exchange.key.agent)]
+        again = [exchange for exchange in lost if exchange not in done]
+        done += run.scheduler.take_committed(ledger)
+        return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(again)]
+
+    def _round_ended(self, generation: int) -> None:
+        self._run.scheduler.is_in_round = False
+        self._window_said_at = None
+        if self._run.members is not None:
+            self._run.members.round_ended(generation)
+
+    def _say_window(self, now: float, *, closes: bool) -> list[WorkerAction]:
+        self._window_said_at = now
+        scheduler = self._run.scheduler
+        agents = tuple(dict.fromkeys(key.agent for key in scheduler.in_window)) if self._is_synchronous else ()
+        state = WindowState(
+            self.name, self.incarnation, self.window, scheduler.window_samples, agents[:MAX_LIST], closes
+        )
+        return [Publish(self._topics.window, state)]
 
     # What the agents say --------------------------------------------------------------------------------------
 
@@ -263,265 +382,98 @@ class WorkerSession:
             now: Seconds of the driver's clock.
         """
         match message:
+            case Hello() if message.agent != agent_of(topic):
+                return [Refused("topic", f"a Hello in the name of {message.agent} on {topic}")]
             case Hello():
-                return self._hello(message, now)
+                return self._roster.hello(message, now)
             case AgentState():
-                return self._agent_state(agent_of(topic), message, now)
+                return [*self._roster.agent_state(agent_of(topic), message, now), *self._advance()]
             case Telemetry():
-                return self._telemetry(agent_of(topic), message, now)
+                return self._roster.telemetry(agent_of(topic), message, now)
+            case WorkerState() | WindowState() if self._run.members is not None:
+                return self._pool_says(self._run.members, message)
             case Activations() | OutputGradients() | TrainingDone() | Goodbye():
                 lease = self.leases.numbered(message.lease)
                 sender = agent_of(topic)
                 if lease is None or (sender is not None and sender != lease.agent):
                     return self._unknown_lease(sender, message)
                 lease.heard_at, lease.absent_since = now, None
-                match message:
-                    case Activations():
-                        return self._activations(lease, message, now)
-                    case OutputGradients():
-                        return self._gradients(lease, message, now)
-                    case TrainingDone():
-                        return self._training_done(lease)
-                    case _:
-                        return self._goodbye(lease, message)
+                return self._leased(lease, message, now)
             case _:
                 return [Refused("unexpected", f"{type(message).__name__} is not for a worker")]
 
-    def _hello(self, hello: Hello, now: float) -> list[WorkerAction]:
+    def _leased(
+        self, lease: Lease, message: Activations | OutputGradients | TrainingDone | Goodbye, now: float
+    ) -> list[WorkerAction]:
         try:
-            topics = AgentTopics(hello.agent)
-        except SettingsError as error:
-            return [Refused("topic", error.problem)]
-        if hello.manifest_digest != self._digest:
-            detail = "the agent has read another manifest than this worker's; it reads it again"
-            return [Refused("manifest", detail)]
-        lease = self.leases.of(hello.agent)
-        if lease is not None and lease.absent_since is None:
-            if lease.incarnation == hello.incarnation:
-                lease.heard_at = now
-                return [Publish(topics.down_control, self._welcome(lease))]
-            if lease.incarnation > hello.incarnation:
-                return [Refused("incarnation", f"a late Hello of {hello.agent}'s earlier process")]
-        if hello.incarnation == self._departed.get(hello.agent):
-            return [Refused("departed", f"a late Hello of {hello.agent}, which has said Goodbye")]
-        if self.phase is RunPhase.ENDED:
-            reject = Reject(self.name, hello.incarnation, RejectReason.ENDED, f"the run has ended: {self.reason}")
-            return [Publish(topics.down_control, reject)]
-        try:
-            codecs = negotiate_codecs(self._manifest.codecs, hello.codecs, hello.byte_stages)
-        except ValueError as error:
-            reject = Reject(self.name, hello.incarnation, RejectReason.CODEC, str(error)[:512])
-            return [Publish(topics.down_control, reject), Refused("codec", str(error))]
-        if lease is None and len(self.leases) >= self._limits.max_agents:
-            busy = Busy(self.name, hello.incarnation, self._limits.absence_grace_s)
-            return [Publish(topics.down_control, busy), Refused("busy", f"no room for {hello.agent}")]
-        if lease is not None:
-            self._scheduler.abandon(hello.agent)
-        is_returning = hello.agent in self._known_samples
-        total_steps = num_training_steps(self._manifest, hello.num_samples)
-        lease = self.leases.grant(hello, codecs, total_steps, now)
-        lease.is_done = len(self.ledger.of(hello.agent)) >= total_steps
-        self._known_samples[hello.agent] = hello.num_samples
-        self._awaited.discard(hello.agent)
-        actions = self._subscribe(hello.agent)
-        actions.append(AgentJoined(hello.agent, hello.num_samples, is_returning))
-        advance = self._advance()
-        return [*actions, Publish(topics.down_control, self._welcome(lease)), *advance, self._state()]
-
-    def _welcome(self, lease: Lease) -> Welcome:
-        committed = tuple(self.ledger.of(lease.agent))[:MAX_RANGES]
-        return Welcome(
-            self.name,
-            lease.incarnation,
-            lease.lease,
-            self._limits.credits,
-            lease.codecs,
-            committed,
-            self.phase,
-            self._limits.lease_s,
-        )
-
-    def _activations(self, lease: Lease, message: Activations, now: float) -> list[WorkerAction]:
-        key = Key(lease.agent, message.mode, message.step)
-        topics = AgentTopics(lease.agent)
-        if key.mode is Mode.TRAIN and key.step in self.ledger.of(lease.agent):
-            commit = ActivationGradients(lease.lease, key.step, self.window, 0.0, ())
-            return [Duplicate("Activations"), Publish(topics.down_gradients, commit, repeated=True)]
-        exchange = self._scheduler.exchanges.get(key)
-        if exchange is not None:
-            # Under another lease it is what an earlier process of this agent has sent the gradients of: it will be
-            # committed, and the agent is told so under the lease that it has now.
-            exchange.lease = lease.lease
-            actions: list[WorkerAction] = [Duplicate("Activations")]
-            if exchange.outputs is not None and exchange.state is ExchangeState.OUTPUTS:
-                actions.append(Publish(topics.down_outputs, exchange.outputs, repeated=True))
-            return actions
-        try:
-            self._check_activations(lease, message)
-        except WireError as error:
-            return self._refuse_content(lease, str(error))
-        if self._scheduler.num_of(lease.agent) >= self._limits.credits:
-            return [Refused("credits", f"{lease.agent} sends more than its {self._limits.credits} credits")]
-        self._scheduler.add(Exchange(key, lease.lease, message, ExchangeState.ACTIVATIONS, message.num_samples, now))
-        return []
-
-    def _check_activations(self, lease: Lease, message: Activations) -> None:
-        given = [name for name, _ in message.tensors]
-        specs = self._manifest.modalities
-        if not given or len(set(given)) != len(given) or not set(given) <= set(specs):
-            raise MalformedMessage(f"modalities {given} are not some of {sorted(specs)}, each at most once")
-        if message.mode is Mode.TRAIN and message.step >= lease.total_steps:
-            raise MalformedMessage(f"step {message.step} of an agent that has {lease.total_steps}")
-        if not 1 <= message.num_samples <= self._manifest.microbatch_samples:
-            raise MalformedMessage(
-                f"{message.num_samples} samples in a microbatch of at most {self._manifest.microbatch_samples}"
-            )
-        for name, tensor in message.tensors:
-            shape = (message.num_samples, specs[name].num_tokens, self._manifest.width)
-            check_tensor(tensor, shape=shape, codec=lease.codecs.activations, what=f"activations of {name}")
-
-    def _gradients(self, lease: Lease, message: OutputGradients, now: float) -> list[WorkerAction]:
-        key = Key(lease.agent, Mode.TRAIN, message.step)
-        if key.step in self.ledger.of(lease.agent):
-            commit = ActivationGradients(lease.lease, key.step, self.window, 0.0, ())
-            down = AgentTopics(lease.agent).down_gradients
-            return [Duplicate("OutputGradients"), Publish(down, commit, repeated=True)]
-        exchange = self._scheduler.exchanges.get(key)
-        if exchange is None or exchange.lease != lease.lease:
-            resend = Resend(lease.lease, key.step, Mode.TRAIN, ResendReason.UNKNOWN)
-            return [Publish(AgentTopics(lease.agent).down_control, resend)]
-        after = next_state(Mode.TRAIN, exchange.state, OutputGradients)
-        if after is None or exchange.outputs is None:
-            return [Refused("state", f"OutputGradients in state {exchange.state.name}")]
-        if after is exchange.state:
-            return [Duplicate("OutputGradients")]
-        if message.version != exchange.outputs.version:
-            # The agent has taken late outputs for the last ones, and would wait for a commit in vain.
-            outputs = Publish(AgentTopics(lease.agent).down_outputs, exchange.outputs, repeated=True)
-            return [Refused("version", "gradients of other outputs than the last ones"), outputs]
-        shape = (exchange.num_samples, len(self._manifest.task.classes))
-        try:
-            check_tensor(message.gradients, shape=shape, codec=lease.codecs.output_gradients, what="output gradients")
-        except WireError as error:
-            return self._refuse_content(lease, str(error))
-        exchange.received_at = now
-        self._scheduler.take_gradients(exchange, message.gradients, now)
-        return []
-
-    def _unknown_lease(self, sender: str | None, message: Message) -> list[WorkerAction]:
-        refused = Refused("lease", f"{type(message).__name__} under an unknown lease")
-        if isinstance(message, Goodbye) and (agent := self.leases.former(message.lease)) is not None:
-            answer = self._answer_goodbye(agent, message.lease)
-            lease = self.leases.of(agent)
-            if lease is not None and lease.incarnation == message.telemetry.incarnation:
-                return [*self._goodbye(lease, message), answer]  # it does not know of its new lease yet
-            return [Duplicate("Goodbye"), TelemetryReceived(agent, message.telemetry), answer]
-        if sender is None or not isinstance(message, Activations | OutputGradients):
-            return [refused]
-        mode = message.mode if isinstance(message, Activations) else Mode.TRAIN
-        resend = Resend(message.lease, message.step, mode, ResendReason.LEASE)
-        return [refused, Publish(AgentTopics(sender).down_control, resend)]
+            match message:
+                case Activations():
+                    return self._steps.activations(lease, message, now)
+                case OutputGradients():
+                    return self._steps.gradients(lease, message, now)
+                case TrainingDone():
+                    return self._training_done(lease)
+                case Goodbye():
+                    return [*self._roster.goodbye(lease, message), *self._advance()]
+        except ContentRefused as refused:
+            return [*self._roster.refuse(lease, str(refused)), *self._advance()]
 
     def _training_done(self, lease: Lease) -> list[WorkerAction]:
-        lease.is_done = True
+        if actions := self._roster.training_done(lease):
+            return actions
         actions = self._advance()
         if not actions and self.phase in (RunPhase.EVALUATING, RunPhase.ENDED):
             phase = Phase(lease.lease, self.phase, self.reason)  # the first may have been lost
             actions.append(Publish(AgentTopics(lease.agent).down_control, phase, repeated=True))
         return actions
 
-    def _goodbye(self, lease: Lease, message: Goodbye) -> list[WorkerAction]:
-        actions: list[WorkerAction] = [
-            TelemetryReceived(lease.agent, message.telemetry),
-            self._answer_goodbye(lease.agent, lease.lease),
-        ]
-        reason = "it left" if message.reason is GoodbyeReason.LEFT else "it has finished"
-        self._departed[lease.agent] = lease.incarnation
-        return [*actions, *self._drop(lease, reason), *self._advance()]
+    def _unknown_lease(self, sender: str | None, message: Message) -> list[WorkerAction]:
+        refused = Refused("lease", f"{type(message).__name__} under an unknown lease")
+        if isinstance(message, Goodbye):
+            return [*self._roster.late_goodbye(message), *self._advance()]
+        if sender is None or not isinstance(message, Activations | OutputGradients):
+            return [refused]
+        mode = message.mode if isinstance(message, Activations) else Mode.TRAIN
+        resend = Resend(message.lease, message.step, mode, ResendReason.LEASE)
+        return [refused, Publish(AgentTopics(sender).down_control, resend)]
 
-    def _answer_goodbye(self, agent: str, lease: int) -> Publish:
-        return Publish(AgentTopics(agent).down_control, Phase(lease, RunPhase.ENDED, "goodbye"))
-
-    def _agent_state(self, agent: str | None, message: AgentState, now: float) -> list[WorkerAction]:
-        lease = self.leases.of(agent) if agent else None
-        if lease is None or message.online or message.incarnation != lease.incarnation:
+    def _pool_says(self, members: PoolMembers, message: WorkerState | WindowState) -> list[WorkerAction]:
+        if isinstance(message, WindowState):
+            members.heard_window(message)
             return []
-        self._vanish(lease, now)
-        return self._advance()
-
-    def _telemetry(self, agent: str | None, message: Telemetry, now: float) -> list[WorkerAction]:
-        lease = self.leases.of(agent) if agent else None
-        if agent is None or (lease is None and agent not in self._known_samples):
-            return [Refused("lease", "Telemetry of an unknown agent")]
-        if lease is not None and lease.incarnation == message.incarnation:
-            lease.heard_at = now
-        return [TelemetryReceived(agent, message)]
+        members.heard_state(message)
+        return self._advance() if self._is_serving else []
 
     # Inside ---------------------------------------------------------------------------------------------------
-
-    def _refuse_content(self, lease: Lease, detail: str) -> list[WorkerAction]:
-        """Refuse an agent for good: what it sent would be as wrong the next time."""
-        reject = Reject(self.name, lease.incarnation, RejectReason.CONTENT, detail[:512])
-        publish = Publish(AgentTopics(lease.agent).down_control, reject)
-        return [Refused("content", detail), publish, *self._drop(lease, "it was refused"), *self._advance()]
-
-    def _resend(self, exchange: Exchange, reason: ResendReason) -> Publish:
-        resend = Resend(exchange.lease, exchange.key.step, exchange.key.mode, reason)
-        return Publish(AgentTopics(exchange.key.agent).down_control, resend)
-
-    def _vanish(self, lease: Lease, now: float) -> None:
-        lease.absent_since = now if lease.absent_since is None else lease.absent_since
-        self._scheduler.abandon(lease.agent)
-
-    def _drop(self, lease: Lease, reason: str) -> list[WorkerAction]:
-        self._scheduler.abandon(lease.agent)
-        self.leases.drop(lease.agent)
-        # Schedules do not count on what it has not trained on; if it comes back, its Hello says how much there is.
-        steps = len(self.ledger.of(lease.agent))
-        committed = min(steps * self._manifest.microbatch_samples, lease.num_samples * self._manifest.epochs)
-        self._known_samples[lease.agent] = committed // self._manifest.epochs
-        topics = AgentTopics(lease.agent)
-        left = AgentLeft(lease.agent, reason)
-        return [Unsubscribe(topics.up_to(self.name)), Unsubscribe(topics.state), left, self._state()]
 
     def _advance(self) -> list[WorkerAction]:
         """Enter the next phase when its time has come.
 
         After a resume the ledger's agents are waited for: some may have left for good, and the first to come back may
-        be the one that has done all its steps. Nobody is waited for longer than the grace period.
+        be the one that has done all its steps. Nobody is waited for longer than the grace period. A worker that joins
+        a pool trains as soon as the others do, and ends with them when no agent has come to it.
         """
+        run, leases = self._run, self.leases
+        others, reason = (RunPhase.WAITING, "") if run.members is None else run.members.furthest_phase()
         if self.phase is RunPhase.WAITING:
-            num_needed = 1 if self._is_resumed and not self._awaited else self._limits.min_agents
-            return self._enter(RunPhase.TRAINING, "") if len(self.leases) >= num_needed else []
-        if self._limits.is_service or self._awaited:
+            num_needed = 1 if self._roster.is_resumed and not self._roster.awaits else run.limits.min_agents
+            if len(leases) >= num_needed or others is not RunPhase.WAITING:
+                return self._enter(RunPhase.TRAINING, "")
             return []
-        if self.phase is RunPhase.TRAINING and len(self.leases) and not self.leases.training():
+        if run.limits.is_service or self._roster.awaits:
+            return []
+        if self.phase is RunPhase.TRAINING and len(leases) and not leases.training():
             # With nobody left the run is not over: it waits for whoever comes (back).
             return self._enter(RunPhase.EVALUATING, "all agents have done their epochs")
-        if self.phase is RunPhase.EVALUATING and not len(self.leases):
+        if self.phase is RunPhase.EVALUATING and not len(leases):
             return self._enter(RunPhase.ENDED, "all agents have done their epochs")
+        if self.phase is not RunPhase.ENDED and others is RunPhase.ENDED and not len(leases):
+            return self._enter(RunPhase.ENDED, reason)
         return []
 
     def _enter(self, phase: RunPhase, reason: str) -> list[WorkerAction]:
-        self.phase, self.reason = phase, reason
+        self._run.phase, self._run.reason = phase, reason
         tell = [
             Publish(AgentTopics(lease.agent).down_control, Phase(lease.lease, phase, reason)) for lease in self.leases
         ]
-        return [PhaseReached(phase, reason), *tell, self._state()]
-
-    def _state(self) -> Publish:
-        state = WorkerState(
-            online=True,
-            worker=self.name,
-            incarnation=self.incarnation,
-            manifest_digest=self._digest,
-            phase=self.phase,
-            agents=len(self.leases),
-            version=self.version,
-            reason=self.reason,
-        )
-        return Publish(self._topics.state, state, retain=True)
-
-    def _subscribe(self, agent: str) -> list[WorkerAction]:
-        topics = AgentTopics(agent)
-        return [Subscribe(wanted) for wanted in (topics.up_to(self.name), topics.telemetry, topics.state)]
+        return [PhaseReached(phase, reason), *tell, self.state()]

@@ -115,10 +115,11 @@ def start(
         keep_alive,
         mqtt_version,
     )
+    incarnation = time.time_ns() // 1_000_000
     runtime = AgentRuntime(
-        MqttTransport(settings, client_id=client_identifier(topic), identity=topic),
+        MqttTransport(settings, client_id=client_identifier(topic, incarnation), identity=topic),
         topic,
-        time.time_ns() // 1_000_000,
+        incarnation,
         lambda manifest: open_dataset(data, shard=part, seed=manifest.seed, options=options),
         url=settings.url,
         options=AgentOptions(
@@ -131,9 +132,13 @@ def start(
         raise KeyboardInterrupt
 
 
-def client_identifier(topic: str) -> str:
-    """Return an agent's MQTT client identifier: another for each topic, without a slash, which ACL patterns refuse."""
-    return f"cutlayer-agent-{topic.replace('/', ':')}"
+def client_identifier(topic: str, incarnation: int) -> str:
+    """Return an agent's MQTT client identifier, without a slash, which ACL patterns refuse.
+
+    Each process has its own: two of one topic could otherwise only take the MQTT session from each other, and the
+    first could not tell the second that the topic is taken. Sessions end with their connections, so none stays behind.
+    """
+    return f"cutlayer-agent-{topic.replace('/', ':')}-{incarnation}"
 
 
 def _parse_options(pairs: list[str]) -> dict[str, object]:

@@ -18,6 +18,7 @@ from cutlayer.broker.actions import (
     Fail,
     LeaseGranted,
     LeaseLost,
+    LedgerTold,
     OutputsReceived,
     PhaseReached,
     Publish,
@@ -202,6 +203,7 @@ class AgentRuntime:
         if sent_bytes > self._sent_bytes:  # what is still leaving cannot have been answered
             self._session.progress(now, self._courier.handed_bytes, self._transport.pending_bytes())
         self._sent_bytes = sent_bytes
+        self._courier.tick(now)
         self._do(self._session.tick(now), now)
         if not self._is_leaving:
             self._enrolment.tick(now)
@@ -209,7 +211,7 @@ class AgentRuntime:
             if self.reporter.is_due(now):
                 self._report(now)
         self._finish_if_done(now)
-        deadlines = [now + 1.0, self._session.next_deadline()]
+        deadlines = [now + 1.0, self._session.next_deadline(), self._courier.next_deadline()]
         if not self._is_leaving:
             deadlines += [self._enrolment.due_at, self.reporter.due_at]
         return min(time for time in deadlines if time is not None)
@@ -274,6 +276,8 @@ class AgentRuntime:
                 case LeaseLost():
                     log.warning("lost the lease with worker %s: %s", action.worker, action.reason)
                     self._enrolment.wait(now)
+                case LedgerTold():
+                    self._go_by(action.committed)
                 case PhaseReached():
                     log.info("the run is %s%s", action.phase, f": {action.reason}" if action.reason else "")
                 case Duplicate():
@@ -293,7 +297,7 @@ class AgentRuntime:
             self.reporter.start(items, self._bench.telemetry_s, now)
         self._enrolment.stop_waiting()
         self._told_done = False
-        self._bench.resume(action)
+        self._go_by(action.committed)
         log.info(
             "worker %s serves this agent; %d of %d steps are committed",
             action.worker,
@@ -301,6 +305,13 @@ class AgentRuntime:
             items.plan.total_steps,
         )
         self._submit_work(now)
+
+    def _go_by(self, committed: tuple[tuple[int, int], ...]) -> None:
+        """Go by a worker's ledger: what it lacks is done again, before anything further on."""
+        if self._bench is not None and self._bench.resume(committed, self._session.phase):
+            log.warning("a worker has not committed all that was taken for committed; doing the rest again")
+            self._session.withdraw_training()
+            self._told_done = False
 
     def _submit_work(self, now: float) -> None:
         """Send as many microbatches as there are credits."""

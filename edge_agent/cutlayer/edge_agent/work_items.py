@@ -151,11 +151,20 @@ class WorkItems:
         self._outstanding.discard(step)
         return self.committed.add(step)
 
-    def resume(self, committed: tuple[tuple[int, int], ...]) -> None:
-        """Go by a worker's ledger: a worker that was resumed from a checkpoint may know of fewer steps than before."""
-        self.committed = StepRanges(committed)
+    def resume(self, committed: tuple[tuple[int, int], ...]) -> bool:
+        """Go by a worker's ledger, which may have fewer steps than before: after a checkpoint, or a worker's end.
+
+        Returns:
+            Whether it lacks a step that was committed before. Then no step is outstanding any more, and the first
+            that is missing comes next.
+        """
+        before, self.committed = self.committed, StepRanges(committed)
+        lacks_steps = not _has_all(self.committed, before)
+        if lacks_steps:
+            self._outstanding.clear()
         self._outstanding = {step for step in self._outstanding if step not in self.committed}
         self._next_step = 0
+        return lacks_steps
 
     def forget_evaluations(self) -> None:
         """Drop the evaluation batches that wait to be sent."""
@@ -175,3 +184,17 @@ class WorkItems:
         for indices in batches:
             self._evaluations.append(WorkItem(Mode.EVAL, self._next_eval_step, "test", indices, given, evaluation))
             self._next_eval_step += 1
+
+
+def _has_all(ledger: StepRanges, steps: StepRanges) -> bool:
+    ranges = iter(ledger)
+    first = last = 0
+    for start, stop in steps:
+        while last < stop:
+            following = next(ranges, None)
+            if following is None:
+                return False
+            first, last = following
+        if start < first:
+            return False
+    return True

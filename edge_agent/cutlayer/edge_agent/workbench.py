@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.broker.actions import LeaseGranted, OutputsReceived
+from cutlayer.broker.actions import OutputsReceived
 from cutlayer.broker.errors import RunError, WireError
 from cutlayer.broker.messages import EncodedTensor, Mode, NegotiatedCodecs, RunPhase
 from cutlayer.broker.tensors import encode_tensor
@@ -73,18 +73,30 @@ class Workbench:
         is_evaluating = self.items.has_evaluations or any(mode is not Mode.TRAIN for mode, _ in self._in_flight)
         return self.is_finishing and not is_evaluating
 
-    def resume(self, granted: LeaseGranted) -> None:
-        """Go by the ledger of the worker that has granted a lease."""
-        self.items.resume(granted.committed)
+    def resume(self, committed: tuple[tuple[int, int], ...], phase: RunPhase) -> bool:
+        """Go by a worker's ledger.
+
+        Args:
+            committed: Ranges of this agent's steps in it.
+            phase: The run's.
+
+        Returns:
+            Whether it lacks a step that was taken for committed. Then all of training that is out is taken up anew,
+            so that steps go up in order.
+        """
+        lacks_steps = self.items.resume(committed)
         for mode, step in list(self._in_flight):
             if mode is Mode.TRAIN and step in self.items.committed:  # its commit was under the lease before
                 self.committed(step)
-        if self.is_finishing and granted.phase in (RunPhase.WAITING, RunPhase.TRAINING):
-            # The worker is back from a checkpoint: if it lacks a step of anybody, the model was not finished after all.
+        if lacks_steps:
+            self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is not Mode.TRAIN}
+        if self.is_finishing and phase in (RunPhase.WAITING, RunPhase.TRAINING):
+            # The run is back at a checkpoint: if it lacks a step of anybody, the model was not finished after all.
             self.is_finishing = False
             self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is Mode.TRAIN}
             self.items.forget_evaluations()
             self._reporter.forget_final_evaluations()
+        return lacks_steps
 
     def finish(self) -> None:
         """Begin to evaluate the finished model."""

@@ -47,6 +47,16 @@ Output = Annotated[
     Path | None, typer.Option(help="Folder for run.json and checkpoints; runs/NAME of the run when left out.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the output folder.")]
+PoolAt = Annotated[
+    str | None,
+    typer.Option(
+        "--pool",
+        help="Train one encoder together with other workers: address of their `torchft_lighthouse`, "
+        "such as http://10.0.0.5:29510.",
+        envvar="CUTLAYER_POOL",
+        metavar="URL",
+    ),
+]
 MinAgents = Annotated[int | None, typer.Option(help="Training starts when so many agents are there.", min=1)]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, data order and splits.", min=0)]
 Epochs = Annotated[int | None, typer.Option(help="Passes of each agent over its own samples.", min=1)]
@@ -73,6 +83,7 @@ def start(
     name: Name = None,
     output: Output = None,
     resume: Resume = False,
+    pool: PoolAt = None,
     min_agents: MinAgents = None,
     seed: Seed = None,
     epochs: Epochs = None,
@@ -95,14 +106,18 @@ def start(
 ) -> None:
     """Announce a run, train with whichever agents come, and end when they have done their epochs.
 
-    Ctrl-C (or SIGTERM, which exits with 0) saves a checkpoint; `--resume` goes on from it with the agents still
-    connected. At the end run.json in the output folder says what was reached and what it cost.
+    Ctrl-C (or SIGTERM, which exits with 0) finishes what agents have outstanding here and saves a checkpoint;
+    `--resume` goes on from it with the agents still connected. With `--pool` several workers train one encoder: they
+    join, leave and die as they like, and agents spread over them. At the end run.json in the output folder says what was reached and what it cost.
 
     **Examples**
 
     `server-worker start --run examples/digits.toml`
 
     `server-worker start --run examples/digits.toml --broker mqtts://hub --set window.samples=256 --resume`
+
+    `torchft_lighthouse --min_replicas 1 --heartbeat_timeout_ms 2000`, and then on each machine
+    `server-worker start --run examples/digits.toml --pool http://10.0.0.5:29510 --name worker-1`
     """
     configure_logging(log_format, quiet=quiet, debug=debug)
     # Torch's threads sleep while they wait for each other, instead of taking the core from an agent or a broker.
@@ -129,6 +144,7 @@ def start(
         broker=broker_at,
         output=output,
         resume=resume,
+        pool=pool,
         http_host=http_host,
         http_port=http_port,
         connect_timeout_s=connect_timeout,

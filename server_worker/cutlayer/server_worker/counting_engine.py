@@ -3,19 +3,34 @@
 It answers with zeros, and refuses what would be a fault of the session: a gradient for a graph that is gone or that
 was given before, a commit of an empty window. Simulations of many agents check with it that each step is committed
 once; benchmarks find with it what the transport alone can carry.
+
+Its one weight is a sum over everything that has ever been committed: of a number for each microbatch, drawn from the
+microbatch's name (`contribution_of`). Gradient sums, a pool's additions, checkpoints and replicas treat it as they treat
+an encoder's weights, so that at any moment it tells whether what the ledger says is what the weights hold.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cutlayer.server_worker.engine import Backwarded, CommitResult, EngineState, Forwarded, ForwardItem
 
-__all__ = ["CountingEngine"]
+__all__ = ["CountingEngine", "contribution_of"]
+
+_WRAP = 1 << 62
+
+
+def contribution_of(key: Hashable) -> int:
+    """Return the number that a microbatch adds to the weight: the same in every process, and no other's."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % _WRAP
 
 
 class CountingEngine:
@@ -25,19 +40,22 @@ class CountingEngine:
         num_classes: Width C of the outputs.
 
     Attributes:
-        committed: How often each microbatch was committed.
+        committed: How often each microbatch of this engine's own was committed.
+        weight: Sum of the contributions of all microbatches ever committed, modulo 2^62.
         version: Commits so far.
         num_forwarded_samples: Samples that went forward, evaluations included.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.committed: Counter[Hashable] = Counter()
+        self.weight = 0
         self.version = 0
         self.num_forwarded_samples = 0
         self._num_classes = num_classes
         self._groups: dict[int, dict[Hashable, int]] = {}
         self._window: list[Hashable] = []
         self._window_samples = 0
+        self._window_sum = 0
         self._num_groups = 0
 
     @property
@@ -72,6 +90,7 @@ class CountingEngine:
         group = self._groups[group_id]
         for key in gradients:
             self._window_samples += group.pop(key)
+            self._window_sum = (self._window_sum + contribution_of(key)) % _WRAP
             self._window.append(key)
         if last:
             del self._groups[group_id]
@@ -91,16 +110,46 @@ class CountingEngine:
         if num_samples != self._window_samples or not num_samples:
             raise ValueError(f"a window of {self._window_samples} samples is committed as {num_samples}")
         self.committed.update(self._window)
-        self._window, self._window_samples = [], 0
+        self.weight = (self.weight + self._window_sum) % _WRAP
+        self.drop_gradients()
         self.version += 1
         return CommitResult(self.version, 0.0, 0.0, applied=True)
 
+    def gradient_sums(self) -> list[Tensor]:
+        """Return the open window's sum of contributions and its samples, int64 (2)."""
+        return [torch.tensor([self._window_sum, self._window_samples], dtype=torch.int64)]
+
+    def gradients_present(self) -> bytes:
+        """Return 1 when the open window holds anything."""
+        return bytes([bool(self._window)])
+
+    def set_gradient_sums(self, sums: Sequence[Tensor], present: bytes | None = None) -> None:
+        """Replace them, with those over all replicas."""
+        del present
+        window_sum, window_samples = sums[0].tolist()
+        self._window_sum, self._window_samples = window_sum % _WRAP, window_samples
+
+    def drop_gradients(self) -> None:
+        """Empty the open window."""
+        self._window, self._window_samples, self._window_sum = [], 0, 0
+
+    def fingerprint(self) -> str:
+        """Return the weight."""
+        return f"{self.weight:x}"
+
     def state_dict(self) -> EngineState:
-        """Return the version alone."""
-        return EngineState(self.version, {}, {})
+        """Return version and weight."""
+        return EngineState(self.version, {"weight": torch.tensor([self.weight], dtype=torch.int64)}, {})
 
     def load_state_dict(self, state: EngineState) -> None:
-        """Continue from a version; what waits for gradients and the open window are dropped."""
+        """Continue from a snapshot; what waits for gradients and the open window are dropped.
+
+        Raises:
+            ValueError: When the snapshot is of another kind of engine.
+        """
+        if set(state.weights) != {"weight"}:
+            raise ValueError("weights are of another model: a counting engine has one, 'weight'")
         self.version = state.version
+        self.weight = int(state.weights["weight"].item())
         self._groups.clear()
-        self._window, self._window_samples = [], 0
+        self.drop_gradients()

@@ -216,9 +216,22 @@ class Engine:
         """Return the open window's gradient sums: see `VersionedParameters.gradient_sums`."""
         return self._parameters.gradient_sums()
 
-    def set_gradient_sums(self, sums: Sequence[Tensor]) -> None:
+    def gradients_present(self) -> bytes:
+        """Return which parameters have one: see `VersionedParameters.gradients_present`."""
+        return self._parameters.gradients_present()
+
+    def set_gradient_sums(self, sums: Sequence[Tensor], present: bytes | None = None) -> None:
         """Replace them: see `VersionedParameters.set_gradient_sums`."""
-        self._parameters.set_gradient_sums(sums)
+        self._parameters.set_gradient_sums(sums, present)
+
+    def drop_gradients(self) -> None:
+        """Empty the open window."""
+        sums = self._parameters.gradient_sums()
+        self._parameters.set_gradient_sums(sums, bytes(len(sums)))
+
+    def fingerprint(self) -> str:
+        """Return a cheap digest of the weights: see `VersionedParameters.fingerprint`."""
+        return self._parameters.fingerprint()
 
     def parameters_digest(self) -> str:
         """Return the SHA-256 of the weights, in hexadecimal: see `VersionedParameters.digest`."""

@@ -16,7 +16,9 @@ __all__ = [
     "EventHandler",
     "MessageRefused",
     "PhaseChanged",
+    "RoundEnded",
     "StageTimed",
+    "StateTakenOver",
     "TelemetryTaken",
     "WindowCommitted",
 ]
@@ -106,6 +108,22 @@ class CheckpointSaved:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """A round with the other replicas is over: after so many seconds, with so many workers."""
+
+    seconds: float
+    num_workers: int
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateTakenOver:
+    """This worker was behind its pool, and goes on from another replica's weights."""
+
+    window: int
+
+
 Event = (
     ConnectionChanged
     | AgentCountChanged
@@ -116,5 +134,7 @@ Event = (
     | WindowCommitted
     | TelemetryTaken
     | CheckpointSaved
+    | RoundEnded
+    | StateTakenOver
 )
 EventHandler = Callable[[Event], None]

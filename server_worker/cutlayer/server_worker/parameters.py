@@ -23,6 +23,10 @@ from cutlayer.server_worker.settings import OptimizerSettings
 
 __all__ = ["CommitResult", "EngineState", "VersionedParameters"]
 
+_LANES = 1_024
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer type by bytes of an element."""
+
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
@@ -140,11 +144,22 @@ class VersionedParameters:
             for master, total in zip(self._masters.values(), self._sums, strict=True)
         ]
 
-    def set_gradient_sums(self, sums: Sequence[Tensor]) -> None:
-        """Replace the open window's sums, with those over all replicas."""
+    def gradients_present(self) -> bytes:
+        """Return one byte for each parameter: 1 where the open window has a gradient of it, else 0."""
+        return bytes(total is not None for total in self._sums)
+
+    def set_gradient_sums(self, sums: Sequence[Tensor], present: bytes | None = None) -> None:
+        """Replace the open window's sums, with those over all replicas.
+
+        Args:
+            sums: One for each parameter.
+            present: As of `gradients_present`, over all replicas: where it is 0 there is no gradient, rather than one
+                of zeros. None for gradients of all.
+        """
         for master, total in zip(self._masters.values(), sums, strict=True):
             assert master.shape == total.shape
-        self._sums = list(sums)
+        given = present if present is not None else bytes([1]) * len(sums)
+        self._sums = [total if there else None for total, there in zip(sums, given, strict=True)]
 
     def state_dict(self) -> EngineState:
         """Return a snapshot that later commits do not change. The open window is not in it."""
@@ -176,6 +191,23 @@ class VersionedParameters:
         for name, value in sorted(self._encoder.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Return a digest of the weights that is cheap enough for every window, in hexadecimal.
+
+        The bits of each tensor, as whole numbers, are summed up in 1,024 lanes on the tensor's own device, and the
+        lanes are hashed: bit-identical weights have the same fingerprint, and a difference that is not made on purpose
+        has another one.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self._encoder.state_dict().items()):
+            bits = value.detach().contiguous().flatten().view(_INTEGERS[value.element_size()])
+            whole = len(bits) - len(bits) % _LANES
+            lanes = bits[:whole].view(-1, _LANES).sum(0, dtype=torch.int64)
+            rest = bits[whole:].to(torch.int64)
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(torch.cat([lanes, rest]).cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def _clone_masters(self) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -32,6 +32,8 @@ from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.pool import Pool
+from cutlayer.server_worker.rounds import compare_manifests
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
@@ -51,6 +53,7 @@ class Program:
         broker: The broker.
         output: Folder for run.json and checkpoints; None for runs/<name of the run>.
         resume: Whether to go on from a checkpoint.
+        pool: Address of the lighthouse of the worker's pool; None for a worker that trains alone.
         http_host: Address of /metrics and /healthz.
         http_port: Port; 0 for a free one.
         connect_timeout_s: How long the first connection is tried.
@@ -69,6 +72,7 @@ class Program:
         broker: BrokerSettings,
         output: Path | None,
         resume: bool,
+        pool: str | None,
         http_host: str,
         http_port: int,
         connect_timeout_s: float,
@@ -77,29 +81,34 @@ class Program:
         settings = load_run_settings(run_file, overrides)
         check_codecs(settings)
         torch.set_num_threads(num_threads(settings))
-        self._output = _writable(output or Path("runs") / settings.run.name)
+        runs = Path("runs") / settings.run.name
+        # The replicas of a pool have each a folder of their own: several may run on one machine.
+        self._output = _writable(output or (runs if pool is None else runs / name))
         store = CheckpointStore(self._output / "checkpoints")
         built = build(settings, settings.run.seed)
         manifest = make_manifest(settings, built)
         engine = make_engine(settings, built)
         resumed = resume_from(store, engine, manifest) if resume else Resumed(manifest)
-        self._manifest = resumed.manifest
         self._name = name
-        self.session = make_session(settings, resumed.manifest, name, resumed=resumed, version=engine.version)
+        self.session = make_session(
+            settings, resumed.manifest, name, is_pooled=pool is not None, resumed=resumed, version=engine.version
+        )
         self._metrics = WorkerMetrics(name, built.name)
         transport = MqttTransport(broker, client_id=f"cutlayer-worker-{name}", identity=name)
         self._runtime = WorkerRuntime(
             transport,
             self.session,
             engine,
-            resumed.manifest,
             built.tokenizer_file,
             RunBook(resumed.manifest, built.num_tokenizer_parameters),
             checkpoints=store,
+            pool=None if pool is None else make_pool(settings, pool, name),
             on_event=self._metrics,
             url=broker.url,
             options=WorkerOptions(
-                connect_timeout_s=connect_timeout_s, checkpoint_every_windows=settings.worker.checkpoint_every_windows
+                connect_timeout_s=connect_timeout_s,
+                checkpoint_every_windows=settings.worker.checkpoint_every_windows,
+                drain_s=settings.worker.drain_s,
             ),
         )
         self._http_host = http_host
@@ -107,7 +116,8 @@ class Program:
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Serve until the run has ended or `should_stop` says so, then write run.json."""
-        log.info("model %s: %d parameters", self._manifest.model, self._manifest.num_parameters)
+        manifest = self.session.manifest
+        log.info("model %s: %d parameters", manifest.model, manifest.num_parameters)
         log.info("metrics at http://%s:%d/metrics", self._http_host, self._http.port)
         try:
             self._runtime.run(should_stop)
@@ -135,7 +145,7 @@ class Program:
     def _health(self) -> tuple[bool, dict[str, Any]]:
         facts = {
             "connected": self._runtime.is_connected,
-            "run": self._manifest.run_id,
+            "run": self.session.manifest.run_id,
             "phase": self.session.phase.value,
             "agents": len(self.session.leases),
             "window": self.session.window,
@@ -152,12 +162,14 @@ class Resumed:
         ledger: Steps that are committed; None for none.
         window: Windows that are committed.
         committed_samples: Samples that are committed.
+        known_samples: Samples of each agent that the run has seen.
     """
 
     manifest: Manifest
     ledger: Ledger | None = None
     window: int = 0
     committed_samples: int = 0
+    known_samples: Mapping[str, int] = field(default_factory=dict)
 
 
 def num_threads(settings: RunSettings) -> int:
@@ -225,6 +237,7 @@ def make_session(
     manifest: Manifest,
     name: str,
     *,
+    is_pooled: bool = False,
     resumed: Resumed | None = None,
     version: int = 0,
     incarnation: int | None = None,
@@ -236,6 +249,7 @@ def make_session(
         settings: The run.
         manifest: Its manifest.
         name: The worker's name.
+        is_pooled: Whether it is one of a pool.
         resumed: Where it starts from.
         version: Version of the weights.
         incarnation: Start of the process in milliseconds since the epoch; now when left out.
@@ -257,11 +271,35 @@ def make_session(
         manifest,
         limits,
         LeaseTable(lambda: numbers.getrandbits(32)),
+        is_pooled=is_pooled,
         ledger=resumed.ledger,
         committed_samples=resumed.committed_samples,
         window=resumed.window,
         version=version,
+        known_samples=resumed.known_samples,
     )
+
+
+def make_pool(settings: RunSettings, lighthouse: str, name: str) -> Pool:
+    """Meet the other replicas of the encoder.
+
+    Args:
+        settings: The run.
+        lighthouse: Address of the pool's lighthouse.
+        name: The worker's name.
+
+    Raises:
+        SettingsError: When torchft is not installed.
+        PoolError: When the lighthouse cannot be reached.
+    """
+    os.environ.setdefault("RUST_LOG", "error")  # torchft tells of every round on standard error otherwise
+    try:
+        from cutlayer.server_worker.torchft_pool import PoolTimeouts, TorchftPool
+    except ImportError as error:
+        raise SettingsError(f"--pool needs torchft: {error}", 'pip install "cutlayer[server,pool]"') from error
+    seconds = settings.worker.round_timeout_s
+    timeouts = PoolTimeouts(quorum_s=seconds, exchange_s=seconds)
+    return TorchftPool(lighthouse, name, device=torch.device("cpu"), timeouts=timeouts)
 
 
 def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifest: Manifest) -> Resumed:
@@ -280,11 +318,10 @@ def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifes
         log.warning("passed over a damaged checkpoint: %s", problem)
     checkpoint = restored.checkpoint
     saved = Manifest.from_bytes(str(checkpoint.meta["manifest"]).encode())
-    same = manifest.model_copy(update={"run_id": saved.run_id})
-    if same.digest() != saved.digest():
+    if difference := compare_manifests(manifest, saved):
         raise CheckpointError(
             str(restored.path),
-            f"it belongs to a run with other settings ({_difference(same, saved)}); give the same --run and flags",
+            f"it belongs to a run with other settings ({difference}); give the same --run and flags",
         )
     try:
         engine.load_state_dict(checkpoint.state)
@@ -292,7 +329,9 @@ def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifes
         raise CheckpointError(str(restored.path), f"{error}; give the same [model] and [optimizer]") from error
     window, committed = _counter(checkpoint, "window"), _counter(checkpoint, "committed_samples")
     log.info("resumed %s at window %d from %s", saved.run_id, window, restored.path.name)
-    return Resumed(saved, Ledger.from_bytes(checkpoint.ledger), window, committed)
+    known_samples = checkpoint.meta.get("known_samples", {})
+    assert isinstance(known_samples, dict)
+    return Resumed(saved, Ledger.from_bytes(checkpoint.ledger), window, committed, cast("dict[str, int]", known_samples))
 
 
 def _writable(folder: Path) -> Path:
@@ -317,11 +356,6 @@ def _counter(checkpoint: Checkpoint, key: str) -> int:
     value = checkpoint.meta[key]
     assert isinstance(value, int), "the checkpoint's digest is right, so its counters are what was written"
     return value
-
-
-def _difference(new: Manifest, saved: Manifest) -> str:
-    ours, theirs = new.model_dump(), saved.model_dump()
-    return ", ".join(key for key in ours if ours[key] != theirs[key])
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -50,6 +50,10 @@ class RunBook:
         self._agents[agent].telemetry[telemetry.incarnation] = telemetry
         return True
 
+    def adopt(self, manifest: Manifest) -> None:
+        """Take notice that the run has another id: this worker has joined others."""
+        self._manifest = manifest
+
     def of(self, agent: str, incarnation: int) -> Telemetry | None:
         """Return the latest counters of one process of an agent."""
         return self._agents[agent].telemetry.get(incarnation) if agent in self._agents else None

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from cutlayer.broker.actions import (
@@ -33,16 +29,17 @@ from cutlayer.broker.actions import (
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, RunError, WireError
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import Direction, Mode, RunManifest, RunPhase, WorkerState, serialize
+from cutlayer.broker.messages import Direction, Probe, RunManifest, RunPhase, WindowState, WorkerState, serialize
 from cutlayer.broker.model_chunks import cut_model
-from cutlayer.broker.tensors import decode_tensor, encode_tensor
-from cutlayer.broker.topics import RUN, WORKER_STATES, WorkerTopics, model_chunk
+from cutlayer.broker.probe import ProbeDesk
+from cutlayer.broker.topics import RUN, WORKER_STATES, WORKER_WINDOWS, WorkerTopics, model_chunk
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
-from cutlayer.broker.work import Backward, Commit, Forward, Key, Release, Work
+from cutlayer.broker.work import Backward, Commit, Forward, Release, Work
 from cutlayer.broker.worker_session import WorkerSession
+from cutlayer.server_worker.arithmetic import Arithmetic
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointNotSaved, CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.events import (
     AgentCountChanged,
     CheckpointSaved,
@@ -51,10 +48,10 @@ from cutlayer.server_worker.events import (
     EventHandler,
     MessageRefused,
     PhaseChanged,
-    StageTimed,
     TelemetryTaken,
-    WindowCommitted,
 )
+from cutlayer.server_worker.pool import Pool
+from cutlayer.server_worker.rounds import Rounds
 from cutlayer.server_worker.run_book import RunBook
 
 __all__ = ["WorkerOptions", "WorkerRuntime"]
@@ -70,11 +67,13 @@ class WorkerOptions:
         connect_timeout_s: How long the first connection is tried.
         claim_s: How long it looks for another worker that already serves a run here.
         checkpoint_every_windows: Windows from one checkpoint to the next.
+        drain_s: How long a worker that is stopped goes on with what agents have outstanding at it.
     """
 
     connect_timeout_s: float = 20.0
     claim_s: float = 0.5
     checkpoint_every_windows: int = 50
+    drain_s: float = 10.0
 
 
 class WorkerRuntime:
@@ -84,10 +83,10 @@ class WorkerRuntime:
         transport: The connection, not yet connected.
         session: The conversation.
         engine: The arithmetic.
-        manifest: The run.
         tokenizer_file: Client-side weights, safetensors.
         book: Takes the agents' counters.
         checkpoints: Where to save, or None.
+        pool: The other replicas of the encoder; None for a worker that trains alone.
         on_event: Takes events.
         url: The broker's address, for errors.
         options: How the worker behaves.
@@ -99,11 +98,11 @@ class WorkerRuntime:
         transport: Transport,
         session: WorkerSession,
         engine: Engine | CountingEngine,
-        manifest: Manifest,
         tokenizer_file: bytes,
         book: RunBook,
         *,
         checkpoints: CheckpointStore | None = None,
+        pool: Pool | None = None,
         on_event: EventHandler = lambda _: None,
         url: str = "memory",
         options: WorkerOptions | None = None,
@@ -113,7 +112,12 @@ class WorkerRuntime:
         self._courier = Courier(transport, Direction.DOWN)
         self._session = session
         self._engine = engine
-        self._manifest = manifest
+        self._arithmetic = Arithmetic(session, engine, self._do, on_event, clock)
+        self._rounds = (
+            None
+            if pool is None
+            else Rounds(pool, session, self._arithmetic, self._snapshot, self._do, on_event, clock)
+        )
         self._tokenizer_file = tokenizer_file
         self._checkpoints = checkpoints
         self._emit = on_event
@@ -121,8 +125,7 @@ class WorkerRuntime:
         self._options = options or WorkerOptions()
         self._clock = clock
         self._topics = WorkerTopics(session.name)
-        self._codecs = manifest.codecs
-        self._groups: dict[int, int] = {}
+        self._probes = ProbeDesk(session.name)
         self._started_at = clock()
         self._was_connected = False
         self._problem = ""
@@ -133,7 +136,15 @@ class WorkerRuntime:
         self.book = book
         self.is_connected = False
         self.training_started_at: float | None = None
-        self.last_commit_at: float | None = None
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self._session.manifest
+
+    @property
+    def last_commit_at(self) -> float | None:
+        """When the last window was committed."""
+        return self._arithmetic.last_commit_at
 
     @property
     def is_finished(self) -> bool:
@@ -142,10 +153,10 @@ class WorkerRuntime:
 
     def start(self) -> None:
         """Start connecting, with a will that says offline."""
-        self._transport.connect(Will(self._topics.state, serialize(self._offline())))
+        self._transport.connect(Will(self._topics.state, serialize(self._session.state(is_online=False).message)))
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Serve until the run has ended or `should_stop` says so; then save and say goodbye.
+        """Serve until the run has ended or `should_stop` says so; then finish what is here, save and say goodbye.
 
         Raises:
             CutlayerError: When the worker cannot go on.
@@ -157,6 +168,8 @@ class WorkerRuntime:
                 wake_at = self.pump(self._clock())
                 # A signal only sets a flag, so a long wait would keep a person waiting.
                 self._transport.wait(min(max(wake_at - self._clock(), 0.0), 0.5))
+            if not self.is_finished:
+                self._drain()
             self.stop()
             is_graceful = True
         except IdentityTaken:
@@ -165,13 +178,35 @@ class WorkerRuntime:
         finally:
             # Whatever else ended this worker, the will tells its agents so.
             self._transport.close(graceful=is_graceful)
+            if self._rounds is not None:
+                self._rounds.close()
+
+    def _drain(self) -> None:
+        """Finish what agents have outstanding here, while they send what is new elsewhere or wait."""
+        if not self._is_serving or not self.is_connected or not self._session.num_live:
+            return
+        give_up_at = self._clock() + self._options.drain_s
+        log.info("finishing %d microbatches", self._session.num_live)
+        self.drain()
+        while not self.is_drained and not self.is_finished and self._clock() < give_up_at:
+            wake_at = self.pump(self._clock())
+            self._transport.wait(min(max(wake_at - self._clock(), 0.0), 0.1))
+
+    def drain(self) -> None:
+        """Take nothing new from now on; `is_drained` follows."""
+        self._do(self._session.drain())
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing is left of what this worker had when it began to drain."""
+        return self._session.is_drained
 
     def stop(self) -> None:
         """Save what is committed and tell everybody that this worker is gone."""
         self.save_checkpoint()
         if not self.is_connected:
             return
-        self._courier.send(Publish(self._topics.state, self._offline(), retain=True))
+        self._courier.send(self._session.state(is_online=False))
         if self.is_finished:  # nobody needs them any more: the broker forgets them
             self._transport.publish(RUN, b"", retain=True)
             for chunk in cut_model(self._tokenizer_file):
@@ -198,16 +233,34 @@ class WorkerRuntime:
         if not self._was_connected and now - self._started_at > self._options.connect_timeout_s:
             detail = f"no connection within {self._options.connect_timeout_s:g} s"
             raise BrokerUnreachable(self._url, f"{detail} ({self._problem})" if self._problem else detail)
-        if self._claimed_at is not None and not self._is_serving and now >= self._claimed_at:
-            self._serve()
+        if not self._is_serving:
+            self._claim(now)
         if not self._is_serving:
             return now + 0.05
+        self._courier.tick(now)
         self._do(self._session.tick(now))
+        if self._rounds is not None and self._rounds.poll(now):
+            self._checkpoint_if_due()
         work = self._session.next_work(now)
         if work is not None:
-            self._compute(work)
+            self._compute(work, now)
             return now
-        return min(now + 1.0, self._session.next_deadline(now) or now + 1.0)
+        deadlines = [now + 1.0, self._session.next_deadline(now), self._courier.next_deadline()]
+        if self._rounds is not None:
+            deadlines.append(self._rounds.next_poll(now))
+        return min(time for time in deadlines if time is not None)
+
+    def _claim(self, now: float) -> None:
+        """Begin to serve when nobody else does, or, in a pool, when this worker has the pool's weights."""
+        if self._claimed_at is None or now < self._claimed_at:
+            return
+        if self._rounds is not None:
+            self._rounds.poll(now)
+            if not self._rounds.is_member:
+                self._rounds.join(now)
+                return
+            self.book.adopt(self._manifest)
+        self._serve()
 
     # Connection -----------------------------------------------------------------------------------------------
 
@@ -216,6 +269,8 @@ class WorkerRuntime:
         self._emit(ConnectionChanged(is_connected=True))
         log.info("connected to %s (packets up to %d B)", self._url, event.max_packet_bytes)
         self._transport.subscribe(WORKER_STATES)
+        if self._rounds is not None:
+            self._transport.subscribe(WORKER_WINDOWS)
         if self._is_serving:
             self._serve()  # a broker that was restarted may have forgotten everything
         else:
@@ -241,18 +296,6 @@ class WorkerRuntime:
         self._do(self._session.connected())
         log.info("serving run %s as %s", self._manifest.run_id, self._session.name)
 
-    def _offline(self) -> WorkerState:
-        return WorkerState(
-            online=False,
-            worker=self._session.name,
-            incarnation=self._session.incarnation,
-            manifest_digest=bytes.fromhex(self._manifest.digest()),
-            phase=self._session.phase,
-            agents=0,
-            version=self._session.version,
-            reason=self._session.reason,
-        )
-
     # Messages in, actions out ---------------------------------------------------------------------------------
 
     def _take(self, packet: Received, now: float) -> None:
@@ -265,7 +308,11 @@ class WorkerRuntime:
                 case None:
                     pass
                 case WorkerState():
-                    self._other_worker(message)
+                    self._other_worker(packet.topic, message, now)
+                case WindowState() if self._rounds is None:
+                    pass
+                case Probe():
+                    self._do(self._probes.receive(packet.topic, message, now, time.time()))
                 case _:
                     self._do(self._session.receive(packet.topic, message, now))
         except WireError as error:
@@ -277,18 +324,28 @@ class WorkerRuntime:
         self._warned_of.add(label)
         self._emit(MessageRefused(label))
 
-    def _other_worker(self, state: WorkerState) -> None:
+    def _other_worker(self, topic: str, state: WorkerState, now: float) -> None:
         if state.worker == self._session.name:
-            self._was_announced |= state.incarnation == self._session.incarnation
-            # Where two processes take the MQTT session from each other, the newer one's will is all that the older
-            # sees of it. At the start it may be of a process from before this machine's clock was put back.
-            if state.incarnation > self._session.incarnation and (state.online or self._was_announced):
-                raise IdentityTaken(state.worker)
-        elif state.online and not self._is_serving:
+            self._own_state(state)
+            return
+        if state.online and not self._is_serving and (self._rounds is None or not state.pool_generation):
             raise RunError(
                 f"worker {state.worker} already serves a run on this broker\n"
-                "  fix: stop it, or use another broker: replicas of one encoder are not in this release"
+                "  fix: stop it, use another broker, or start all workers of the run with --pool"
             )
+        if self._rounds is not None:
+            self._do(self._session.receive(topic, state, now))
+
+    def _own_state(self, state: WorkerState) -> None:
+        own = self._session.incarnation
+        self._was_announced |= state.incarnation == own
+        # Where two processes take the MQTT session from each other, the newer one's will is all that the older
+        # sees of it. At the start it may be of a process from before this machine's clock was put back.
+        if state.incarnation > own and (state.online or self._was_announced):
+            raise IdentityTaken(state.worker)
+        if not state.online and state.incarnation <= own and self._is_serving and self.is_connected:
+            # A will that fired late, after this connection was there: what is retained must be true again.
+            self._do([self._session.state()])
 
     def _do(self, actions: list[WorkerAction]) -> None:
         for action in actions:
@@ -332,91 +389,26 @@ class WorkerRuntime:
 
     # Work -----------------------------------------------------------------------------------------------------
 
-    def _compute(self, work: Work) -> None:
+    def _compute(self, work: Work, now: float) -> None:
         match work:
             case Forward():
-                self._forward(work)
+                self._arithmetic.forward(work)
             case Backward():
-                self._backward(work)
+                self._arithmetic.backward(work)
+            case Commit() if self._rounds is not None:
+                self._rounds.begin(work, now)
             case Commit():
                 self._commit(work)
             case Release():
-                if work.group in self._groups:
-                    self._engine.release(self._groups.pop(work.group))
-
-    def _forward(self, work: Forward) -> None:
-        items: list[ForwardItem] = []
-        mode: Literal["train", "eval"] = "train" if work.mode is Mode.TRAIN else "eval"
-        with self._timed("decode", 0):
-            for key, message in work.microbatches:
-                try:
-                    tokens = {
-                        name: decode_tensor(tensor, what=f"activations of {name}") for name, tensor in message.tensors
-                    }
-                except WireError as error:
-                    self._do(self._session.fail_content(key, str(error)))
-                    continue
-                items.append(ForwardItem(_engine_key(key), mode, tokens))
-        if not items:
-            return
-        with self._timed("forward", sum(item.num_samples for item in items)):
-            forwarded = self._engine.forward(items)
-        if forwarded.refused and not forwarded.outputs and not self._is_sound(items[0]):
-            raise RunError(self._diverged("outputs", forwarded.version))
-        for key, _ in work.microbatches:
-            if _engine_key(key) in forwarded.refused:
-                self._do(self._session.fail_content(key, "its activations give outputs that are not finite"))
-        if forwarded.group_id is not None:
-            self._groups[work.group] = forwarded.group_id
-        with self._timed("encode", 0):
-            outputs = {
-                key: encode_tensor(self._codec_of(key, "outputs"), forwarded.outputs[_engine_key(key)])
-                for key, _ in work.microbatches
-                if _engine_key(key) in forwarded.outputs
-            }
-        self._do(self._session.forwarded(work.group, outputs, forwarded.version, self._clock()))
-
-    def _is_sound(self, like: ForwardItem) -> bool:
-        """Whether the weights give finite outputs for zeros: then it is the activations that do not."""
-        zeros = {name: np.zeros_like(tokens) for name, tokens in like.tokens.items()}
-        return not self._engine.forward([ForwardItem(("", "eval", 0), "eval", zeros)]).refused
-
-    def _backward(self, work: Backward) -> None:
-        gradients: dict[Hashable, NDArray[np.float32]] = {}
-        for key, tensor in work.gradients:
-            try:
-                gradients[_engine_key(key)] = decode_tensor(tensor, what="output gradients")
-            except WireError as error:
-                self._do(self._session.fail_content(key, str(error)))
-                return  # the session has taken the member out of its group and asks again
-        with self._timed("backward", sum(len(gradient) for gradient in gradients.values())):
-            result = self._engine.backward(self._groups[work.group], gradients, last=work.last)
-        if result.refused:
-            raise RunError(self._diverged("gradients", self._engine.version))
-        if work.last:
-            del self._groups[work.group]
-        self._do(self._session.backward_done(work.group, self._clock()))
+                self._arithmetic.release(work)
 
     def _commit(self, work: Commit) -> None:
-        with self._timed("commit", work.num_samples):
-            result = self._engine.commit(work.num_samples, work.progress)
-        if not result.applied:
-            raise RunError(self._diverged("gradients", result.version))
-        now = self._clock()
-        self.last_commit_at = now
-        actions = self._session.committed(result.version, now)
-        self._do(actions)
-        self._emit(
-            WindowCommitted(
-                window=self._session.window,
-                num_samples=work.num_samples,
-                num_microbatches=work.num_microbatches,
-                version=result.version,
-                gradient_norm=result.gradient_norm,
-                learning_rate=result.learning_rate,
-                live_samples=self._engine.live_samples,
-            )
-        )
+        step = self._arithmetic.step(work.num_samples, work.progress)
+        self._do(self._session.committed(step.version, self._clock()))
+        self._arithmetic.emit_committed(step, work.num_samples, work.num_microbatches)
+        self._checkpoint_if_due()
+
+    def _checkpoint_if_due(self) -> None:
         if self._session.window % self._options.checkpoint_every_windows == 0:
             self.save_checkpoint()
 
@@ -425,37 +417,19 @@ class WorkerRuntime:
         if self._checkpoints is None:
             return
         start = time.perf_counter()
+        try:
+            self._checkpoints.save(self._snapshot())
+        except CheckpointNotSaved as error:
+            log.warning("%s", error)
+            return
+        self._emit(CheckpointSaved(self._session.window, time.perf_counter() - start))
+
+    def _snapshot(self) -> Checkpoint:
         session = self._session
         meta: dict[str, JsonValue] = {
             "manifest": self._manifest.to_bytes().decode(),
             "window": session.window,
             "committed_samples": session.committed_samples,
+            "known_samples": dict(session.known_samples),
         }
-        try:
-            self._checkpoints.save(Checkpoint(self._engine.state_dict(), session.ledger.to_bytes(), meta))
-        except CheckpointNotSaved as error:
-            log.warning("%s", error)
-            return
-        self._emit(CheckpointSaved(session.window, time.perf_counter() - start))
-
-    def _codec_of(self, key: Key, kind: str) -> str:
-        lease = self._session.leases.of(key.agent)
-        codec: str = getattr(lease.codecs if lease is not None else self._codecs, kind)
-        return codec
-
-    def _diverged(self, what: str, version: int) -> str:
-        return (
-            f"training has diverged: {what} are not finite at version {version} of the weights\n"
-            "  fix: lower [optimizer] lr, or set clip_norm; then start the run again, or --resume an earlier checkpoint"
-        )
-
-    @contextmanager
-    def _timed(self, stage: str, num_samples: int) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._emit(StageTimed(stage, time.perf_counter() - start, num_samples))
-
-
-def _engine_key(key: Key) -> tuple[str, str, int]:
-    # Plain values: the key seeds modality dropout by its repr, which must be the same in every process.
-    return key.agent, key.mode.value, key.step
+        return Checkpoint(self._engine.state_dict(), session.ledger.to_bytes(), meta)

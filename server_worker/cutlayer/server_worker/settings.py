@@ -156,6 +156,9 @@ class WorkerSettings(_Section):
         checkpoint_every_windows: Windows from one checkpoint to the next.
         lease_s: Seconds that a lease outlives its agent's last sign of life.
         threads: Threads of torch; 0 for one less than there are cores, which leaves one to all else.
+        drain_s: Seconds that a worker which is stopped goes on with what agents have outstanding at it.
+        round_timeout_s: Seconds that a replica waits for the others of its pool in one round; longer than the longest
+            forward or backward pass.
     """
 
     credits: Annotated[int, Field(ge=1, le=1_024)] = 2
@@ -163,6 +166,8 @@ class WorkerSettings(_Section):
     checkpoint_every_windows: PositiveInt = 50
     lease_s: PositiveFloat = 30.0
     threads: Annotated[int, Field(ge=0, le=1_024)] = 0
+    drain_s: Annotated[float, Field(ge=0.0, le=3_600.0)] = 10.0
+    round_timeout_s: PositiveFloat = 20.0
 
 
 class RunSettings(_Section):

@@ -11,6 +11,7 @@ import typer
 from cutlayer.broker.broker_cli import app as broker_app
 from cutlayer.broker.command_line import EXIT_CODES, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
+from cutlayer.simulation.doctor_cli import doctor
 
 __all__ = ["app", "main"]
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 app.add_typer(broker_app, name="broker")
+app.command(epilog=f"{EXIT_CODES} A doctor that finds no problem exits 0, whatever it warns of.")(doctor)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks.")]
 

@@ -115,7 +115,6 @@ class _Simulation:
             transport,
             self._session,
             self._engine,
-            manifest,
             built.tokenizer_file,
             self._book,
             options=WorkerOptions(claim_s=0.1),

@@ -7,8 +7,10 @@ a run that fails is run again exactly.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from cutlayer.broker.agent_session import Deadlines
@@ -20,7 +22,8 @@ from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
 __all__ = ["SimulationStuck", "VirtualClock", "VirtualNetwork", "is_retained_topic"]
 
 
-MAX_STEPS_AT_ONE_TIME = 10_000
+MAX_WAKES_AT_ONE_TIME = 10_000
+"""How often one driver may be woken at one moment before that counts as a fault of its."""
 
 
 class SimulationStuck(AssertionError):
@@ -50,10 +53,14 @@ class VirtualClock:
 
 @dataclass(slots=True)
 class _Member:
+    name: str
     driver: Pumped
     transport: MemoryTransport
-    wake_at: float = 0.0
-    is_done: Callable[[], bool] = field(default=lambda: False)
+    is_done: Callable[[], bool]
+    entry: int | None = None
+    is_at_work: bool = False
+    woken_at: float = -1.0
+    num_wakes: int = 0
 
 
 def is_retained_topic(topic: str) -> bool:
@@ -68,6 +75,11 @@ class VirtualNetwork:
         faults: What the links do to packets, in both directions.
         max_packet_bytes: The broker's packet limit.
         deadlines: When agents send again.
+
+    Attributes:
+        clock: The time that all share.
+        broker: The broker.
+        last_woken: Name of the driver that the last step has woken; None when it has woken none.
     """
 
     def __init__(
@@ -83,7 +95,12 @@ class VirtualNetwork:
         )
         self._deadlines = deadlines or Deadlines()
         self._members: dict[str, _Member] = {}
+        # A heap of (when, number of the entry, whom): who has asked first is woken first. A member's valid entry is
+        # the last one made for it; another is passed over when it comes up.
+        self._wakes: list[tuple[float, int, _Member]] = []
+        self._entries = itertools.count()
         self._incarnation = 0
+        self.last_woken: str | None = None
         self._caller_wakes_at: float | None = None
 
     def transport(
@@ -98,8 +115,12 @@ class VirtualNetwork:
         return self._incarnation
 
     def add(self, name: str, driver: Pumped, transport: MemoryTransport, is_done: Callable[[], bool]) -> None:
-        """Add a driver and start it."""
-        self._members[name] = _Member(driver, transport, self.clock(), is_done)
+        """Add a driver and start it; one of the same name before it is not woken any more."""
+        if name in self._members:
+            self._remove(self._members[name])
+        member = self._members[name] = _Member(name, driver, transport, is_done)
+        transport.on_news = lambda: self._has_news(member)
+        self._wake(member, self.clock())
         driver.start()
 
     def add_agent(
@@ -128,38 +149,77 @@ class VirtualNetwork:
 
     def kill(self, name: str) -> None:
         """End a driver as SIGKILL does: nothing more is sent, and its will fires."""
-        self._members.pop(name).transport.close(graceful=False)
+        member = self._members[name]
+        self._remove(member)
+        member.transport.close(graceful=False)
 
     def run(self, until: Callable[[], bool], *, max_virtual_s: float = 3_600.0) -> None:
-        """Let everybody work until a condition holds.
+        """Let everybody work until a condition holds, which is looked at after each step.
 
         Raises:
-            SimulationStuck: When `max_virtual_s` seconds of virtual time did not suffice.
+            SimulationStuck: When `max_virtual_s` seconds of virtual time did not suffice, or time stands still.
         """
         stop_at = self.clock() + max_virtual_s
-        moved_at, num_idle = self.clock(), 0
+        is_idle = False
         while not until():
+            if is_idle:
+                raise SimulationStuck(f"nobody has anything to do at {self.clock()} s, or ever again")
             if self.clock() > stop_at:
                 raise SimulationStuck(f"not done after {max_virtual_s} virtual seconds")
-            self.step()
-            num_idle = num_idle + 1 if self.clock() == moved_at else 0
-            moved_at = self.clock()
-            if num_idle > MAX_STEPS_AT_ONE_TIME:
-                raise SimulationStuck(f"time stands still at {moved_at} s: a driver asks to be woken in the past")
+            is_idle = not self.step()
 
-    def step(self) -> None:
-        """Pump every driver that has something to do, then move the clock to what comes next."""
-        self.broker.advance()
-        for name, member in list(self._members.items()):
-            if member.wake_at > self.clock() and not member.transport.has_events():
-                continue
-            member.wake_at = member.driver.pump(self.clock())
-            if member.is_done():
-                del self._members[name]
-                member.transport.close(graceful=True)
-        times = [member.wake_at for member in self._members.values()]
-        delivery = self.broker.next_delivery_time()
-        times += [time for time in (delivery, self._caller_wakes_at) if time is not None]
-        if any(member.transport.has_events() for member in self._members.values()) or not times:
-            return
-        self.clock.now_s = max(self.clock.now_s, min(times))
+    def step(self) -> bool:
+        """Let time pass until a driver has something to do, and wake it; or until the caller's appointment.
+
+        Returns:
+            Whether anything was left to do.
+
+        Raises:
+            SimulationStuck: When one driver is woken again and again at one time.
+        """
+        self.last_woken = None
+        while True:
+            self.broker.advance()
+            now = self.clock()
+            while self._wakes and self._wakes[0][1] != self._wakes[0][2].entry:
+                heapq.heappop(self._wakes)
+            if self._wakes and self._wakes[0][0] <= now:
+                self._pump(heapq.heappop(self._wakes)[2], now)
+                return True
+            times = [self._wakes[0][0]] if self._wakes else []
+            times += [time for time in (self.broker.next_delivery_time(), self._caller_wakes_at) if time is not None]
+            times = [time for time in times if time > now]
+            if not times:
+                return False
+            self.clock.now_s = min(times)
+            if self.clock.now_s == self._caller_wakes_at:
+                self.broker.advance()
+                return True
+
+    def _pump(self, member: _Member, now: float) -> None:
+        member.num_wakes = member.num_wakes + 1 if member.woken_at == now else 0
+        member.woken_at = now
+        if member.num_wakes > MAX_WAKES_AT_ONE_TIME:
+            raise SimulationStuck(f"time stands still at {now} s: {member.name} asks to be woken in the past")
+        self.last_woken = member.name
+        member.is_at_work = True
+        wake_at = member.driver.pump(now)
+        member.is_at_work = False
+        if member.is_done():
+            self._remove(member)
+            member.transport.close(graceful=True)
+        elif member.name in self._members:  # nobody has killed it meanwhile
+            self._wake(member, now if member.transport.num_events else max(wake_at, now))
+
+    def _has_news(self, member: _Member) -> None:
+        if not member.is_at_work:  # else what has come is seen to after its work
+            self._wake(member, self.clock())
+
+    def _wake(self, member: _Member, when: float) -> None:
+        member.entry = next(self._entries)
+        heapq.heappush(self._wakes, (when, member.entry, member))
+
+    def _remove(self, member: _Member) -> None:
+        del self._members[member.name]
+        member.transport.on_news = None
+        member.entry = None

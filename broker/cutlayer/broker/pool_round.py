@@ -1,0 +1,152 @@
+"""What the workers of a pool tell each other in one round, and what all of them conclude from it. No I/O.
+
+A *round* joins the replicas: each brings its *part* of the open window, all see the same parts in the same order, and
+all judge them alike, so that nobody has to ask anybody for the result. After the verdict the gradient sums of the
+accepted parts are added up, and every replica takes the same step.
+
+A microbatch that two workers hold (an agent has sent it again elsewhere) is counted once: sums cannot be taken apart,
+so a part with a microbatch that the ledger or a part before it already has is left out whole, and its worker asks for
+its other microbatches again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgpack
+
+from cutlayer.broker.errors import MalformedMessage
+from cutlayer.broker.ledger import Ledger
+
+__all__ = ["Verdict", "WindowPart", "judge"]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPart:
+    """What one worker brings to a round.
+
+    Attributes:
+        worker: Its name.
+        window: Number of its open window.
+        version: Version of its weights.
+        digest: Digest of its weights; empty for one that has only just taken them over.
+        steps: (agent, step) of each microbatch in its gradient sums.
+        num_samples: Samples of those.
+        present: One byte for each trainable parameter: whether a sample has reached it.
+        planned_samples: Samples that all agents it knows will have trained on; None for a service.
+        is_due: Whether it finds that the window may close; None for a worker that joins and has no say.
+    """
+
+    worker: str
+    window: int
+    version: int
+    digest: str = ""
+    steps: tuple[tuple[str, int], ...] = ()
+    num_samples: int = 0
+    present: bytes = b""
+    planned_samples: int | None = None
+    is_due: bool | None = None
+
+    def to_bytes(self) -> bytes:
+        """Serialize for the other replicas: MessagePack, the fields in order."""
+        steps = [list(step) for step in self.steps]
+        packed: bytes = msgpack.packb(
+            [
+                self.worker,
+                self.window,
+                self.version,
+                self.digest,
+                steps,
+                self.num_samples,
+                self.present,
+                self.planned_samples,
+                self.is_due,
+            ]
+        )
+        return packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> WindowPart:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            MalformedMessage: When the bytes are something else: another version of this program, most likely.
+        """
+        try:
+            worker, window, version, digest, steps, num_samples, present, planned, is_due = msgpack.unpackb(data)
+            pairs = tuple((str(agent), int(step)) for agent, step in steps)
+            return cls(worker, window, version, digest, pairs, num_samples, present, planned, is_due)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise MalformedMessage(f"part of a window: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a round decides, the same at each replica.
+
+    Attributes:
+        commits: Whether the window closes. Otherwise everybody keeps what it has.
+        accepted: Workers whose gradient sums are in it.
+        rejected: Workers whose part holds a microbatch that is committed already, or in a part before.
+        differing: Workers whose weights are not the first one's.
+        steps: (agent, step) of all microbatches in the window.
+        num_samples: Samples of those.
+        planned_samples: Samples that the run will have trained on, by the worker that knows of most.
+        present: Parameters that a sample has reached.
+    """
+
+    commits: bool
+    accepted: tuple[str, ...]
+    rejected: tuple[str, ...]
+    differing: tuple[str, ...]
+    steps: tuple[tuple[str, int], ...]
+    num_samples: int
+    planned_samples: int | None
+    present: bytes
+
+
+def judge(parts: Sequence[WindowPart], ledger: Ledger, *, is_synchronous: bool) -> Verdict:
+    """Decide about a window.
+
+    Args:
+        parts: One of each replica, in the same order everywhere.
+        ledger: The steps committed before; the same everywhere.
+        is_synchronous: Whether all have to find the window due, and no part may be missing from it; else one suffices.
+    """
+    digests = [part.digest for part in parts if part.digest]
+    differing = tuple(part.worker for part in parts if part.digest and part.digest != digests[0])
+    held: set[tuple[str, int]] = set()
+    accepted: list[WindowPart] = []
+    rejected: list[str] = []
+    for part in parts:
+        if any(step in held or step[1] in ledger.of(step[0]) for step in part.steps):
+            rejected.append(part.worker)
+            continue
+        accepted.append(part)
+        held.update(part.steps)
+    votes = [part.is_due for part in parts if part.is_due is not None]
+    is_due = (all(votes) and not rejected) if is_synchronous else any(votes)
+    num_samples = sum(part.num_samples for part in accepted)
+    plans = [part.planned_samples for part in parts if part.is_due is not None]
+    known = [plan for plan in plans if plan is not None]
+    return Verdict(
+        commits=bool(votes) and is_due and num_samples > 0 and not differing,
+        accepted=tuple(part.worker for part in accepted),
+        rejected=tuple(rejected),
+        differing=differing,
+        steps=tuple(step for part in accepted for step in part.steps),
+        num_samples=num_samples,
+        planned_samples=max(known) if known and len(known) == len(plans) else None,
+        present=_any_of([part.present for part in accepted]),
+    )
+
+
+def _any_of(masks: Sequence[bytes]) -> bytes:
+    given = [mask for mask in masks if mask]
+    if not given:
+        return b""
+    merged = 0
+    for mask in given:
+        merged |= int.from_bytes(mask, "big")
+    return merged.to_bytes(max(len(mask) for mask in given), "big")

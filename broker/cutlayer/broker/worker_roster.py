@@ -1,0 +1,255 @@
+"""The worker's side of coming and going: who asks for a lease, who vanishes, who leaves, who is waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cutlayer.broker.actions import (
+    AgentJoined,
+    AgentLeft,
+    Duplicate,
+    Publish,
+    Refused,
+    Subscribe,
+    TelemetryReceived,
+    Unsubscribe,
+    WorkerAction,
+)
+from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.leases import Lease, negotiate_codecs, num_training_steps
+from cutlayer.broker.messages import (
+    MAX_RANGES,
+    AgentState,
+    Busy,
+    Goodbye,
+    GoodbyeReason,
+    Hello,
+    NegotiatedCodecs,
+    Phase,
+    Reject,
+    RejectReason,
+    RunPhase,
+    Telemetry,
+    Welcome,
+)
+from cutlayer.broker.topics import AgentTopics
+from cutlayer.broker.worker_run import WorkerRun
+
+__all__ = ["WorkerRoster"]
+
+
+class WorkerRoster:
+    """The agents of one worker.
+
+    Args:
+        run: What the session's parts share.
+        advance: Enters the run's next phase when its time has come.
+    """
+
+    def __init__(self, run: WorkerRun, advance: Callable[[], list[WorkerAction]]) -> None:
+        self._run = run
+        self._advance = advance
+        self._departed: dict[str, int] = {}
+        self._awaited = set(run.ledger.agents())
+        self._awaited_until: float | None = None
+        self._check_at: float | None = None
+        self.is_resumed = bool(self._awaited)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether agents that the ledger knows are still expected back."""
+        return bool(self._awaited)
+
+    def await_ledger(self) -> None:
+        """Wait, for the grace period, for the agents of a ledger that was taken over."""
+        self._awaited = {agent for agent in self._run.ledger.agents() if self._run.leases.of(agent) is None}
+        self._awaited_until = None
+        self.is_resumed = bool(self._awaited) or self.is_resumed
+
+    # Time -----------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """Return the time at which `tick` has something to do, or None."""
+        times = [self._check_at] if self._check_at is not None and len(self._run.leases) else []
+        if self._awaited and self._awaited_until is not None:
+            times.append(self._awaited_until)
+        return min(times, default=None)
+
+    def tick(self, now: float) -> list[WorkerAction]:
+        """Do what is due: vanished agents, and agents that have been away for too long."""
+        limits = self._run.limits
+        if self._awaited_until is None:  # the time of the session's start is not known before
+            self._awaited_until = now + limits.absence_grace_s
+        elif now >= self._awaited_until:
+            self._awaited.clear()
+        if self._check_at is not None and now < self._check_at:
+            return []
+        actions: list[WorkerAction] = []
+        for lease in list(self._run.leases):
+            if lease.absent_since is None and now >= lease.heard_at + limits.lease_s:
+                self.vanish(lease, now)
+            elif lease.absent_since is not None and now >= lease.absent_since + limits.absence_grace_s:
+                actions += self.drop(lease, "it has been away for too long")
+        self._check_at = min((self._due_at(lease) for lease in self._run.leases), default=None)
+        return actions
+
+    def _due_at(self, lease: Lease) -> float:
+        # Whoever is heard moves this on; it is looked at again when the time has come.
+        limits = self._run.limits
+        if lease.absent_since is not None:
+            return lease.absent_since + limits.absence_grace_s
+        return lease.heard_at + limits.lease_s
+
+    def _check_by(self, lease: Lease) -> None:
+        due_at = self._due_at(lease)
+        self._check_at = due_at if self._check_at is None else min(self._check_at, due_at)
+
+    # Coming ---------------------------------------------------------------------------------------------------
+
+    def hello(self, hello: Hello, now: float) -> list[WorkerAction]:
+        """Grant a lease, say again which one stands, or say why there is none."""
+        run = self._run
+        try:
+            topics = AgentTopics(hello.agent)
+        except SettingsError as error:
+            return [Refused("topic", error.problem)]
+        if hello.manifest_digest != run.digest:
+            detail = "the agent has read another manifest than this worker's; it reads it again"
+            return [Refused("manifest", detail)]
+        lease = run.leases.of(hello.agent)
+        if lease is not None and lease.absent_since is None:
+            if lease.incarnation == hello.incarnation:
+                lease.heard_at = now
+                return [Publish(topics.down_control, self.welcome(lease))]
+            if lease.incarnation > hello.incarnation:
+                return [Refused("incarnation", f"a late Hello of {hello.agent}'s earlier process")]
+        if hello.incarnation == self._departed.get(hello.agent):
+            return [Refused("departed", f"a late Hello of {hello.agent}, which has said Goodbye")]
+        if run.phase is RunPhase.ENDED:
+            reject = Reject(run.name, hello.incarnation, RejectReason.ENDED, f"the run has ended: {run.reason}")
+            return [Publish(topics.down_control, reject)]
+        try:
+            codecs = negotiate_codecs(run.manifest.codecs, hello.codecs, hello.byte_stages)
+        except ValueError as error:
+            reject = Reject(run.name, hello.incarnation, RejectReason.CODEC, str(error)[:512])
+            return [Publish(topics.down_control, reject), Refused("codec", str(error))]
+        if lease is None and (len(run.leases) >= run.limits.max_agents or run.is_draining):
+            busy = Busy(run.name, hello.incarnation, run.limits.absence_grace_s)
+            return [Publish(topics.down_control, busy), Refused("busy", f"no room for {hello.agent}")]
+        return self._grant(hello, codecs, lease, topics, now)
+
+    def _grant(
+        self, hello: Hello, codecs: NegotiatedCodecs, before: Lease | None, topics: AgentTopics, now: float
+    ) -> list[WorkerAction]:
+        run = self._run
+        if before is not None:
+            run.scheduler.abandon(hello.agent)
+        is_returning = hello.agent in run.known_samples
+        total_steps = num_training_steps(run.manifest, hello.num_samples)
+        is_done = len(run.ledger.of(hello.agent)) >= total_steps
+        lease = run.leases.grant(hello, codecs, total_steps, now, is_done=is_done)
+        run.known_samples[hello.agent] = hello.num_samples
+        self._awaited.discard(hello.agent)
+        self._check_by(lease)
+        joined = AgentJoined(hello.agent, hello.num_samples, is_returning)
+        advance = self._advance()  # before the Welcome, which says where the run stands
+        welcome = Publish(topics.down_control, self.welcome(lease))
+        return [*self.subscribe(hello.agent), joined, welcome, *advance, run.state()]
+
+    def welcome(self, lease: Lease) -> Welcome:
+        """Return the Welcome of a lease, with what is committed now."""
+        run = self._run
+        committed = tuple(run.ledger.of(lease.agent))[:MAX_RANGES]
+        return Welcome(
+            run.name,
+            lease.incarnation,
+            lease.lease,
+            run.limits.credits,
+            lease.codecs,
+            committed,
+            run.phase,
+            run.limits.lease_s,
+        )
+
+    def subscribe(self, agent: str) -> list[WorkerAction]:
+        """Listen to an agent."""
+        topics = AgentTopics(agent)
+        return [Subscribe(wanted) for wanted in (topics.up_to(self._run.name), topics.telemetry, topics.state)]
+
+    # Staying --------------------------------------------------------------------------------------------------
+
+    def training_done(self, lease: Lease) -> list[WorkerAction]:
+        """Wait for an agent no more; or, when the ledger lacks a step of it, say so with what is committed."""
+        run = self._run
+        if len(run.ledger.of(lease.agent)) < lease.total_steps:
+            return [Publish(AgentTopics(lease.agent).down_control, self.welcome(lease), repeated=True)]
+        run.leases.set_done(lease, is_done=True)
+        return []
+
+    def telemetry(self, agent: str | None, message: Telemetry, now: float) -> list[WorkerAction]:
+        """Take an agent's counters."""
+        lease = self._run.leases.of(agent) if agent else None
+        if agent is None or (lease is None and agent not in self._run.known_samples):
+            return [Refused("lease", "Telemetry of an unknown agent")]
+        if lease is not None and lease.incarnation == message.incarnation:
+            lease.heard_at = now
+        return [TelemetryReceived(agent, message)]
+
+    # Going ----------------------------------------------------------------------------------------------------
+
+    def agent_state(self, agent: str | None, message: AgentState, now: float) -> list[WorkerAction]:
+        """Take notice of an agent's will."""
+        lease = self._run.leases.of(agent) if agent else None
+        if lease is not None and not message.online and message.incarnation == lease.incarnation:
+            self.vanish(lease, now)
+        return []
+
+    def vanish(self, lease: Lease, now: float) -> None:
+        """Count an agent as absent, from now on."""
+        lease.absent_since = now if lease.absent_since is None else lease.absent_since
+        self._run.scheduler.abandon(lease.agent)
+        self._check_by(lease)
+
+    def goodbye(self, lease: Lease, message: Goodbye) -> list[WorkerAction]:
+        """Take a lease back that an agent returns, with its last counters."""
+        actions: list[WorkerAction] = [
+            TelemetryReceived(lease.agent, message.telemetry),
+            self.answer_goodbye(lease.agent, lease.lease),
+        ]
+        reason = "it left" if message.reason is GoodbyeReason.LEFT else "it has finished"
+        self._departed[lease.agent] = lease.incarnation
+        return [*actions, *self.drop(lease, reason)]
+
+    def late_goodbye(self, message: Goodbye) -> list[WorkerAction]:
+        """Answer a Goodbye under a lease that is gone already."""
+        agent = self._run.leases.former(message.lease)
+        if agent is None:
+            return [Refused("lease", "Goodbye under an unknown lease")]
+        answer = self.answer_goodbye(agent, message.lease)
+        lease = self._run.leases.of(agent)
+        if lease is not None and lease.incarnation == message.telemetry.incarnation:
+            return [*self.goodbye(lease, message), answer]  # it does not know of its new lease yet
+        return [Duplicate("Goodbye"), TelemetryReceived(agent, message.telemetry), answer]
+
+    def answer_goodbye(self, agent: str, lease: int) -> Publish:
+        """Return the message that ends a Goodbye."""
+        return Publish(AgentTopics(agent).down_control, Phase(lease, RunPhase.ENDED, "goodbye"))
+
+    def refuse(self, lease: Lease, detail: str) -> list[WorkerAction]:
+        """Refuse an agent for good: what it sent would be as wrong the next time."""
+        reject = Reject(self._run.name, lease.incarnation, RejectReason.CONTENT, detail[:512])
+        publish = Publish(AgentTopics(lease.agent).down_control, reject)
+        return [Refused("content", detail), publish, *self.drop(lease, "it was refused")]
+
+    def drop(self, lease: Lease, reason: str) -> list[WorkerAction]:
+        """Take a lease back."""
+        run = self._run
+        run.scheduler.abandon(lease.agent)
+        run.leases.drop(lease.agent)
+        # Schedules do not count on what it has not trained on; if it comes back, its Hello says how much there is.
+        steps = len(run.ledger.of(lease.agent))
+        committed = min(steps * run.manifest.microbatch_samples, lease.num_samples * run.manifest.epochs)
+        run.known_samples[lease.agent] = committed // run.manifest.epochs
+        topics = AgentTopics(lease.agent)
+        left = AgentLeft(lease.agent, reason)
+        return [Unsubscribe(topics.up_to(run.name)), Unsubscribe(topics.state), left, run.state()]

@@ -1,0 +1,95 @@
+"""What the parts of a worker's session share: the run, its ledger, the leases, and what is being worked on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cutlayer.broker.actions import Publish
+from cutlayer.broker.leases import LeaseTable
+from cutlayer.broker.ledger import Ledger
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.messages import RunPhase, WorkerState
+from cutlayer.broker.pool_members import PoolMembers
+from cutlayer.broker.scheduler import Scheduler
+from cutlayer.broker.topics import WorkerTopics
+
+__all__ = ["WorkerLimits", "WorkerRun"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What a worker allows.
+
+    Attributes:
+        credits: Microbatches an agent may have outstanding here.
+        max_batch_samples: Samples that go forward together at the most.
+        lease_s: Seconds of silence after which an agent counts as vanished.
+        absence_grace_s: Seconds that a vanished agent is waited for.
+        min_agents: Training starts when so many hold leases.
+        max_agents: Leases granted at once; a Hello beyond is answered with Busy.
+        is_service: The run never ends by itself.
+    """
+
+    credits: int = 2
+    max_batch_samples: int = 256
+    lease_s: float = 60.0
+    absence_grace_s: float = 30.0
+    min_agents: int = 1
+    max_agents: int = 10_000
+    is_service: bool = False
+
+
+@dataclass(slots=True)
+class WorkerRun:
+    """One worker's share of a run.
+
+    Attributes:
+        name: The worker's name.
+        incarnation: Start of this process, in milliseconds since the epoch.
+        manifest: The run.
+        digest: SHA-256 of the manifest.
+        limits: What the worker allows.
+        leases: Who trains here.
+        ledger: What is committed.
+        scheduler: What is being worked on.
+        members: The other workers of its pool; None without a pool.
+        phase: Where the run stands.
+        reason: Why it has come there.
+        known_samples: Samples of each agent that the run has seen.
+        is_draining: Whether it takes nothing new.
+    """
+
+    name: str
+    incarnation: int
+    manifest: Manifest
+    digest: bytes
+    limits: WorkerLimits
+    leases: LeaseTable
+    ledger: Ledger
+    scheduler: Scheduler
+    members: PoolMembers | None
+    known_samples: dict[str, int]
+    phase: RunPhase = RunPhase.WAITING
+    reason: str = ""
+    is_draining: bool = False
+
+    @property
+    def planned_samples(self) -> int | None:
+        """Samples that the agents known so far will have trained on in all epochs; None for a service."""
+        return None if self.limits.is_service else self.manifest.epochs * sum(self.known_samples.values())
+
+    def state(self, *, is_online: bool = True) -> Publish:
+        """Return this worker's retained state, to be published."""
+        state = WorkerState(
+            online=is_online,
+            worker=self.name,
+            incarnation=self.incarnation,
+            manifest_digest=self.digest,
+            phase=self.phase,
+            agents=len(self.leases) if is_online else 0,
+            version=self.scheduler.version,
+            reason=self.reason,
+            is_draining=self.is_draining,
+            pool_generation=0 if self.members is None else self.members.generation,
+        )
+        return Publish(WorkerTopics(self.name).state, state, retain=True)

@@ -1,0 +1,165 @@
+"""The worker's side of the steps: what comes in of each microbatch, and what goes back.
+
+It checks what agents send, and answers what it has seen before with what it answered then, so that whoever has lost a
+message is helped by sending its own again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cutlayer.broker.actions import Duplicate, Publish, Refused, WorkerAction
+from cutlayer.broker.errors import MalformedMessage, WireError
+from cutlayer.broker.leases import Lease
+from cutlayer.broker.messages import (
+    ActivationGradients,
+    Activations,
+    EncodedTensor,
+    Mode,
+    OutputGradients,
+    Outputs,
+    Resend,
+    ResendReason,
+)
+from cutlayer.broker.states import ExchangeState, next_state
+from cutlayer.broker.tensors import check_tensor
+from cutlayer.broker.topics import AgentTopics
+from cutlayer.broker.work import Exchange, Key
+from cutlayer.broker.worker_run import WorkerRun
+
+__all__ = ["ContentRefused", "WorkerSteps"]
+
+
+class ContentRefused(Exception):
+    """What an agent has sent would be as wrong the next time; the text says what it is."""
+
+
+class WorkerSteps:
+    """The exchanges of one worker.
+
+    Args:
+        run: What the session's parts share.
+    """
+
+    def __init__(self, run: WorkerRun) -> None:
+        self._run = run
+
+    # From the agents ------------------------------------------------------------------------------------------
+
+    def activations(self, lease: Lease, message: Activations, now: float) -> list[WorkerAction]:
+        """Take a microbatch.
+
+        Raises:
+            ContentRefused: When it is not what the manifest says.
+        """
+        run = self._run
+        key = Key(lease.agent, message.mode, message.step)
+        if key.mode is Mode.TRAIN and key.step in run.ledger.of(lease.agent):
+            return [Duplicate("Activations"), self._commit_again(lease, key.step)]
+        exchange = run.scheduler.exchanges.get(key)
+        if exchange is not None:
+            # Under another lease it is what an earlier process of this agent has sent the gradients of: it will be
+            # committed, and the agent is told so under the lease that it has now.
+            exchange.lease = lease.lease
+            actions: list[WorkerAction] = [Duplicate("Activations")]
+            if exchange.outputs is not None and exchange.state is ExchangeState.OUTPUTS:
+                actions.append(Publish(AgentTopics(lease.agent).down_outputs, exchange.outputs, repeated=True))
+            return actions
+        try:
+            self._check_activations(lease, message)
+        except WireError as error:
+            raise ContentRefused(str(error)) from error
+        if run.scheduler.num_of(lease.agent) >= run.limits.credits:
+            return [Refused("credits", f"{lease.agent} sends more than its {run.limits.credits} credits")]
+        run.scheduler.add(Exchange(key, lease.lease, message, ExchangeState.ACTIVATIONS, message.num_samples, now))
+        return []
+
+    def _check_activations(self, lease: Lease, message: Activations) -> None:
+        given = [name for name, _ in message.tensors]
+        manifest = self._run.manifest
+        specs = manifest.modalities
+        if not given or len(set(given)) != len(given) or not set(given) <= set(specs):
+            raise MalformedMessage(f"modalities {given} are not some of {sorted(specs)}, each at most once")
+        if message.mode is Mode.TRAIN and message.step >= lease.total_steps:
+            raise MalformedMessage(f"step {message.step} of an agent that has {lease.total_steps}")
+        if not 1 <= message.num_samples <= manifest.microbatch_samples:
+            raise MalformedMessage(
+                f"{message.num_samples} samples in a microbatch of at most {manifest.microbatch_samples}"
+            )
+        for name, tensor in message.tensors:
+            shape = (message.num_samples, specs[name].num_tokens, manifest.width)
+            check_tensor(tensor, shape=shape, codec=lease.codecs.activations, what=f"activations of {name}")
+
+    def gradients(self, lease: Lease, message: OutputGradients, now: float) -> list[WorkerAction]:
+        """Take a microbatch's output gradients.
+
+        Raises:
+            ContentRefused: When they are not what the manifest says.
+        """
+        scheduler = self._run.scheduler
+        key = Key(lease.agent, Mode.TRAIN, message.step)
+        if key.step in self._run.ledger.of(lease.agent):
+            return [Duplicate("OutputGradients"), self._commit_again(lease, key.step)]
+        exchange = scheduler.exchanges.get(key)
+        if exchange is None or exchange.lease != lease.lease:
+            resend = Resend(lease.lease, key.step, Mode.TRAIN, ResendReason.UNKNOWN)
+            return [Publish(AgentTopics(lease.agent).down_control, resend)]
+        after = next_state(Mode.TRAIN, exchange.state, OutputGradients)
+        if after is None or exchange.outputs is None:
+            return [Refused("state", f"OutputGradients in state {exchange.state.name}")]
+        if after is exchange.state:
+            return [Duplicate("OutputGradients")]
+        if message.version != exchange.outputs.version:
+            # The agent has taken late outputs for the last ones, and would wait for a commit in vain.
+            outputs = Publish(AgentTopics(lease.agent).down_outputs, exchange.outputs, repeated=True)
+            return [Refused("version", "gradients of other outputs than the last ones"), outputs]
+        shape = (exchange.num_samples, len(self._run.manifest.task.classes))
+        try:
+            check_tensor(message.gradients, shape=shape, codec=lease.codecs.output_gradients, what="output gradients")
+        except WireError as error:
+            raise ContentRefused(str(error)) from error
+        exchange.received_at = now
+        scheduler.take_gradients(exchange, message.gradients, now)
+        return []
+
+    def _commit_again(self, lease: Lease, step: int) -> Publish:
+        commit = ActivationGradients(lease.lease, step, self._run.scheduler.window, 0.0, ())
+        return Publish(AgentTopics(lease.agent).down_gradients, commit, repeated=True)
+
+    # To the agents --------------------------------------------------------------------------------------------
+
+    def forwarded(self, group: int, outputs: dict[Key, EncodedTensor], version: int, now: float) -> list[WorkerAction]:
+        """Send the outputs of a forward pass, each to its agent."""
+        actions: list[WorkerAction] = []
+        for exchange in self._run.scheduler.forwarded(group, tuple(outputs), version):
+            message = Outputs(
+                exchange.lease,
+                exchange.key.step,
+                exchange.key.mode,
+                version,
+                max(now - exchange.received_at, 0.0),
+                outputs[exchange.key],
+            )
+            exchange.outputs = message if exchange.key.mode is Mode.TRAIN else None
+            actions.append(Publish(AgentTopics(exchange.key.agent).down_outputs, message))
+        return actions
+
+    def tell_committed(self, exchanges: Iterable[Exchange], window: int, now: float) -> list[WorkerAction]:
+        """Tell the agents of committed microbatches, those that still hold leases."""
+        actions: list[WorkerAction] = []
+        for exchange in exchanges:
+            if self._run.leases.numbered(exchange.lease) is not None:
+                server_s = max(now - exchange.received_at, 0.0)
+                commit = ActivationGradients(exchange.lease, exchange.key.step, window, server_s, ())
+                actions.append(Publish(AgentTopics(exchange.key.agent).down_gradients, commit))
+        return actions
+
+    def ask_again(self, exchanges: Iterable[Exchange]) -> list[WorkerAction]:
+        """Ask for activations again whose graphs are of no use any more."""
+        return [
+            Publish(
+                AgentTopics(exchange.key.agent).down_control,
+                Resend(exchange.lease, exchange.key.step, exchange.key.mode, ResendReason.STALE),
+            )
+            for exchange in exchanges
+        ]

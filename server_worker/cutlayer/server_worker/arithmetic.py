@@ -1,0 +1,170 @@
+"""Does a session's work items on an engine: decodes, computes, encodes, and reports back to the session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutlayer.broker.actions import WorkerAction
+from cutlayer.broker.errors import RunError, WireError
+from cutlayer.broker.messages import Mode
+from cutlayer.broker.tensors import decode_tensor, encode_tensor
+from cutlayer.broker.work import Backward, Forward, Key, Release
+from cutlayer.broker.worker_session import WorkerSession
+from cutlayer.server_worker.counting_engine import CountingEngine
+from cutlayer.server_worker.engine import CommitResult, Engine, ForwardItem
+from cutlayer.server_worker.events import EventHandler, StageTimed, WindowCommitted
+
+__all__ = ["Arithmetic"]
+
+
+class Arithmetic:
+    """The arithmetic of one worker.
+
+    Args:
+        session: The conversation; told of each result.
+        engine: Does the sums.
+        do: Does the session's actions.
+        emit: Takes events.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        engine: Does the sums.
+        last_commit_at: When the last window was committed.
+    """
+
+    def __init__(
+        self,
+        session: WorkerSession,
+        engine: Engine | CountingEngine,
+        do: Callable[[list[WorkerAction]], None],
+        emit: EventHandler,
+        clock: Callable[[], float],
+    ) -> None:
+        self.engine = engine
+        self.last_commit_at: float | None = None
+        self._session = session
+        self._do = do
+        self._emit = emit
+        self._clock = clock
+        self._groups: dict[int, int] = {}
+
+    def forward(self, work: Forward) -> None:
+        """Run microbatches forward and send their outputs."""
+        items: list[ForwardItem] = []
+        mode: Literal["train", "eval"] = "train" if work.mode is Mode.TRAIN else "eval"
+        with self.timed("decode", 0):
+            for key, message in work.microbatches:
+                try:
+                    tokens = {
+                        name: decode_tensor(tensor, what=f"activations of {name}") for name, tensor in message.tensors
+                    }
+                except WireError as error:
+                    self._do(self._session.fail_content(key, str(error)))
+                    continue
+                items.append(ForwardItem(_engine_key(key), mode, tokens))
+        if not items:
+            return
+        with self.timed("forward", sum(item.num_samples for item in items)):
+            forwarded = self.engine.forward(items)
+        if forwarded.refused and not forwarded.outputs and not self._is_sound(items[0]):
+            raise RunError(_diverged("outputs", forwarded.version))
+        for key, _ in work.microbatches:
+            if _engine_key(key) in forwarded.refused:
+                self._do(self._session.fail_content(key, "its activations give outputs that are not finite"))
+        if forwarded.group_id is not None:
+            self._groups[work.group] = forwarded.group_id
+        with self.timed("encode", 0):
+            outputs = {
+                key: encode_tensor(self._output_codec(key), forwarded.outputs[_engine_key(key)])
+                for key, _ in work.microbatches
+                if _engine_key(key) in forwarded.outputs
+            }
+        self._do(self._session.forwarded(work.group, outputs, forwarded.version, self._clock()))
+
+    def _is_sound(self, like: ForwardItem) -> bool:
+        """Whether the weights give finite outputs for zeros: then it is the activations that do not."""
+        zeros = {name: np.zeros_like(tokens) for name, tokens in like.tokens.items()}
+        return not self.engine.forward([ForwardItem(("", "eval", 0), "eval", zeros)]).refused
+
+    def backward(self, work: Backward) -> None:
+        """Add a group's gradients to the open window."""
+        gradients: dict[Hashable, NDArray[np.float32]] = {}
+        for key, tensor in work.gradients:
+            try:
+                gradients[_engine_key(key)] = decode_tensor(tensor, what="output gradients")
+            except WireError as error:
+                self._do(self._session.fail_content(key, str(error)))
+                return  # the session has taken the member out of its group and asks again
+        with self.timed("backward", sum(len(gradient) for gradient in gradients.values())):
+            result = self.engine.backward(self._groups[work.group], gradients, last=work.last)
+        if result.refused:
+            raise RunError(_diverged("gradients", self.engine.version))
+        if work.last:
+            del self._groups[work.group]
+        self._do(self._session.backward_done(work.group, self._clock()))
+
+    def release(self, work: Release) -> None:
+        """Free a graph that nobody needs."""
+        if work.group in self._groups:
+            self.engine.release(self._groups.pop(work.group))
+
+    def forget_groups(self) -> None:
+        """Take notice that the engine has dropped all graphs."""
+        self._groups.clear()
+
+    def step(self, num_samples: int, progress: float | None) -> CommitResult:
+        """Take an optimizer step on the window's gradient sums.
+
+        Raises:
+            RunError: When training has diverged.
+        """
+        with self.timed("commit", num_samples):
+            result = self.engine.commit(num_samples, progress)
+        if not result.applied:
+            raise RunError(_diverged("gradients", result.version))
+        self.last_commit_at = self._clock()
+        return result
+
+    def emit_committed(self, result: CommitResult, num_samples: int, num_microbatches: int) -> None:
+        """Tell of a window that the session knows to be committed."""
+        self._emit(
+            WindowCommitted(
+                window=self._session.window,
+                num_samples=num_samples,
+                num_microbatches=num_microbatches,
+                version=result.version,
+                gradient_norm=result.gradient_norm,
+                learning_rate=result.learning_rate,
+                live_samples=self.engine.live_samples,
+            )
+        )
+
+    def _output_codec(self, key: Key) -> str:
+        lease = self._session.leases.of(key.agent)
+        codecs = self._session.manifest.codecs if lease is None else lease.codecs
+        return codecs.outputs
+
+    @contextmanager
+    def timed(self, stage: str, num_samples: int) -> Iterator[None]:
+        """Tell how long a stage takes."""
+        start = time.perf_counter()
+        yield
+        self._emit(StageTimed(stage, time.perf_counter() - start, num_samples))
+
+
+def _engine_key(key: Key) -> tuple[str, str, int]:
+    # Plain values: the key seeds modality dropout by its repr, which must be the same in every process.
+    return key.agent, key.mode.value, key.step
+
+
+def _diverged(what: str, version: int) -> str:
+    return (
+        f"training has diverged: {what} are not finite at version {version} of the weights\n"
+        "  fix: lower [optimizer] lr, or set clip_norm; then start the run again, or --resume an earlier checkpoint"
+    )

@@ -1,0 +1,195 @@
+"""A worker's rounds with the other replicas of its pool: joins, begins, and does what a round has decided."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import cast
+
+from cutlayer.broker.actions import WorkerAction
+from cutlayer.broker.errors import RunError
+from cutlayer.broker.ledger import Ledger
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.pool_round import Verdict
+from cutlayer.broker.work import Commit
+from cutlayer.broker.worker_session import WorkerSession
+from cutlayer.server_worker.arithmetic import Arithmetic
+from cutlayer.server_worker.checkpoint import Checkpoint
+from cutlayer.server_worker.events import EventHandler, RoundEnded, StateTakenOver
+from cutlayer.server_worker.pool import Pool, RoundResult, RoundTask
+
+__all__ = ["Rounds", "compare_manifests"]
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_S = 1.0
+"""A worker that joins says so often that it does."""
+
+
+class Rounds:
+    """The rounds of one worker.
+
+    Args:
+        pool: Where the replicas meet.
+        session: The conversation.
+        arithmetic: The engine and its graphs.
+        snapshot: Makes a checkpoint of the worker.
+        do: Does the session's actions.
+        emit: Takes events.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        is_member: Whether the first round is over: the worker has the pool's weights, and may serve.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        session: WorkerSession,
+        arithmetic: Arithmetic,
+        snapshot: Callable[[], Checkpoint],
+        do: Callable[[list[WorkerAction]], None],
+        emit: EventHandler,
+        clock: Callable[[], float],
+    ) -> None:
+        self._pool = pool
+        self._session = session
+        self._arithmetic = arithmetic
+        self._snapshot = snapshot
+        self._do = do
+        self._emit = emit
+        self._clock = clock
+        self._begun_at: float | None = None
+        self._announced_at = 0.0
+        self._generation = 0
+        self._was_failing = False
+        self.is_member = False
+
+    def next_poll(self, now: float) -> float | None:
+        """Return when to ask for the round's result, or None without one."""
+        return None if self._begun_at is None else now + self._pool.poll_s
+
+    def join(self, now: float) -> None:
+        """Ask the others for a first round, again and again until it is over."""
+        if self._begun_at is None:
+            # A checkpoint counts only where nobody serves: or an old one could take the place of what is trained now.
+            self._pool.start_from(0 if self._session.num_other_workers else self._session.window)
+            self._begin(None, now)
+        elif now >= self._announced_at + ANNOUNCE_S:
+            self._announced_at = now
+            self._do(self._session.round_begun(now))
+
+    def begin(self, work: Commit, now: float) -> None:
+        """Start a round for a window."""
+        self._begin(work.is_due, now)
+
+    def _begin(self, is_due: bool | None, now: float) -> None:
+        engine = self._arithmetic.engine
+        digest = "" if is_due is None else engine.fingerprint()
+        part = self._session.part(digest, engine.gradients_present(), is_due=is_due)
+        self._begun_at = self._announced_at = now
+        self._pool.begin(
+            RoundTask(
+                part,
+                engine.gradient_sums(),
+                self._session.ledger,
+                self._session.manifest.window.mode == "synchronous",
+                self._snapshot,
+            )
+        )
+        self._do(self._session.round_begun(now))
+
+    def poll(self, now: float) -> bool:
+        """Do what the round has decided, once it is over.
+
+        Returns:
+            Whether it is over now and has committed a window.
+
+        Raises:
+            RunError: When this replica's weights differ from the pool's, or its settings do, or training has diverged.
+        """
+        if self._begun_at is None:
+            return False
+        result = self._pool.poll()
+        if result is None:
+            return False
+        seconds, self._begun_at = now - self._begun_at, None
+        self._emit(RoundEnded(seconds, len(result.workers), bool(result.failure)))
+        if result.failure:
+            self._failed(result, now)
+            return False
+        if self._was_failing or result.generation != self._generation:
+            log.info("the pool is %s now", ", ".join(sorted(result.workers)))
+        self._was_failing, self._generation = False, result.generation
+        verdict = result.verdict
+        assert verdict is not None, "a round that has not failed has a verdict"
+        if self._session.name in verdict.differing:
+            raise RunError(
+                f"this worker's weights differ from its pool's at window {self._session.window}\n"
+                "  fix: start it again: it takes over the pool's weights; tell the developers, with both workers' logs"
+            )
+        if result.taken_over is not None:
+            self._take_over(result.taken_over, result.generation, now)
+        self.is_member = True
+        if not verdict.commits:
+            if self._session.name in verdict.rejected:
+                self._arithmetic.engine.drop_gradients()
+            self._do(self._session.round_failed(verdict, result.generation, now))
+            return False
+        self._commit(result, verdict, now)
+        return True
+
+    def _failed(self, result: RoundResult, now: float) -> None:
+        if not self._was_failing:
+            log.warning("the pool's round has failed (%s); trying again", result.failure)
+        self._was_failing = True
+        self._do(self._session.round_failed(None, result.generation or self._generation, now))
+
+    def _commit(self, result: RoundResult, verdict: Verdict, now: float) -> None:
+        assert result.sums is not None, "a window that closes has sums"
+        self._arithmetic.engine.set_gradient_sums(result.sums, verdict.present)
+        step = self._arithmetic.step(verdict.num_samples, self._session.progress(verdict))
+        self._do(self._session.round_committed(verdict, step.version, result.generation, now))
+        self._arithmetic.emit_committed(step, verdict.num_samples, len(verdict.steps))
+
+    def _take_over(self, checkpoint: Checkpoint, generation: int, now: float) -> None:
+        """Continue from another replica's state.
+
+        Raises:
+            RunError: When it is of a run with other settings.
+        """
+        manifest = Manifest.from_bytes(str(checkpoint.meta["manifest"]).encode())
+        if difference := compare_manifests(self._session.manifest, manifest):
+            raise RunError(
+                f"the pool trains a run with other settings ({difference})\n  fix: give the same --run and flags to all"
+            )
+        engine = self._arithmetic.engine
+        try:
+            engine.load_state_dict(checkpoint.state)
+        except ValueError as error:
+            raise RunError(f"the pool trains another model: {error}\n  fix: give the same --run to all") from error
+        self._arithmetic.forget_groups()
+        self._do(
+            self._session.take_over(
+                manifest,
+                Ledger.from_bytes(checkpoint.ledger),
+                cast("dict[str, int]", checkpoint.meta["known_samples"]),
+                window=cast("int", checkpoint.meta["window"]),
+                version=engine.version,
+                committed_samples=cast("int", checkpoint.meta["committed_samples"]),
+                generation=generation,
+                now=now,
+            )
+        )
+        log.info("took over the pool's weights at window %d", self._session.window)
+        self._emit(StateTakenOver(self._session.window))
+
+    def close(self) -> None:
+        """Leave the pool."""
+        self._pool.close()
+
+
+def compare_manifests(ours: Manifest, theirs: Manifest) -> str:
+    """Return the names of the settings in which two runs differ, their ids apart; empty for none."""
+    new, saved = ours.model_dump(exclude={"run_id"}), theirs.model_dump(exclude={"run_id"})
+    return ", ".join(key for key in new if new[key] != saved[key])

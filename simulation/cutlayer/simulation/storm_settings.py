@@ -1,0 +1,131 @@
+"""What a storm is: how many agents, what may happen to them, and what each seed draws of it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cutlayer.broker.faults import LinkFaults
+
+__all__ = ["StormLimits", "StormSettings", "Weather", "draw_weather"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StormLimits:
+    """What nothing may exceed, however bad the weather.
+
+    Attributes:
+        scheduled_packets_per_agent: Packets under way in the whole network, acknowledgements included, for each agent.
+        agent_packets: Packets that wait at one agent, in either direction.
+        worker_packets_per_agent: Packets that wait at the worker, in either direction, for each agent.
+        agent_unfinished_bytes: Bytes that one agent keeps for messages that are not whole yet.
+        worker_unfinished_bytes_per_agent: Bytes that the worker keeps for the same, for each agent.
+    """
+
+    scheduled_packets_per_agent: int = 40
+    agent_packets: int = 200
+    worker_packets_per_agent: int = 20
+    agent_unfinished_bytes: int = 64 * 1024
+    worker_unfinished_bytes_per_agent: int = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StormSettings:
+    """What may happen; each seed draws from it.
+
+    Attributes:
+        num_agents: Virtual agents.
+        num_workers: Workers; more than one form a pool.
+        most_steps: Training steps of an agent, at the most.
+        microbatch_samples: Samples of a step, at the most.
+        credits: Microbatches that an agent may have outstanding.
+        arrival_s: Most agents come within so many seconds.
+        late_share: Share of the agents that come after that.
+        late_s: The last of them comes so many seconds later.
+        kill_share: SIGKILLs of agents, as a share of their number, at the most.
+        death_share: Share of those kills after which nobody comes back.
+        most_away_s: Others come back, as a new incarnation, within so many seconds.
+        most_worker_kills: SIGKILLs of workers; each comes back from its last checkpoint.
+        most_cuts: Connections that break, the workers' among them.
+        most_broker_stops: Restarts of the broker, which forgets everything.
+        trouble_s: All that happens within so many seconds.
+        grace_s: Seconds that the worker waits for an agent that has vanished.
+        max_virtual_s: Seconds after which a run counts as stuck.
+        full_check_share: Share of the events after which everything is checked, and not only what the event touched.
+        limits: What nothing may exceed.
+    """
+
+    num_agents: int = 200
+    num_workers: int = 1
+    most_steps: int = 3
+    microbatch_samples: int = 4
+    credits: int = 2
+    arrival_s: float = 3.0
+    late_share: float = 0.1
+    late_s: float = 3.0
+    kill_share: float = 0.2
+    death_share: float = 0.25
+    most_away_s: float = 8.0
+    most_worker_kills: int = 2
+    most_cuts: int = 30
+    most_broker_stops: int = 1
+    trouble_s: float = 10.0
+    grace_s: float = 20.0
+    max_virtual_s: float = 1_800.0
+    full_check_share: float = 0.002
+    limits: StormLimits = field(default_factory=StormLimits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weather:
+    """What one seed has drawn.
+
+    Attributes:
+        mode: Kind of window.
+        window_samples: Samples that close an asynchronous window.
+        faults: What every link does, in both directions.
+        codec: Of the activations.
+        max_packet_bytes: The broker's limit; below the size of an uncompressed microbatch, so that some are cut.
+        checkpoint_every_windows: Windows from one checkpoint to the next.
+        num_kills: SIGKILLs of agents.
+        num_worker_kills: SIGKILLs of the worker.
+        num_cuts: Connections that break.
+        num_broker_stops: Restarts of the broker.
+    """
+
+    mode: Literal["asynchronous", "synchronous"]
+    window_samples: int
+    faults: LinkFaults
+    codec: str
+    max_packet_bytes: int
+    checkpoint_every_windows: int
+    num_kills: int
+    num_worker_kills: int
+    num_cuts: int
+    num_broker_stops: int
+
+
+def draw_weather(seed: int, settings: StormSettings, rng: random.Random) -> Weather:
+    """Draw the weather of a seed: from a breeze to a hurricane, so that faults meet in all proportions."""
+    force = rng.random()
+    faults = LinkFaults(
+        seed=seed,
+        loss=0.08 * force * rng.random(),
+        duplication=0.2 * force * rng.random(),
+        reordering=0.3 * force * rng.random(),
+        delay_s=rng.choice((0.001, 0.02, 0.1)),
+        jitter_s=rng.choice((0.0, 0.05, 0.3)),
+    )
+    return Weather(
+        mode="synchronous" if rng.random() < 0.3 else "asynchronous",
+        window_samples=rng.choice((64, 128, 512)),
+        faults=faults,
+        codec=rng.choice(("int8+zstd", "int8", "fp16", "identity")),
+        max_packet_bytes=rng.choice((2_048, 4_096, 1_000_000)),
+        checkpoint_every_windows=rng.randint(1, 4),
+        num_kills=rng.randint(0, int(settings.kill_share * settings.num_agents)),
+        num_worker_kills=rng.randint(0, settings.most_worker_kills),
+        num_cuts=rng.randint(0, settings.most_cuts),
+        num_broker_stops=rng.randint(0, settings.most_broker_stops),
+    )
