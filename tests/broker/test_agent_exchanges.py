@@ -391,8 +391,8 @@ def test_a_worker_that_answers_the_hellos_keeps_what_its_window_waits_for() -> N
         desk.tick_at(due)
         desk.now += 0.1
         desk.welcome(first, desk.leases[first])
-    assert holder(desk) == first
-    assert not desk.worker(first).is_silent
+        assert holder(desk) == first
+        assert not desk.worker(first).is_silent
 
 
 def test_a_silent_worker_is_given_nothing_new_until_it_says_anything() -> None:

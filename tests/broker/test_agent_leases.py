@@ -314,6 +314,15 @@ def test_when_one_worker_is_lost_the_others_are_asked_what_is_committed() -> Non
     assert topics == {"cutlayer/workers/w0/inbox/clinic/07", "cutlayer/workers/w2/inbox/clinic/07"}
 
 
+def test_a_worker_is_asked_for_its_ledger_until_it_tells_it() -> None:
+    desk = Desk("w0", "w1")
+    desk.online("w1", online=False)
+    assert desk.session.next_deadline() == 2.0
+    assert kinds(desk.tick_at(2.0)) == ["Hello"]
+    desk.welcome("w0", desk.leases["w0"])
+    assert desk.session.next_deadline() is None
+
+
 def test_a_welcome_under_the_same_lease_tells_what_is_committed_by_now() -> None:
     desk = Desk("w0")
     desk.submit(0)

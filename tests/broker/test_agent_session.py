@@ -66,6 +66,43 @@ def test_training_done_is_told_again_until_the_run_moves_on() -> None:
     assert desk.tick_at(100.0) == []
 
 
+def test_training_that_is_withdrawn_is_not_told_done_until_the_driver_says_so() -> None:
+    desk = Desk("w0")
+    desk.session.training_done(0.0)
+    desk.session.withdraw_training()
+    assert desk.session.next_deadline() is None
+    assert desk.tick_at(100.0) == []
+    assert kinds(desk.session.training_done(100.0)) == ["TrainingDone"]
+
+
+def test_a_worker_whose_ledger_is_behind_is_given_time_before_it_is_told_again() -> None:
+    """Or word that it lacks a step, and the other's that it has it, would go to and fro as fast as the network does."""
+    desk = Desk("w0", "w1")
+    assert kinds(desk.session.training_done(0.0)) == ["TrainingDone", "TrainingDone"]
+    desk.welcome("w1", desk.leases["w1"], committed=((0, 3),))
+    desk.session.withdraw_training()
+    assert desk.session.training_done(0.1) == []
+    assert desk.session.next_deadline() == 5.0
+    assert len(messages(desk.tick_at(5.0), TrainingDone)) == 2
+
+
+def test_a_worker_with_a_new_lease_is_told_at_once() -> None:
+    desk = Desk("w0")
+    desk.session.training_done(0.0)
+    desk.online("w1")
+    desk.welcome("w1")
+    assert len(messages(desk.session.training_done(0.1), TrainingDone)) == 2
+
+
+def test_training_done_is_told_again_to_those_alone_that_have_not_moved_on() -> None:
+    desk = Desk("w0", "w1")
+    desk.session.training_done(0.0)
+    desk.phase(RunPhase.EVALUATING, "w0")
+    assert [message.lease for message in messages(desk.tick_at(5.0), TrainingDone)] == [desk.leases["w1"]]
+    desk.phase(RunPhase.EVALUATING, "w1")
+    assert desk.tick_at(100.0) == []
+
+
 def test_training_is_not_done_any_more_under_a_new_lease_until_the_driver_says_so() -> None:
     """The worker may have been resumed from a checkpoint that knows of fewer steps."""
     desk = Desk("w0")

@@ -90,6 +90,15 @@ def test_the_wait_has_bounds(pace_s: float, wait_s: float) -> None:
     assert asks_of(watch, came_at)[0] == pytest.approx(wait_s)
 
 
+def test_pieces_that_come_at_once_are_known_to_be_fast() -> None:
+    watch = ChunkWatch()
+    assert watch.tick(7.0) == []
+    for number in range(10):
+        watch.piece_came(KEY, number + 1, COUNT)
+    assert watch.tick(8.0) == []
+    assert asks_of(watch, 8.0)[0] == pytest.approx(SHORTEST_WAIT_S)
+
+
 def test_the_pace_of_a_sender_is_known_at_its_next_message_and_no_others() -> None:
     watch = ChunkWatch()
     came_at = fed(watch, KEY, 0.2, 20)

@@ -140,11 +140,11 @@ def test_copies_and_late_pieces_have_nothing_sent_again() -> None:
 
 
 def test_a_slow_link_that_loses_nothing_costs_next_to_nothing_more() -> None:
-    """Pieces that take 8 s each: the worker asks once or twice until it knows, and the agent knows better."""
+    """Pieces that take 8 s each: the worker asks a few times until it knows, and the agent knows better."""
     parties = Parties(up=LinkFaults(bytes_per_s=125), down=LinkFaults(delay_s=0.5))
     parties.agent.send(Publish(UP, activations()))
     assert parties.run(600.0) == [activations()]
-    assert parties.packets_of(MissingChunks) <= 2
+    assert 0 < parties.packets_of(MissingChunks) <= 3
     assert {row.kind for row in parties.agent.traffic.snapshot() if row.direction is Direction.UP} == {"Activations"}
 
 

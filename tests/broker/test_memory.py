@@ -10,6 +10,7 @@ import pytest
 from cutlayer.broker.errors import IdentityTaken
 from cutlayer.broker.faults import LinkFaults
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
+from cutlayer.broker.mqtt_packets import PUBACK_BYTES, connect_size, subscribe_size
 from cutlayer.broker.transport import Connected, Disconnected, Received, TransportEvent, Will
 from support.manual_clock import ManualClock
 
@@ -247,6 +248,59 @@ def test_the_queue_is_bounded() -> None:
     client = MemoryTransport(world.broker, "client", max_queued_messages=2)
     assert [client.publish("a", b"x") > 0 for _ in range(4)] == [True, True, False, False]
     assert client.wire.dropped_packets == 2
+
+
+def test_client_says_when_it_has_news_once_until_they_are_taken() -> None:
+    world = World()
+    receiver, sender = world.transport("receiver", "a"), world.transport("sender")
+    receiver.poll()
+    told: list[int] = []
+    receiver.on_news = lambda: told.append(receiver.num_events)
+    for payload in (b"1", b"2"):
+        sender.publish("a", payload)
+    assert (told, receiver.num_events) == ([1], 2)
+    assert payloads(receiver.poll()) == [b"1", b"2"]
+    assert receiver.num_events == 0
+    sender.publish("a", b"3")
+    assert told == [1, 1]
+
+
+def test_packets_on_their_way_are_counted() -> None:
+    world = World()
+    sender = world.transport("sender", up=SLOW)
+    world.settle()
+    assert (sender.num_on_their_way, world.broker.num_scheduled) == (0, 0)
+    sender.publish("a", b"x")
+    assert sender.num_on_their_way == 1
+    assert world.broker.num_scheduled > 0
+    world.settle()
+    assert (sender.num_on_their_way, world.broker.num_scheduled) == (0, 0)
+
+
+def test_broker_shows_each_packet_that_reaches_it_wills_included() -> None:
+    world = World()
+    seen: list[tuple[str, bytes]] = []
+    world.broker.on_publish = lambda packet: seen.append((packet.topic, packet.payload))
+    agent = world.transport("agent", will=Will("state", b"offline"))
+    agent.publish("a", b"x", qos=0)
+    world.broker.cut("agent")
+    assert seen == [("a", b"x"), ("state", b"offline")]
+
+
+def test_retained_packets_come_once_and_at_the_best_of_the_qos_asked_for() -> None:
+    world = World()
+    sender = world.transport("sender")
+    sender.publish("a/b", b"x", retain=True)
+    receiver = MemoryTransport(world.broker, "receiver")
+    receiver.subscribe("a/+", qos=0)
+    receiver.subscribe("#", qos=1)
+    receiver.connect(None)
+    events = [event for event in receiver.poll() if isinstance(event, Received)]
+    assert [(event.topic, event.payload, event.retain) for event in events] == [("a/b", b"x", True)]
+    assert (
+        receiver.wire.sent_bytes
+        == connect_size("receiver", protocol="3.1.1") + subscribe_size(["a/+", "#"], protocol="3.1.1") + PUBACK_BYTES
+    )
 
 
 def test_threads_with_a_real_clock_wake_each_other_across_a_slow_link() -> None:

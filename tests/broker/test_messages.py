@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutlayer.broker.agent_session import MAX_WORKERS
+from cutlayer.broker.agent_workers import MAX_WORKERS
 from cutlayer.broker.errors import MalformedMessage, OversizedMessage, WireError, WrongVersion
 from cutlayer.broker.messages import (
     MAX_EVALUATIONS,

@@ -79,12 +79,12 @@ def user(url: str, name: str, password: str) -> Client:
 def test_the_acl_lets_an_agent_and_a_worker_do_their_work(guarded: str) -> None:
     agent_topics, worker_topics = AgentTopics("clinic/07"), WorkerTopics("w1")
     with user(guarded, "clinic-07", "a") as agent, user(guarded, "worker", "w") as worker:
-        worker.connect(None, worker_topics.inbox, agent_topics.state, "clinic/07/up/#")
+        worker.connect(None, worker_topics.inboxes, agent_topics.state, "clinic/07/up/#")
         agent.connect(None, RUN, WORKER_STATES, "clinic/07/down/#", agent_topics.state)
         for topic in (RUN, worker_topics.state, "clinic/07/down/outputs"):
             worker.transport.publish(topic, b"down")
         assert {event.topic for event in agent.receive(3)} == {RUN, worker_topics.state, "clinic/07/down/outputs"}
-        for topic in (worker_topics.inbox, agent_topics.state, "clinic/07/up/w1/activations"):
+        for topic in (worker_topics.inbox_of("clinic/07"), agent_topics.state, "clinic/07/up/w1/activations"):
             agent.transport.publish(topic, b"up")
         assert len(worker.receive(3)) == 3
         agent.delivered()
@@ -99,6 +99,14 @@ def test_the_acl_keeps_an_agent_out_of_anothers_topics(guarded: str) -> None:
         worker.transport.publish("clinic/08/up/w1/activations", b"not for 07")
         agent.expect_nothing()
         agent.transport.publish("clinic/08/up/w1/activations", b"forged")
+        assert isinstance(agent.fatal(), NotAuthorized)
+
+
+@mosquitto_test
+def test_the_acl_keeps_an_agent_from_asking_in_anothers_name(guarded: str) -> None:
+    with user(guarded, "clinic-07", "a") as agent:
+        agent.connect()
+        agent.transport.publish(WorkerTopics("w1").inbox_of("clinic/08"), b"forged")
         assert isinstance(agent.fatal(), NotAuthorized)
 
 

@@ -10,7 +10,22 @@ from paho.mqtt.client import topic_matches_sub
 from cutlayer.broker.topic_map import TopicMap
 
 TOPICS = ["a", "a/b", "a/b/c", "a/c", "b", "b/b", "$SYS/x", "a//c", "/a"]
-FILTERS = ["a", "a/b", "a/+", "a/#", "#", "+", "+/b", "+/+/c", "a/b/#", "$SYS/#", "$SYS/+", "+/x", "nothing/#", "a/b/c/+"]
+FILTERS = [
+    "a",
+    "a/b",
+    "a/+",
+    "a/#",
+    "#",
+    "+",
+    "+/b",
+    "+/+/c",
+    "a/b/#",
+    "$SYS/#",
+    "$SYS/+",
+    "+/x",
+    "nothing/#",
+    "a/b/c/+",
+]
 
 
 def test_what_is_set_is_there_until_it_is_discarded() -> None:

@@ -36,7 +36,8 @@ def test_an_agents_topics_lie_below_its_own() -> None:
 def test_the_runs_own_topics() -> None:
     assert RUN == "cutlayer/run"
     assert WorkerTopics("w1").state == "cutlayer/workers/w1/state"
-    assert WorkerTopics("w1").inbox == "cutlayer/workers/w1/inbox"
+    assert WorkerTopics("w1").inboxes == "cutlayer/workers/w1/inbox/#"
+    assert WorkerTopics("w1").inbox_of("clinic/07") == "cutlayer/workers/w1/inbox/clinic/07"
     assert model_chunk("abc", 3) == "cutlayer/model/abc/3"
 
 
@@ -49,7 +50,10 @@ def test_the_filters_match_the_names_that_they_are_for_and_no_others() -> None:
     for name in (topics.down_outputs, topics.down_gradients, topics.down_control):
         assert topic_matches_sub(topics.down_all, name)
     assert topic_matches_sub(WORKER_STATES, WorkerTopics("w1").state)
-    assert not topic_matches_sub(WORKER_STATES, WorkerTopics("w1").inbox)
+    inbox = WorkerTopics("w1").inbox_of("clinic/07")
+    assert topic_matches_sub(WorkerTopics("w1").inboxes, inbox)
+    assert not topic_matches_sub(WorkerTopics("w2").inboxes, inbox)
+    assert not topic_matches_sub(WORKER_STATES, inbox)
     assert topic_matches_sub(model_chunks("abc"), model_chunk("abc", 3))
     assert not topic_matches_sub(model_chunks("abc"), model_chunk("abd", 3))
 
@@ -108,6 +112,7 @@ def test_a_workers_name_has_one_level(name: str) -> None:
         "clinic/07/up/telemetry",
         "clinic/07/down/control",
         "clinic/07/state",
+        "cutlayer/workers/w1/inbox/clinic/07",
     ],
 )
 def test_the_agent_of_each_of_its_topics_is_known(topic: str) -> None:
@@ -120,6 +125,12 @@ def test_the_agent_of_each_of_its_topics_is_known(topic: str) -> None:
         RUN,
         "cutlayer/workers/w1/state",
         "cutlayer/workers/w1/inbox",
+        "cutlayer/workers/w1/inbox/cutlayer/07",
+        "cutlayer/workers/w1/inbox/clinic/up",
+        "cutlayer/workers/w1/inbox//07",
+        "cutlayer/workers/w1/window",
+        "cutlayer/workers/w1/outbox/clinic/07",
+        "cutlayer/other/w1/inbox/clinic/07",
         "cutlayer/up/w1/activations",
         "clinic/07",
         "clinic/07/other",
@@ -141,7 +152,9 @@ def test_a_state_below_up_is_its_agents_and_no_agent_of_its_own() -> None:
     assert agent_of("clinic/07/up/w1/state") == "clinic/07"
 
 
-LEVELS = st.sampled_from(["clinic", "07", "up", "down", "state", "cutlayer", "", "+", "telemetry", "x" * 65, "ä"])
+LEVELS = st.sampled_from(
+    ["clinic", "07", "up", "down", "state", "cutlayer", "", "+", "telemetry", "x" * 65, "ä", "workers", "inbox"]
+)
 
 
 @given(st.lists(LEVELS, max_size=8).map("/".join) | st.text(max_size=MAX_AGENT_TOPIC + 50))
@@ -149,4 +162,4 @@ def test_whoever_a_topic_belongs_to_can_be_answered(topic: str) -> None:
     agent = agent_of(topic)
     if agent is not None:
         AgentTopics(agent)
-        assert topic.startswith(agent + "/")
+        assert topic.startswith(agent + "/") or topic.endswith("/inbox/" + agent)

@@ -431,14 +431,28 @@ def test_gradients_of_other_outputs_than_the_last_are_refused_and_answered_with_
 
 
 def test_more_than_the_credits_is_refused_and_disturbs_nothing() -> None:
-    desk = Desk()
+    desk = Desk(samples=99)
     desk.join()
+    desk.join("b")
     for step in range(2):
         assert desk.activations(step=step) == []
+        desk.compute()
+        desk.gradients(step=step)
     assert label_of(desk.activations(step=2)) == "credits"
     assert label_of(desk.activations(step=0, mode=Mode.EVAL)) == "credits"
     assert desk.session.num_live == 2
-    assert len(desk.session.leases) == 1
+    assert len(desk.session.leases) == 2
+
+
+def test_a_step_beyond_the_credits_takes_the_place_of_the_oldest_that_its_agent_has_taken_back() -> None:
+    desk = Desk(samples=99)
+    desk.join()
+    desk.join("b")
+    desk.activations("b")
+    for step in (2, 3, 0):
+        assert desk.activations(step=step) == []
+    assert [(key.agent, key.step) for key in desk.session.live_keys()] == [("b", 0), ("a", 3), ("a", 0)]
+    assert label_of(desk.activations(step=0, mode=Mode.EVAL)) == "credits", "an evaluation takes nobody's place"
 
 
 # Leases that are not known -----------------------------------------------------------------------------------

@@ -151,10 +151,10 @@ def test_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().out.startswith("cutlayer 0.")
 
 
-def test_agents_of_different_topics_have_different_client_identifiers() -> None:
+def test_agents_of_different_topics_and_processes_have_different_client_identifiers() -> None:
     topics = ["clinic/07", "clinic-07", "clinic.07", "clinic_07", "clinic/0/7"]
-    identifiers = {client_identifier(topic) for topic in topics}
-    assert len(identifiers) == len(topics)
+    identifiers = {client_identifier(topic, incarnation) for topic in topics for incarnation in (1, 2)}
+    assert len(identifiers) == 2 * len(topics), "two processes of one topic can be connected at once"
     assert not any("/" in identifier or "#" in identifier for identifier in identifiers)
 
 
@@ -221,12 +221,28 @@ def test_run_that_the_data_do_not_fit_exits_with_4_and_says_why(tmp_path: Path, 
             assert "Traceback" not in agent.text()
 
 
-def test_second_agent_of_the_same_topic_ends_the_first(broker: BrokerProcess, tmp_path: Path) -> None:
-    with start(broker, tmp_path / "older", "twin/1") as older:
-        older.wait_for("connected to")
-        with start(broker, tmp_path / "newer", "twin/1") as newer:
-            assert older.exit_code() == 5
-            assert "edge-agent: another process now runs as 'twin/1'" in older.text()
-            assert "Traceback" not in older.text()
-            newer.wait_for("connected to")
-            assert newer.is_running()
+def test_second_agent_of_the_same_topic_ends_and_the_first_goes_on(broker: BrokerProcess, tmp_path: Path) -> None:
+    topic = "twin/1"
+    with start(broker, tmp_path / "first", topic) as first, mqtt_client(broker.url, "observer") as observer:
+        first.wait_for("connected to")
+        with start(broker, tmp_path / "second", topic) as second:
+            assert second.exit_code() == 5
+            assert f"edge-agent: another process now runs as {topic!r}" in second.text()
+            assert "Traceback" not in second.text()
+        assert first.is_running()
+        observer.connect(None, AgentTopics(topic).state)
+        (packet,) = observer.receive(1)
+        state = parse(packet.payload)
+        assert isinstance(state, AgentState)
+        assert state.online
+        assert state.answers > state.incarnation, "the first one has the last word"
+
+
+def test_agent_that_was_killed_can_be_started_again_at_once(broker: BrokerProcess, tmp_path: Path) -> None:
+    with start(broker, tmp_path / "first", "twin/2") as first:
+        first.wait_for("connected to")
+        first.send(signal.SIGKILL)
+        first.exit_code()
+    with start(broker, tmp_path / "second", "twin/2") as second:
+        second.wait_for("waiting for one")
+        assert second.is_running()

@@ -446,6 +446,37 @@ def test_agent_that_is_served_asks_no_more() -> None:
     assert received == 0, "a broker would send manifest and states with each SUBSCRIBE"
 
 
+def test_agent_that_loses_one_of_two_workers_goes_on_with_the_other_and_does_not_wait_for_a_run() -> None:
+    scene = Scene()
+    scene.enter()
+    digest = bytes.fromhex(scene.manifest.digest())
+    second = WorkerState(True, "w1", 1, digest, RunPhase.TRAINING, agents=0, version=0, reason="")
+    scene.retain(WorkerTopics("w1").state, second)
+    incarnation = hellos(scene)[0].incarnation
+    scene.until(Hello, 2)
+    scene.say(TOPICS.down_control, Welcome("w1", incarnation, LEASE + 1, 1, EXACT, (), RunPhase.TRAINING, 30.0))
+    scene.retain(WORKER.state, replace(second, online=False, worker="w0"))
+    num_activations = len(scene.all(Activations))
+    scene.until(Hello, 3)
+    assert scene.agent.is_leased
+    assert scene.agent._enrolment.due_at is None
+    activations = scene.all(Activations)[num_activations:]
+    assert [message.lease for message in activations if isinstance(message, Activations)] == [LEASE + 1] * len(
+        activations
+    )
+
+
+def test_agent_whose_lease_stands_after_another_connection_does_not_wait_for_a_run() -> None:
+    scene = Scene()
+    scene.enter()
+    num_hellos = len(scene.all(Hello))
+    scene.network.broker.cut(TOPICS.root)
+    hello = scene.until(Hello, num_hellos + 1)
+    assert isinstance(hello, Hello)
+    scene.say(TOPICS.down_control, Welcome("w0", hello.incarnation, LEASE, 1, EXACT, (), RunPhase.TRAINING, 30.0))
+    assert scene.agent._enrolment.due_at is None
+
+
 class Threads:
     """An agent whose `run` is in a thread, over a memory broker in real time."""
 

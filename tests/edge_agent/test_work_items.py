@@ -87,6 +87,28 @@ def test_steps_that_a_worker_has_forgotten_are_sent_again() -> None:
     assert steps(drain(items)) == [2, 3, 4, 5], "4 and 5 must not hold the credits that 2 and 3 need"
 
 
+def test_steps_that_are_taken_up_again_come_before_evaluations() -> None:
+    items = make(every_epochs=1)
+    taken = list(islice(iter(items.next, None), 2))
+    assert steps(taken) == [0, 1]
+    commit(items, 0)
+    assert items.has_evaluations
+    assert items.resume(())
+    again = list(islice(iter(items.next, None), 3))
+    assert [(item.mode, item.step) for item in again] == [(Mode.TRAIN, 0), (Mode.TRAIN, 1), (Mode.EVAL, 0)]
+
+
+def test_evaluations_do_not_wait_for_steps_that_may_not_be_trained() -> None:
+    items = make(every_epochs=1)
+    drain(items)
+    commit(items, 0)
+    items.resume(())
+    items.start_final_evaluations()
+    item = items.next(may_train=False)
+    assert item is not None
+    assert item.mode is Mode.EVAL
+
+
 @pytest.mark.parametrize(
     ("before", "ledger", "lacks_steps"),
     [

@@ -44,7 +44,9 @@ from support.virtual_run import Client, Worker, committed_once, run_until_over
 
 LINK = LinkFaults(delay_s=0.01, jitter_s=0.01)
 SITE = AgentTopics("site/0")
-INBOX = WorkerTopics("w0").inbox
+INBOX = WorkerTopics("w0").inbox_of(SITE.root)
+EVIL = AgentTopics("evil/0")
+EVIL_INBOX = WorkerTopics("w0").inbox_of(EVIL.root)
 NO_SUCH_LEASE = 7
 TENSOR = EncodedTensor("identity", (2, 3), bytes(24))
 
@@ -182,12 +184,13 @@ def test_lease_of_one_agent_is_worth_nothing_on_the_topic_of_another() -> None:
 def test_hello_that_cannot_be_meant_is_counted() -> None:
     scene = Scene()
     scene.to_window(2)
-    scene.stranger.say(INBOX, hello(scene, "cutlayer/run"))
-    scene.stranger.say(INBOX, hello(scene, "a/+/b"))
-    scene.stranger.say(INBOX, hello(scene, "evil/0", manifest_digest=bytes(32)))
-    scene.stranger.say(INBOX, hello(scene, "evil/0", codecs=("fp16",)))
+    scene.stranger.say(EVIL_INBOX, hello(scene, "cutlayer/run"))
+    scene.stranger.say(EVIL_INBOX, hello(scene, "a/+/b"))
+    scene.stranger.say(EVIL_INBOX, hello(scene, SITE.root))
+    scene.stranger.say(EVIL_INBOX, hello(scene, EVIL.root, manifest_digest=bytes(32)))
+    scene.stranger.say(EVIL_INBOX, hello(scene, EVIL.root, codecs=("fp16",)))
     scene.finish()
-    assert (scene.refused("topic"), scene.refused("manifest"), scene.refused("codec")) == (2, 1, 1)
+    assert (scene.refused("topic"), scene.refused("manifest"), scene.refused("codec")) == (3, 1, 1)
     assert scene.worker.counter.committed == committed_once({"site/0": 12, "site/1": 12})
 
 
@@ -226,16 +229,15 @@ def test_agent_that_sends_bad_activations_is_refused_and_the_others_go_on(
     step: int, num_samples: int, tensors: tuple[tuple[str, EncodedTensor], ...]
 ) -> None:
     scene = Scene(computes=True)
-    evil = AgentTopics("evil/0")
     scene.to_window(2)
-    scene.stranger.say(INBOX, hello(scene, evil.root))
-    scene.network.run(lambda: bool(scene.seen(Welcome, evil.down_control)))
-    lease = scene.lease_of(evil.root)
-    scene.stranger.say(evil.up_activations("w0"), Activations(lease, step, Mode.TRAIN, num_samples, tensors))
+    scene.stranger.say(EVIL_INBOX, hello(scene, EVIL.root))
+    scene.network.run(lambda: bool(scene.seen(Welcome, EVIL.down_control)))
+    lease = scene.lease_of(EVIL.root)
+    scene.stranger.say(EVIL.up_activations("w0"), Activations(lease, step, Mode.TRAIN, num_samples, tensors))
     scene.finish()
     assert scene.refused("content") == 1
     assert [len(scene.worker.session.ledger.of(f"site/{index}")) for index in range(2)] == [12, 12]
-    assert len(scene.worker.session.ledger.of(evil.root)) == 0
+    assert len(scene.worker.session.ledger.of(EVIL.root)) == 0
     assert all(torch.isfinite(weights).all() for weights in scene.worker.built.encoder.parameters())
 
 
@@ -252,16 +254,15 @@ BAD_GRADIENTS = {
 @pytest.mark.parametrize("gradients", BAD_GRADIENTS.values(), ids=BAD_GRADIENTS)
 def test_agent_that_sends_bad_gradients_is_refused_and_the_others_go_on(gradients: EncodedTensor) -> None:
     scene = Scene(computes=True)
-    evil = AgentTopics("evil/0")
     scene.to_window(2)
-    scene.stranger.say(INBOX, hello(scene, evil.root))
-    scene.network.run(lambda: bool(scene.seen(Welcome, evil.down_control)))
-    lease = scene.lease_of(evil.root)
-    scene.stranger.say(evil.up_activations("w0"), Activations(lease, 0, Mode.TRAIN, 2, activations()))
-    scene.network.run(lambda: bool(scene.seen(Outputs, evil.down_outputs)))
-    outputs = scene.seen(Outputs, evil.down_outputs)[0]
+    scene.stranger.say(EVIL_INBOX, hello(scene, EVIL.root))
+    scene.network.run(lambda: bool(scene.seen(Welcome, EVIL.down_control)))
+    lease = scene.lease_of(EVIL.root)
+    scene.stranger.say(EVIL.up_activations("w0"), Activations(lease, 0, Mode.TRAIN, 2, activations()))
+    scene.network.run(lambda: bool(scene.seen(Outputs, EVIL.down_outputs)))
+    outputs = scene.seen(Outputs, EVIL.down_outputs)[0]
     assert isinstance(outputs, Outputs)
-    scene.stranger.say(evil.up_gradients("w0"), OutputGradients(lease, 0, outputs.version, gradients))
+    scene.stranger.say(EVIL.up_gradients("w0"), OutputGradients(lease, 0, outputs.version, gradients))
     scene.finish()
     assert scene.refused("content") == 1
     assert [len(scene.worker.session.ledger.of(f"site/{index}")) for index in range(2)] == [12, 12]
@@ -270,13 +271,12 @@ def test_agent_that_sends_bad_gradients_is_refused_and_the_others_go_on(gradient
 
 def test_agent_that_uses_more_credits_than_it_has_is_held_to_them() -> None:
     scene = Scene()
-    evil = AgentTopics("evil/0")
     scene.to_window(2)
-    scene.stranger.say(INBOX, hello(scene, evil.root, num_samples=400))
-    scene.network.run(lambda: bool(scene.seen(Welcome, evil.down_control)))
-    lease = scene.lease_of(evil.root)
+    scene.stranger.say(EVIL_INBOX, hello(scene, EVIL.root, num_samples=400))
+    scene.network.run(lambda: bool(scene.seen(Welcome, EVIL.down_control)))
+    lease = scene.lease_of(EVIL.root)
     for step in range(50):
-        scene.stranger.say(evil.up_activations("w0"), Activations(lease, step, Mode.TRAIN, 2, activations()))
+        scene.stranger.say(EVIL.up_activations("w0"), Activations(lease, step, Mode.TRAIN, 2, activations()))
     scene.finish()
     assert scene.refused("credits") >= 40
     assert {key for key in scene.worker.counter.committed if "site" in str(key)} == set(

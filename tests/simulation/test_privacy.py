@@ -47,7 +47,7 @@ MICROBATCH = 16
 LINK = LinkFaults(delay_s=0.01)
 TOPICS = re.compile(
     r"site/\d/(state|up/telemetry|up/w0/(activations|gradients)|down/(outputs|gradients|control))"
-    r"|cutlayer/(run|model/[0-9a-f]{64}/\d+|workers/w0/(state|inbox))"
+    r"|cutlayer/(run|model/[0-9a-f]{64}/\d+|workers/w0/(state|inbox/site/\d))"
 )
 
 

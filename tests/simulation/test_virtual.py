@@ -77,6 +77,75 @@ def test_caller_may_have_an_appointment() -> None:
     assert network.clock() == 12.5
 
 
+def test_time_that_nobody_can_move_is_an_error() -> None:
+    network = VirtualNetwork()
+    with pytest.raises(SimulationStuck, match=r"nobody has anything to do at 0\.0 s, or ever again"):
+        network.run(lambda: False)
+
+
+def test_step_wakes_one_driver_and_says_which() -> None:
+    network = VirtualNetwork()
+    sleepers = {name: Sleeper(network, 10.0, name) for name in ("a", "b")}
+    woken: list[str | None] = []
+    while len(woken) < 8:
+        assert network.step()
+        woken.append(network.last_woken)
+        assert sum(len(sleeper.woken) for sleeper in sleepers.values()) == len(woken)
+    assert set(woken[-4:]) == {"a", "b"}
+
+
+def test_drivers_that_are_due_at_one_time_are_woken_in_the_order_they_asked() -> None:
+    network = VirtualNetwork()
+    for name in ("c", "a", "b"):
+        Sleeper(network, 10.0, name)
+    network.wake_at(5.0)
+    network.run(lambda: network.clock() >= 5.0)
+    woken: list[str | None] = []
+    while len(woken) < 6:
+        network.step()
+        woken.append(network.last_woken)
+    assert woken == ["c", "a", "b"] * 2
+
+
+def test_driver_sleeps_until_something_comes_for_it() -> None:
+    network = VirtualNetwork(LinkFaults(delay_s=1.0))
+    receiver, sender = Sleeper(network, 1_000.0, "receiver"), network.transport("sender")
+    receiver.transport.subscribe("news")
+    sender.connect(None)
+    network.wake_at(100.0)
+    network.run(lambda: network.clock() >= 100.0)
+    receiver.woken.clear()
+    sender.publish("news", b"x")
+    network.run(lambda: bool(receiver.woken))
+    assert receiver.woken == [102.0]
+
+
+def test_driver_of_the_same_name_takes_over() -> None:
+    network = VirtualNetwork()
+    first = Sleeper(network, 1.0)
+    network.run(lambda: bool(first.woken))
+    num_woken = len(first.woken)
+    second = Sleeper(network, 1.0)
+    network.run(lambda: len(second.woken) == 3)
+    assert len(first.woken) == num_woken
+    assert network.members() == ("sleeper",)
+
+
+def test_many_sleepers_cost_nothing() -> None:
+    network = VirtualNetwork()
+    busy = Sleeper(network, 0.001, "busy")
+    sleepers = [Sleeper(network, 1e6, f"sleeper-{number}") for number in range(1_000)]
+    network.run(lambda: len(busy.woken) == 4)
+    num_woken = [len(sleeper.woken) for sleeper in sleepers]
+    steps = 0
+    busy.woken.clear()
+    while len(busy.woken) < 4:
+        network.step()
+        steps += 1
+    assert steps == 4
+    assert [len(sleeper.woken) for sleeper in sleepers] == num_woken
+
+
 def test_killed_driver_sends_nothing_more_and_its_will_fires() -> None:
     network = VirtualNetwork()
     agent = network.add_agent("site/0", small_dataset(0))

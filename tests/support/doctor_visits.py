@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,17 +10,11 @@ from typing import Any
 import pytest
 
 from cutlayer.broker.broker_settings import BrokerSettings
-from cutlayer.broker.mqtt import MqttTransport
-from cutlayer.broker.topics import RUN
-from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_manifest, make_session
-from cutlayer.server_worker.run_book import RunBook
-from cutlayer.server_worker.runtime import WorkerRuntime
+from cutlayer.broker.topics import RUN, WorkerTopics
 from cutlayer.simulation.doctor import DoctorSettings, examine
 from cutlayer.simulation.doctor_report import Finding, Verdict
 from support.brokers import mqtt_client, unique
-from support.processes import digits_settings
+from support.processes import CountingWorker, counting_worker, digits_settings
 
 __all__ = ["AGENT", "Visit", "visit", "worker_online"]
 
@@ -55,35 +48,17 @@ class Visit:
         ]
 
 
-def visit(url: str, *, topic: str | None = AGENT, timeout_s: float = 3.0, **broker: Any) -> Visit:
+def visit(url: str, *, topic: str | None = AGENT, timeout_s: float = 2.0, **broker: Any) -> Visit:
     """Send the doctor to a broker."""
     settings = DoctorSettings(broker=BrokerSettings(url=url, **broker), topic=topic, timeout_s=timeout_s)
     return Visit(list(examine(settings)))
 
 
 @contextmanager
-def worker_online(url: str, **broker: Any) -> Iterator[WorkerRuntime]:
+def worker_online(url: str, **broker: Any) -> Iterator[CountingWorker]:
     """Serve a small run with a worker that computes nothing; it is announced when the body begins."""
-    settings = digits_settings()
-    built = build(settings, settings.run.seed)
-    manifest = make_manifest(settings, built)
-    runtime = WorkerRuntime(
-        MqttTransport(BrokerSettings(url=url, **broker), "cutlayer-worker-w0", identity="w0"),
-        make_session(settings, manifest, "w0"),
-        CountingEngine(len(settings.task.classes)),
-        manifest,
-        built.tokenizer_file,
-        RunBook(manifest, built.num_tokenizer_parameters),
-        url=url,
-    )
-    stop = threading.Event()
-    thread = threading.Thread(target=runtime.run, args=(stop.is_set,))
-    thread.start()
-    try:
+    with counting_worker(url, digits_settings(), **broker) as worker:
         with mqtt_client(url, unique("watcher"), **broker) as watcher:
-            watcher.connect(None, RUN, "cutlayer/workers/w0/state")
+            watcher.connect(None, RUN, WorkerTopics("w0").state)
             watcher.receive(2)
-        yield runtime
-    finally:
-        stop.set()
-        thread.join(30.0)
+        yield worker

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,14 +130,14 @@ class CountingWorker:
 
 
 @contextmanager
-def counting_worker(url: str, settings: RunSettings) -> Iterator[CountingWorker]:
-    """Serve a run; it is stopped at the end, if it has not ended."""
+def counting_worker(url: str, settings: RunSettings, **broker: Any) -> Iterator[CountingWorker]:
+    """Serve a run; it is stopped at the end, if it has not ended. `broker` are further `BrokerSettings`."""
     built = build(settings, settings.run.seed)
     manifest = make_manifest(settings, built)
     engine = CountingEngine(len(settings.task.classes))
     book = RunBook(manifest, built.num_tokenizer_parameters)
     session = make_session(settings, manifest, "w0")
-    transport = MqttTransport(BrokerSettings(url=url), "cutlayer-worker-w0", identity="w0")
+    transport = MqttTransport(BrokerSettings(url=url, **broker), "cutlayer-worker-w0", identity="w0")
     runtime = WorkerRuntime(transport, session, engine, built.tokenizer_file, book, url=url)
     stop = threading.Event()
     thread = threading.Thread(target=runtime.run, args=(stop.is_set,))

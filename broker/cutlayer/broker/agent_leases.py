@@ -136,7 +136,10 @@ class AgentLeases:
         self._exchanges.take_back(worker)
         worker.end_lease()
         actions = [LeaseLost(worker.name, reason), *self._reach(""), *self._exchanges.rehome(now)]
-        return actions + [action for other in self._workers.leased() for action in self._greetings.say(other, now)]
+        for other in self._workers.leased():
+            other.owes_ledger = True
+            actions += self._greetings.say(other, now)
+        return actions
 
     # Inside ---------------------------------------------------------------------------------------------------
 
@@ -153,7 +156,7 @@ class AgentLeases:
                 codec_from_name(getattr(message.codecs, entry.name))
         except (MalformedMessage, CodecError) as error:
             return [Refused("content", f"Welcome from {message.worker}: {error}")]
-        worker.hello_wait_s = 0.0
+        worker.hello_wait_s, worker.owes_ledger = 0.0, False
         is_known = worker.lease == message.lease
         if is_known and self._is_leaving:
             return [Duplicate("Welcome")]

@@ -102,12 +102,11 @@ class AgentSession:
 
         All leases of a run have the same: they follow from its manifest and the agent's Hello.
         """
-        worker = self._workers.choose(0)
-        return worker.codecs if worker else None
+        return next((worker.codecs for worker in self._workers if worker.has_credit), None)
 
     def can_submit(self) -> bool:
         """Return whether a worker has a credit left for a new microbatch."""
-        return self._goodbye is None and not self._exchanges.has_homeless and self._workers.choose(0) is not None
+        return self._goodbye is None and not self._exchanges.has_homeless and self._workers.has_credit()
 
     def next_deadline(self) -> float | None:
         """Return the time at which `tick` has something to do, or None."""

@@ -37,6 +37,7 @@ class KnownWorker:
         phase: The furthest phase that it has told under this lease.
         is_draining: Whether it finishes what it has and takes nothing new.
         is_silent: Whether it has left repetitions unanswered and said nothing since.
+        owes_ledger: Whether it was asked for the ledger, since another worker was lost, and has not told it yet.
         is_over: Whether its run has ended, as its state or its Reject says.
         heard_at: When it last said anything to this agent.
         hello_at: When it is to be asked again, if it has not answered by then.
@@ -54,6 +55,7 @@ class KnownWorker:
     phase: RunPhase = RunPhase.WAITING
     is_draining: bool = False
     is_silent: bool = False
+    owes_ledger: bool = False
     is_over: bool = False
     heard_at: float = float("-inf")
     hello_at: float = 0.0
@@ -69,8 +71,10 @@ class KnownWorker:
 
     @property
     def is_asked(self) -> bool:
-        """Whether it is asked for a lease, or for a word, until it answers."""
-        return (self.lease is None and not self.is_draining) or self.is_silent
+        """Whether it is asked for a lease, for its ledger or for any word, until it answers."""
+        if self.lease is None:
+            return not self.is_draining
+        return self.is_silent or self.owes_ledger
 
     def take_state(self, state: WorkerState) -> None:
         """Take notice of its retained state, which says nothing of a lease."""
@@ -92,7 +96,7 @@ class KnownWorker:
         """Forget the lease, if there is one."""
         if self.lease is not None:
             self.former.add(self.lease)
-            self.lease, self.is_silent = None, False
+            self.lease, self.is_silent, self.owes_ledger = None, False, False
             self.hello_wait_s = 0.0
 
 
@@ -132,6 +136,10 @@ class WorkerTable:
     def leased(self) -> list[KnownWorker]:
         """Return the workers that serve the agent now."""
         return [worker for worker in self if worker.lease is not None]
+
+    def has_credit(self) -> bool:
+        """Return whether a microbatch may go to any of them now."""
+        return any(worker.has_credit for worker in self)
 
     def choose(self, step: int) -> KnownWorker | None:
         """Return the worker that a microbatch goes to, or None while none has a credit.

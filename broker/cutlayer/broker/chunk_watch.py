@@ -47,6 +47,7 @@ class ChunkWatch:
         self._watched: dict[ChunkKey, _Watched] = {}
         self._num_of: Counter[str] = Counter()
         self._fresh: dict[ChunkKey, _Watched] = {}
+        self._ticked_at: float | None = None
         self._next_at = math.inf  # nothing is due before; scanning all would cost each tick
         self._paces_s: OrderedDict[str, float] = OrderedDict()
         self._finished: OrderedDict[ChunkKey, None] = OrderedDict()
@@ -88,6 +89,7 @@ class ChunkWatch:
         for (sender, _), watched in self._fresh.items():  # finished ones, too: they tell the pace
             self._note_progress(sender, watched, now)
         self._fresh.clear()
+        self._ticked_at = now
         if now < self._next_at:
             return []
         asked = [key for key, watched in self._watched.items() if watched.ask_at <= now]
@@ -107,10 +109,12 @@ class ChunkWatch:
 
     def _note_progress(self, sender: str, watched: _Watched, now: float) -> None:
         known_s = self._paces_s.get(sender)
-        # By Karn's rule what was asked for measures nothing, and the longer wait stays until something does. Only the
-        # first of all measures is taken as it comes: it may be too long, and the next ones mend that.
-        if watched.came_at is not None and (known_s is None or not watched.num_asks):
-            pace_s = (now - watched.came_at) / watched.num_new
+        # Of several that came at once, all but perhaps the first came since the last look.
+        since = self._ticked_at if watched.came_at is None and watched.num_new > 1 else watched.came_at
+        # By Karn's rule what was asked for measures nothing, and the longer wait stays until something does. Where
+        # nothing is known at all, it is at least a sign that the next wait should be as long.
+        if since is not None and (known_s is None or not watched.num_asks):
+            pace_s = (now - since) / (watched.num_new if not watched.num_asks else PACES_WAITED)
             known_s = pace_s if known_s is None else known_s + (pace_s - known_s) / 4
             self._paces_s[sender] = known_s
             self._paces_s.move_to_end(sender)

@@ -34,7 +34,8 @@ class OthersInWindow:
 @dataclass(slots=True)
 class _Member:
     incarnation: int
-    is_serving: bool = False
+    is_online: bool = False
+    manifest_digest: bytes = b""
     phase: RunPhase = RunPhase.WAITING
     reason: str = ""
     window: WindowState | None = None
@@ -61,15 +62,17 @@ class PoolMembers:
         """Take notice of a worker's retained state."""
         if state.worker == self._worker:
             return
-        if not state.online or state.manifest_digest != self.manifest_digest:
+        if not state.online:
             known = self._members.get(state.worker)
             if known is not None and state.incarnation >= known.incarnation:
-                known.is_serving, known.window = False, None
+                known.is_online, known.window = False, None
                 known.phase, known.reason = state.phase, state.reason
             return
         member = self._member(state.worker, state.incarnation)
         if member is not None:
-            member.is_serving, member.phase, member.reason = True, state.phase, state.reason
+            # Of which run it is may not matter before this worker has taken over the pool's.
+            member.is_online, member.manifest_digest = True, state.manifest_digest
+            member.phase, member.reason = state.phase, state.reason
 
     def heard_window(self, state: WindowState) -> None:
         """Take notice of what a worker holds."""
@@ -79,10 +82,14 @@ class PoolMembers:
     def _member(self, worker: str, incarnation: int) -> _Member | None:
         member = self._members.get(worker)
         if member is None or incarnation > member.incarnation:
-            if member is None and len(self._members) >= MAX_MEMBERS:
+            if member is None and len(self._members) >= MAX_MEMBERS and not self._forget_one():
                 return None
             member = self._members[worker] = _Member(incarnation)
         return member if incarnation == member.incarnation else None
+
+    def _forget_one(self) -> bool:
+        gone = next((name for name, member in self._members.items() if not member.is_online), None)
+        return gone is not None and self._members.pop(gone) is not None
 
     def in_window(self, window: int) -> OthersInWindow:
         """Return what the others hold of a window.
@@ -101,16 +108,33 @@ class PoolMembers:
     @property
     def num_serving(self) -> int:
         """Other workers that serve the run."""
-        return sum(member.is_serving for member in self._members.values())
+        return sum(member.is_online for member in self._of_the_run())
+
+    @property
+    def num_online(self) -> int:
+        """Other workers that serve this run or another one."""
+        return sum(member.is_online for member in self._members.values())
 
     def furthest_phase(self) -> tuple[RunPhase, str]:
         """Return the furthest phase that any of the others has reached, with its reason."""
         order = tuple(RunPhase)
-        phases = [(member.phase, member.reason) for member in self._members.values()]
+        phases = [(member.phase, member.reason) for member in self._of_the_run()]
         return max(phases, key=lambda entry: order.index(entry[0]), default=(RunPhase.WAITING, ""))
 
-    def round_ended(self, generation: int) -> None:
-        """Forget what the others held: they say it anew."""
+    def _of_the_run(self) -> list[_Member]:
+        return [member for member in self._members.values() if member.manifest_digest == self.manifest_digest]
+
+    def round_ended(self, generation: int, window: int) -> None:
+        """Forget what the others held of the round's window: they say it anew.
+
+        What one of them already holds of a later window stays known: it has heard of the round's end before this
+        worker has, and says it again only when its next part is there, or after a second.
+
+        Args:
+            generation: Changes of membership so far.
+            window: Number of the window that the round was about.
+        """
         self.generation = generation
         for member in self._members.values():
-            member.window = None
+            if member.window is not None and member.window.window <= window:
+                member.window = None

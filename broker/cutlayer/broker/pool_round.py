@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 import msgpack
 
@@ -20,6 +21,11 @@ from cutlayer.broker.errors import MalformedMessage
 from cutlayer.broker.ledger import Ledger
 
 __all__ = ["Verdict", "WindowPart", "judge"]
+
+
+_STEP = ((str,), (int,))
+_FIELDS = ((str,), (int,), (int,), (str,), (list,), (int,), (bytes,), (int, NoneType), (bool, NoneType))
+"""What the fields of a part are in MessagePack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,12 @@ class WindowPart:
             MalformedMessage: When the bytes are something else: another version of this program, most likely.
         """
         try:
-            worker, window, version, digest, steps, num_samples, present, planned, is_due = msgpack.unpackb(data)
-            pairs = tuple((str(agent), int(step)) for agent, step in steps)
+            fields = msgpack.unpackb(data)
+            _check(fields, _FIELDS)
+            for step in fields[4]:
+                _check(step, _STEP)
+            worker, window, version, digest, steps, num_samples, present, planned, is_due = fields
+            pairs = tuple((agent, step) for agent, step in steps)
             return cls(worker, window, version, digest, pairs, num_samples, present, planned, is_due)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise MalformedMessage(f"part of a window: {error}") from None
@@ -88,7 +98,7 @@ class Verdict:
     Attributes:
         commits: Whether the window closes. Otherwise everybody keeps what it has.
         accepted: Workers whose gradient sums are in it.
-        rejected: Workers whose part holds a microbatch that is committed already, or in a part before.
+        rejected: Workers whose part holds a microbatch that is committed already, in a part before, or in it twice.
         differing: Workers whose weights are not the first one's.
         steps: (agent, step) of all microbatches in the window.
         num_samples: Samples of those.
@@ -112,34 +122,47 @@ def judge(parts: Sequence[WindowPart], ledger: Ledger, *, is_synchronous: bool) 
     Args:
         parts: One of each replica, in the same order everywhere.
         ledger: The steps committed before; the same everywhere.
-        is_synchronous: Whether all have to find the window due, and no part may be missing from it; else one suffices.
+        is_synchronous: Whether all have to find the window due, and no agent may be missing from it because a part
+            was left out; else it suffices that one finds it due.
     """
     digests = [part.digest for part in parts if part.digest]
     differing = tuple(part.worker for part in parts if part.digest and part.digest != digests[0])
     held: set[tuple[str, int]] = set()
     accepted: list[WindowPart] = []
-    rejected: list[str] = []
+    rejected: list[WindowPart] = []
     for part in parts:
-        if any(step in held or step[1] in ledger.of(step[0]) for step in part.steps):
-            rejected.append(part.worker)
+        steps = set(part.steps)
+        is_known = any(step in held or step[1] in ledger.of(step[0]) for step in steps)
+        if is_known or len(steps) < len(part.steps):
+            rejected.append(part)
             continue
         accepted.append(part)
-        held.update(part.steps)
+        held.update(steps)
     votes = [part.is_due for part in parts if part.is_due is not None]
-    is_due = (all(votes) and not rejected) if is_synchronous else any(votes)
+    is_due = any(votes)
+    if is_synchronous:
+        agents = {agent for agent, _ in held}
+        is_due = all(votes) and all(agent in agents for part in rejected for agent, _ in part.steps)
     num_samples = sum(part.num_samples for part in accepted)
     plans = [part.planned_samples for part in parts if part.is_due is not None]
     known = [plan for plan in plans if plan is not None]
     return Verdict(
         commits=bool(votes) and is_due and num_samples > 0 and not differing,
         accepted=tuple(part.worker for part in accepted),
-        rejected=tuple(rejected),
+        rejected=tuple(part.worker for part in rejected),
         differing=differing,
         steps=tuple(step for part in accepted for step in part.steps),
         num_samples=num_samples,
         planned_samples=max(known) if known and len(known) == len(plans) else None,
         present=_any_of([part.present for part in accepted]),
     )
+
+
+def _check(values: Sequence[object], types: Sequence[tuple[type, ...]]) -> None:
+    for value, allowed in zip(values, types, strict=True):
+        # A bool is an int to `isinstance`, and no number here is negative.
+        if type(value) not in allowed or (type(value) is int and value < 0):
+            raise ValueError(f"{value!r:.80} is not {' or '.join(one.__name__ for one in allowed)}")
 
 
 def _any_of(masks: Sequence[bytes]) -> bytes:

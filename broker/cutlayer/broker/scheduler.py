@@ -146,10 +146,11 @@ class Scheduler:
         """
         if self._to_release:
             return Release(self._to_release.pop())
+        held = others or OthersInWindow()
         if self.is_in_round:
-            return self._next_forward(ledger, is_training=is_training)
+            return self._next_forward(ledger, held, is_training=is_training)
         backward = self._next_backward(now)
-        is_due = may_commit and self._is_due(training, ledger, credits, backward, now, others or OthersInWindow())
+        is_due = may_commit and self._is_due(training, ledger, credits, backward, now, held)
         if is_due or (others is not None and others.ask_to_close):
             return Commit(
                 self.window,
@@ -158,7 +159,7 @@ class Scheduler:
                 self.progress(self._window_samples, planned_samples),
                 is_due,
             )
-        return backward or self._next_forward(ledger, is_training=is_training)
+        return backward or self._next_forward(ledger, held, is_training=is_training)
 
     def progress(self, window_samples: int, planned_samples: int | None) -> float | None:
         """Return the share of the planned samples that is committed with a window of so many samples."""
@@ -224,8 +225,8 @@ class Scheduler:
                 return Backward(group.number, tuple(gradients), last=not group.waiting)
         return None
 
-    def _next_forward(self, ledger: Ledger, *, is_training: bool) -> Forward | None:
-        ready = self._in_turn(ledger) if is_training else set()
+    def _next_forward(self, ledger: Ledger, others: OthersInWindow, *, is_training: bool) -> Forward | None:
+        ready = self._in_turn(ledger, others) if is_training else set()
         chosen: list[tuple[Key, Activations]] = []
         form: object = None
         num_samples = 0
@@ -257,17 +258,22 @@ class Scheduler:
             self._groups[number] = Group(number, self.version, {key for key, _ in chosen})
         return Forward(number, mode, tuple(chosen))
 
-    def _in_turn(self, ledger: Ledger) -> set[Key]:
+    def _in_turn(self, ledger: Ledger, others: OthersInWindow) -> set[Key]:
         """Return the training microbatches whose turn it is: all, or in synchronous mode the next of each agent.
 
         A microbatch then waits for the window of the one before it, wherever in the pool that is. Where the ledger
         has fewer steps than an agent thought, after a resume, the agent takes back what it has sent and starts again
-        from the first that is missing.
+        from the first that is missing. A step that another worker's window has already, and that the agent has sent
+        again here, waits for that window's commit.
         """
         training = (key for key in self.exchanges if key.mode is Mode.TRAIN)
         if not self._is_synchronous:
             return set(training)
-        return {key for key in training if key.step == ledger.of(key.agent).first_missing()}
+        return {
+            key
+            for key in training
+            if key.agent not in others.agents and key.step == ledger.of(key.agent).first_missing()
+        }
 
     # Results --------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ up a window, all of them start a *round*, which commits it everywhere or nowhere
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cutlayer.broker.actions import PhaseReached, Publish, Refused, Subscribe, WorkerAction
 from cutlayer.broker.leases import Lease, LeaseTable
@@ -179,6 +180,11 @@ class WorkerSession:
         """Other workers of the pool that serve."""
         return 0 if self._run.members is None else self._run.members.num_serving
 
+    @property
+    def num_online_workers(self) -> int:
+        """Other workers of the pool that serve this run, or another one, which this worker would take over."""
+        return 0 if self._run.members is None else self._run.members.num_online
+
     def live_keys(self) -> tuple[Key, ...]:
         """Return the microbatches that are being worked on."""
         return tuple(self._run.scheduler.exchanges)
@@ -190,9 +196,10 @@ class WorkerSession:
     def next_work(self, now: float) -> Work | None:
         """Return what to compute next, or None. The driver reports back before it asks again."""
         run = self._run
-        others = None
-        if run.members is not None and now >= self._no_round_before:
-            others = run.members.in_window(self.window)
+        others = None if run.members is None else run.members.in_window(self.window)
+        may_commit = now >= self._no_round_before
+        if others is not None and not may_commit:
+            others = replace(others, ask_to_close=False)
         return run.scheduler.next_work(
             run.leases.training(),
             run.ledger,
@@ -201,7 +208,7 @@ class WorkerSession:
             planned_samples=run.planned_samples,
             now=now,
             others=others,
-            may_commit=run.members is None or others is not None,
+            may_commit=may_commit,
         )
 
     def next_deadline(self, now: float) -> float | None:
@@ -304,7 +311,7 @@ class WorkerSession:
         own = scheduler.committed(version, verdict.num_samples)
         for agent, step in verdict.steps:
             self.ledger.add(agent, step)
-        self._round_ended(generation)
+        self._round_ended(generation, window)
         again = own if self.name in verdict.rejected else []
         done = [] if again else own
         done += [exchange for exchange in again if exchange.key.step in self.ledger.of(exchange.key.agent)]
@@ -317,13 +324,18 @@ class WorkerSession:
 
     def round_failed(self, verdict: Verdict | None, generation: int, now: float) -> list[WorkerAction]:
         """Take notice of a round that has committed nothing: the window stays open, but for a part that was rejected."""
-        self._round_ended(generation)
+        self._round_ended(generation, self.window)
         self._no_round_before = now + ROUND_PAUSE_S
         actions: list[WorkerAction] = []
         if verdict is not None and self.name in verdict.rejected:
             taken = self._run.scheduler.empty_window()
             done = [exchange for exchange in taken if exchange.key.step in self.ledger.of(exchange.key.agent)]
-            again = [exchange for exchange in taken if exchange not in done]
+            elsewhere = set(verdict.steps)  # in another worker's part, which will be committed
+            again = [
+                exchange
+                for exchange in taken
+                if exchange not in done and (exchange.key.agent, exchange.key.step) not in elsewhere
+            ]
             actions = [*self._steps.tell_committed(done, self.window, now), *self._steps.ask_again(again)]
         return [*actions, *self._say_window(now, closes=False)]
 
@@ -349,18 +361,18 @@ class WorkerSession:
             run.leases.set_done(lease, is_done=len(ledger.of(lease.agent)) >= lease.total_steps)
         if run.members is not None:
             run.members.manifest_digest = run.digest
-        self._round_ended(generation)
+        self._round_ended(generation, window)
         self._roster.await_ledger()
         done = [exchange for exchange in lost if exchange.key.step in ledger.of(exchange.key.agent)]
         again = [exchange for exchange in lost if exchange not in done]
         done += run.scheduler.take_committed(ledger)
         return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(again)]
 
-    def _round_ended(self, generation: int) -> None:
+    def _round_ended(self, generation: int, window: int) -> None:
         self._run.scheduler.is_in_round = False
         self._window_said_at = None
         if self._run.members is not None:
-            self._run.members.round_ended(generation)
+            self._run.members.round_ended(generation, window)
 
     def _say_window(self, now: float, *, closes: bool) -> list[WorkerAction]:
         self._window_said_at = now

@@ -69,10 +69,23 @@ class WorkerSteps:
             self._check_activations(lease, message)
         except WireError as error:
             raise ContentRefused(str(error)) from error
-        if run.scheduler.num_of(lease.agent) >= run.limits.credits:
+        if run.scheduler.num_of(lease.agent) >= run.limits.credits and not self._make_room(key):
             return [Refused("credits", f"{lease.agent} sends more than its {run.limits.credits} credits")]
         run.scheduler.add(Exchange(key, lease.lease, message, ExchangeState.ACTIVATIONS, message.num_samples, now))
         return []
+
+    def _make_room(self, key: Key) -> bool:
+        """Forget the oldest training step of an agent that it has not sent the gradients of; return whether there is one.
+
+        An agent keeps to its credits. Where it sends more it has taken something back that is still here: it has sent
+        it to another worker, or starts again from an earlier step.
+        """
+        for held, exchange in self._run.scheduler.exchanges.items():
+            is_open = exchange.state in (ExchangeState.ACTIVATIONS, ExchangeState.OUTPUTS)
+            if held.agent == key.agent and held.mode is key.mode is Mode.TRAIN and is_open:
+                self._run.scheduler.discard(held)
+                return True
+        return False
 
     def _check_activations(self, lease: Lease, message: Activations) -> None:
         given = [name for name, _ in message.tensors]

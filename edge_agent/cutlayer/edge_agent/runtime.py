@@ -275,8 +275,10 @@ class AgentRuntime:
                     self._leased(action, now)
                 case LeaseLost():
                     log.warning("lost the lease with worker %s: %s", action.worker, action.reason)
-                    self._enrolment.wait(now)
+                    if not self.is_leased:
+                        self._enrolment.wait(now)
                 case LedgerTold():
+                    self._enrolment.stop_waiting()
                     self._go_by(action.committed)
                 case PhaseReached():
                     log.info("the run is %s%s", action.phase, f": {action.reason}" if action.reason else "")

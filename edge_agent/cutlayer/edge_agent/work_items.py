@@ -103,6 +103,8 @@ class WorkItems:
         self._evaluation_samples = evaluation_samples
         self._outstanding: set[int] = set()
         self._next_step = 0
+        self._taken_to = 0
+        self._catch_up_to = 0
         self._next_eval_step = 0
         self._evaluations: deque[WorkItem] = deque()
 
@@ -128,17 +130,18 @@ class WorkItems:
         Args:
             may_train: Whether training steps may be sent, too, or evaluations only.
         """
-        if self._evaluations:
-            return self._evaluations.popleft()
-        if not may_train:
-            return None
         while self._next_step in self.committed or self._next_step in self._outstanding:
             self._next_step += 1
-        if self._next_step >= self.plan.total_steps:
+        # What a ledger lacked comes before evaluations: workers may still hold such steps, and refuse what comes
+        # beyond their credits until they are taken up again.
+        if self._evaluations and not (may_train and self._next_step < self._catch_up_to):
+            return self._evaluations.popleft()
+        if not may_train or self._next_step >= self.plan.total_steps:
             return None
         step = self._next_step
         self._outstanding.add(step)
         self._next_step += 1
+        self._taken_to = max(self._taken_to, self._next_step)
         if self._next_step % self.plan.steps_per_epoch == 0:
             epoch = self._next_step // self.plan.steps_per_epoch
             # The final evaluation follows the last epoch anyway.
@@ -162,6 +165,7 @@ class WorkItems:
         lacks_steps = not _has_all(self.committed, before)
         if lacks_steps:
             self._outstanding.clear()
+            self._catch_up_to = self._taken_to
         self._outstanding = {step for step in self._outstanding if step not in self.committed}
         self._next_step = 0
         return lacks_steps

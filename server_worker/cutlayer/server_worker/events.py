@@ -9,6 +9,7 @@ from cutlayer.broker.messages import RunPhase, Telemetry
 
 __all__ = [
     "AgentCountChanged",
+    "BudgetComputed",
     "CheckpointSaved",
     "ConnectionChanged",
     "DuplicateReceived",
@@ -36,6 +37,14 @@ class AgentCountChanged:
     """A lease was granted or taken back."""
 
     num_agents: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetComputed:
+    """What the broker may have to hold for this worker: in all, and of that for each agent, in bytes."""
+
+    total_bytes: int
+    agent_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,7 @@ class StateTakenOver:
 Event = (
     ConnectionChanged
     | AgentCountChanged
+    | BudgetComputed
     | PhaseChanged
     | MessageRefused
     | DuplicateReceived

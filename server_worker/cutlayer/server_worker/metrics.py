@@ -10,13 +10,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from cutlayer.broker.messages import Direction, RunPhase, Telemetry
 from cutlayer.server_worker.events import (
     AgentCountChanged,
+    BudgetComputed,
     CheckpointSaved,
     ConnectionChanged,
     DuplicateReceived,
     Event,
     MessageRefused,
     PhaseChanged,
+    RoundEnded,
     StageTimed,
+    StateTakenOver,
     TelemetryTaken,
     WindowCommitted,
 )
@@ -25,6 +28,7 @@ from cutlayer.server_worker.run_book import versions
 __all__ = ["WorkerMetrics"]
 
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROUND_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 STAGES = ("decode", "forward", "encode", "backward", "commit")
 REFUSALS = (
     "malformed",
@@ -59,6 +63,10 @@ class WorkerMetrics:
         build.info({"worker": worker, "model": model, "version": versions().get("cutlayer", "")})
         self._connected = self._gauge("cutlayer_broker_connected", "1 while the broker is connected.")
         self._agents = self._gauge("cutlayer_agents", "Agents that hold a lease.")
+        self._budget = self._gauge(
+            "cutlayer_broker_budget_bytes", "Most bytes of messages in flight, with as many agents as the run starts with."
+        )
+        self._agent_budget = self._gauge("cutlayer_agent_budget_bytes", "Most of them that are one agent's.")
         self._phase = Gauge(
             "cutlayer_run_phase", "1 for the phase that the run is in.", ["phase"], registry=self.registry
         )
@@ -99,6 +107,14 @@ class WorkerMetrics:
         )
         self._checkpoint = self._gauge("cutlayer_checkpoint_window", "Window of the last checkpoint.")
         self._checkpoint_s = self._gauge("cutlayer_checkpoint_seconds", "Time that the last checkpoint took.")
+        self._pool_workers = self._gauge("cutlayer_pool_workers", "Workers in the last round of the pool.")
+        self._rounds = Counter(
+            "cutlayer_pool_rounds", "Rounds with the other workers of the pool.", ["result"], registry=self.registry
+        )
+        self._round = Histogram(
+            "cutlayer_pool_round_seconds", "Time of one round.", buckets=ROUND_BUCKETS_S, registry=self.registry
+        )
+        self._takeovers = self._counter("cutlayer_pool_takeovers", "Times this worker took over the pool's weights.")
         self._recent: dict[str, Telemetry] = {}
         # Every series exists from the start, so that panels show 0 and not "no data".
         for stage in STAGES:
@@ -110,6 +126,8 @@ class WorkerMetrics:
                 counter.labels(direction.value)
         for phase in RunPhase:
             self._phase.labels(phase.value).set(phase is RunPhase.WAITING)
+        for result in ("ok", "failed"):
+            self._rounds.labels(result)
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
@@ -118,6 +136,9 @@ class WorkerMetrics:
                 self._connected.set(event.is_connected)
             case AgentCountChanged():
                 self._agents.set(event.num_agents)
+            case BudgetComputed():
+                self._budget.set(event.total_bytes)
+                self._agent_budget.set(event.agent_bytes)
             case PhaseChanged():
                 for phase in RunPhase:
                     self._phase.labels(phase.value).set(phase is event.phase)
@@ -140,6 +161,12 @@ class WorkerMetrics:
             case CheckpointSaved():
                 self._checkpoint.set(event.window)
                 self._checkpoint_s.set(event.seconds)
+            case RoundEnded():
+                self._rounds.labels("failed" if event.failed else "ok").inc()
+                self._round.observe(event.seconds)
+                self._pool_workers.set(event.num_workers)
+            case StateTakenOver():
+                self._takeovers.inc()
 
     def _telemetry(self, event: TelemetryTaken) -> None:
         """Add what an agent has counted since its last report; a new process of it starts from zero."""

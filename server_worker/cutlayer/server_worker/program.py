@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 
 from cutlayer.broker.broker_settings import BrokerSettings
+from cutlayer.broker.budget import budget_of
 from cutlayer.broker.errors import CheckpointError, SettingsError
 from cutlayer.broker.leases import LeaseTable
 from cutlayer.broker.ledger import Ledger
@@ -29,6 +30,7 @@ from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.events import BudgetComputed
 from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import BuiltModel, build
@@ -93,7 +95,16 @@ class Program:
         self.session = make_session(
             settings, resumed.manifest, name, is_pooled=pool is not None, resumed=resumed, version=engine.version
         )
+        self._budget = budget_of(
+            resumed.manifest,
+            credits=settings.worker.credits,
+            num_agents=settings.run.min_agents,
+            max_packet_bytes=broker.max_packet_bytes,
+            is_pooled=pool is not None,
+        )
+        self._budget_problems = tuple(self._budget.problems(broker))
         self._metrics = WorkerMetrics(name, built.name)
+        self._metrics(BudgetComputed(self._budget.total_bytes, self._budget.agent_bytes))
         transport = MqttTransport(broker, client_id=f"cutlayer-worker-{name}", identity=name)
         self._runtime = WorkerRuntime(
             transport,
@@ -118,6 +129,9 @@ class Program:
         """Serve until the run has ended or `should_stop` says so, then write run.json."""
         manifest = self.session.manifest
         log.info("model %s: %d parameters", manifest.model, manifest.num_parameters)
+        log.info("%s", self._budget)
+        for problem in self._budget_problems:
+            log.warning("broker budget: %s", problem)
         log.info("metrics at http://%s:%d/metrics", self._http_host, self._http.port)
         try:
             self._runtime.run(should_stop)
@@ -133,7 +147,7 @@ class Program:
         started_at = now if runtime.training_started_at is None else runtime.training_started_at
         committed_at = started_at if runtime.last_commit_at is None else runtime.last_commit_at
         ended = self.session.phase is RunPhase.ENDED
-        return runtime.book.as_json(
+        content = runtime.book.as_json(
             worker=self._name,
             windows=self.session.window,
             committed_samples=self.session.committed_samples,
@@ -141,6 +155,7 @@ class Program:
             training_s=committed_at - started_at,
             reason=self.session.reason if ended else "the worker was stopped",
         )
+        return {**content, "broker_budget": self._budget.as_json()}
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
         facts = {

@@ -40,6 +40,7 @@ class Rounds:
 
     Attributes:
         is_member: Whether the first round is over: the worker has the pool's weights, and may serve.
+        num_rounds: Rounds that have not failed.
     """
 
     def __init__(
@@ -64,16 +65,21 @@ class Rounds:
         self._generation = 0
         self._was_failing = False
         self.is_member = False
+        self.num_rounds = 0
 
     def next_poll(self, now: float) -> float | None:
         """Return when to ask for the round's result, or None without one."""
         return None if self._begun_at is None else now + self._pool.poll_s
 
     def join(self, now: float) -> None:
-        """Ask the others for a first round, again and again until it is over."""
+        """Ask the others for a round that commits nothing, again and again until it is over.
+
+        In the first of them a worker takes over the pool's weights, in the last one whatever it may have missed.
+        """
         if self._begun_at is None:
-            # A checkpoint counts only where nobody serves: or an old one could take the place of what is trained now.
-            self._pool.start_from(0 if self._session.num_other_workers else self._session.window)
+            if not self.is_member:
+                # A checkpoint counts only where nobody serves: an old one could take the place of what is trained now.
+                self._pool.start_from(0 if self._session.num_online_workers else self._session.window)
             self._begin(None, now)
         elif now >= self._announced_at + ANNOUNCE_S:
             self._announced_at = now
@@ -131,6 +137,7 @@ class Rounds:
         if result.taken_over is not None:
             self._take_over(result.taken_over, result.generation, now)
         self.is_member = True
+        self.num_rounds += 1
         if not verdict.commits:
             if self._session.name in verdict.rejected:
                 self._arithmetic.engine.drop_gradients()

@@ -68,12 +68,14 @@ class WorkerOptions:
         claim_s: How long it looks for another worker that already serves a run here.
         checkpoint_every_windows: Windows from one checkpoint to the next.
         drain_s: How long a worker that is stopped goes on with what agents have outstanding at it.
+        part_s: How long a worker of a pool waits at the end of the run for the last round.
     """
 
     connect_timeout_s: float = 20.0
     claim_s: float = 0.5
     checkpoint_every_windows: int = 50
     drain_s: float = 10.0
+    part_s: float = 10.0
 
 
 class WorkerRuntime:
@@ -132,6 +134,9 @@ class WorkerRuntime:
         self._warned_of: set[str] = set()
         self._claimed_at: float | None = None
         self._is_serving = False
+        self._part_by: float | None = None
+        self._rounds_before_parting = 0
+        self._has_parted = False
         self._was_announced = False
         self.book = book
         self.is_connected = False
@@ -148,8 +153,8 @@ class WorkerRuntime:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has ended."""
-        return self._session.phase is RunPhase.ENDED
+        """Whether the run has ended, and nobody of the pool has to wait for this worker's weights."""
+        return self._session.phase is RunPhase.ENDED and (self._rounds is None or self._has_parted)
 
     def start(self) -> None:
         """Start connecting, with a will that says offline."""
@@ -222,6 +227,8 @@ class WorkerRuntime:
         Raises:
             CutlayerError: When the worker cannot go on.
         """
+        if self._is_serving and self._rounds is not None and self._rounds.poll(now):
+            self._checkpoint_if_due()  # before agents are told what is committed
         for event in self._transport.poll():
             match event:
                 case Received():
@@ -239,8 +246,8 @@ class WorkerRuntime:
             return now + 0.05
         self._courier.tick(now)
         self._do(self._session.tick(now))
-        if self._rounds is not None and self._rounds.poll(now):
-            self._checkpoint_if_due()
+        if self._rounds is not None and self._session.phase is RunPhase.ENDED:
+            self._part(self._rounds, now)
         work = self._session.next_work(now)
         if work is not None:
             self._compute(work, now)
@@ -261,6 +268,16 @@ class WorkerRuntime:
                 return
             self.book.adopt(self._manifest)
         self._serve()
+
+    def _part(self, rounds: Rounds, now: float) -> None:
+        """Have one more round after the run's end: whoever has missed the last window still gets its weights."""
+        if self._part_by is None:
+            self._part_by, self._rounds_before_parting = now + self._options.part_s, rounds.num_rounds
+        is_last = not self._session.num_other_workers
+        if is_last or rounds.num_rounds > self._rounds_before_parting or now >= self._part_by:
+            self._has_parted = True
+        else:
+            rounds.join(now)
 
     # Connection -----------------------------------------------------------------------------------------------
 

@@ -208,6 +208,16 @@ class RunSettings(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _waiting_agent_is_heard(self) -> RunSettings:
+        # An agent that waits for its window says nothing but its telemetry; silence is what a lease ends by.
+        if self.telemetry_s > self.worker.lease_s:
+            raise ValueError(
+                f"telemetry_s = {self.telemetry_s:g} is over worker.lease_s = {self.worker.lease_s:g}, so an agent that "
+                "waits would count as vanished: lower the first or raise the second"
+            )
+        return self
+
 
 def load_run_settings(path: Path, overrides: Mapping[str, object] | None = None) -> RunSettings:
     """Read run settings from TOML.

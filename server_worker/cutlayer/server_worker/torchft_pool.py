@@ -101,6 +101,8 @@ class TorchftPool:
     def __init__(
         self, lighthouse: str, name: str, *, device: torch.device, timeouts: PoolTimeouts | None = None
     ) -> None:
+        for logger in ("torchft", "torchft_commits", "torchft_quorums", "torchft_errors"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)  # they tell of every round; a failed one is told here
         timeouts = timeouts or PoolTimeouts()
         host = own_address(lighthouse)
         exchange = timedelta(seconds=timeouts.exchange_s)

@@ -110,6 +110,8 @@ class RightsCheck:
         return _Right("write", WorkerTopics(self._nobody).inbox_of(self._topics.root).replace(self._nobody, "+"))
 
     def _written(self, right: _Right, answer: Answer, topic: str) -> Finding:
+        if answer.code is None and self._client.is_open:
+            return self._unproven(right, "the broker does not acknowledge it", "try again, with a longer --timeout")
         if not answer.is_accepted:
             return self._denied(right, answer.text)
         if self._client.protocol == "5":

@@ -69,9 +69,8 @@ def check_weights(scene: Scene) -> Finding:
         "num_bytes": scene.model_bytes,
     }
     if scene.is_model_whole:
-        fact = (
-            f"{weights.num_bytes:,} B in {weights.num_chunks} pieces, digest {weights.digest[:12]} as in the manifest"
-        )
+        pieces = "1 piece" if weights.num_chunks == 1 else f"{weights.num_chunks} pieces"
+        fact = f"{weights.num_bytes:,} B in {pieces}, digest {weights.digest[:12]} as in the manifest"
         return found("weights", fact, values)
     fix = "start the worker again, which publishes them; a broker's limits may drop some (broker/mosquitto.conf)"
     if scene.model_error is not None:
@@ -95,6 +94,11 @@ def check_workers(scene: Scene) -> Finding:
         fact = f"none is online{f', {len(scene.workers)} known' if scene.workers else ''}"
         return warning("workers", fact, START_A_WORKER, values)
     fact = "; ".join(_describe(state) for state in scene.online)
+    silent = [name for name, proof in scene.proofs.items() if not proof.round_trips]
+    if silent:
+        fact += f"; {', '.join(silent)} did not answer"
+        fix = f"see the lines `rights`; if they are ok, try a longer --timeout, then look into the log of {silent[0]}"
+        return warning("workers", fact, fix, values)
     if all(state.is_draining for state in scene.online):
         return warning("workers", f"{fact}; none takes anything new", START_A_WORKER, values)
     if all(state.phase is RunPhase.ENDED for state in scene.online):
@@ -113,7 +117,7 @@ def check_agent(scene: Scene) -> Finding | None:
 def _describe(state: WorkerState) -> str:
     phase = f"{state.phase}, draining" if state.is_draining else str(state.phase)
     agents = "1 agent" if state.agents == 1 else f"{state.agents:,} agents"
-    return f"{state.worker} is {phase} with {agents}, weights of version {state.version:,}"
+    return f"{state.worker} is {phase} with {agents}"  # its version is as old as the last change of phase
 
 
 def _unreadable(check: str, what: str, error: WireError) -> Finding:

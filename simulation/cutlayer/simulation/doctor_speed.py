@@ -117,6 +117,8 @@ def check_up(client: DoctorClient, sample: Sample, quiet_topic: str, max_packet_
     if not client.is_open:
         fix = "see the line `packets`; else look into the broker's log"
         return warning("up", f"the broker ended the connection after {acknowledged_bytes:,} B: {client.end}", fix)
+    if acknowledged_bytes < sent_bytes:
+        client.close()  # what is still on its way would be in the way of the next check
     rate = acknowledged_bytes / duration_s
     if not rate:
         fix = f"try --timeout {2 * client.timeout_s:g}; the link may be too slow for this run"

@@ -1,9 +1,9 @@
 """Hundreds of virtual agents and a worker in a storm that one number decides, and what must hold all the while.
 
-Agents and worker are the real drivers with real messages and codecs; only network, clock and arithmetic are not. Packets
-are lost, doubled, late and out of order; agents and the worker are killed and come back, or never; connections break;
-the broker forgets; agents come late. After every event the invariants are looked at (`StormChecks`), and at the end
-each step of each agent that has stayed is part of the model, once.
+Agents and workers are the real drivers with real messages and codecs; only network, clock and arithmetic are not.
+Packets are lost, doubled, late and out of order; agents and workers are killed and come back, or never; connections
+break; the broker forgets; agents come late. After every event the invariants are looked at (`StormChecks`), and at the
+end each step of each agent that has stayed is part of the model, once.
 
 A seed decides everything: `run_seed` gives the same events, to the last byte, in any process. What a storm is made of
 stands in `StormSettings`.
@@ -20,7 +20,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +43,10 @@ from cutlayer.simulation.storm_members import (
     make_data,
     run_settings,
 )
-from cutlayer.simulation.storm_settings import StormSettings, draw_weather
+from cutlayer.simulation.storm_settings import StormResult, StormSettings, draw_weather
 from cutlayer.simulation.virtual import VirtualNetwork
 
-__all__ = ["Storm", "StormFailed", "StormResult", "run_seed"]
+__all__ = ["Storm", "StormFailed", "run_seed"]
 
 AFTER_THE_END_S = 100.0
 """Who has come too late is listened to so long: it must not be harmed by what it hears."""
@@ -54,47 +54,6 @@ AFTER_THE_END_S = 100.0
 
 class StormFailed(AssertionError):
     """A seed has broken an invariant, an assertion or a driver; the text says how to run it again."""
-
-
-@dataclass(frozen=True, slots=True)
-class StormResult:
-    """What came of a seed.
-
-    Attributes:
-        seed: The seed.
-        virtual_s: Virtual seconds until all was over.
-        num_events: Times that somebody was woken.
-        num_packets: Packets that reached the broker.
-        num_steps: Training steps that are part of the model, each once.
-        num_windows: Windows.
-        num_kills: Agents killed.
-        num_deaths: Of those, the ones that never came back.
-        num_worker_kills: How often the worker was killed.
-        num_cuts: Connections that broke.
-        num_broker_stops: How often the broker was restarted.
-        num_late: Agents that came after the training had begun.
-        num_too_late: Agents for which there was nothing left to train.
-        most_live: Most microbatches that were at the worker at one time.
-        most_scheduled: Most packets that were under way at one time.
-        digest: Names the whole history: each packet and each waking, with their times.
-    """
-
-    seed: int
-    virtual_s: float
-    num_events: int
-    num_packets: int
-    num_steps: int
-    num_windows: int
-    num_kills: int
-    num_deaths: int
-    num_worker_kills: int
-    num_cuts: int
-    num_broker_stops: int
-    num_late: int
-    num_too_late: int
-    most_live: int
-    most_scheduled: int
-    digest: str
 
 
 def run_seed(seed: int, settings: StormSettings | None = None) -> StormResult:
@@ -108,6 +67,8 @@ def run_seed(seed: int, settings: StormSettings | None = None) -> StormResult:
 
 class Storm:
     """One seed's storm. A subclass may make another engine or session, to see that what is wrong with it is found.
+
+    Attributes of use to it: `network`, `agents` and `workers` (who is there now), `num_events`.
 
     Args:
         seed: Decides everything.
@@ -136,6 +97,7 @@ class Storm:
         self._to_come: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._counts: Counter[str] = Counter()
+        self.num_events = 0
         self._dead: set[str] = set()
         self._has_anybody_left = False
         self._has_run_ended = False
@@ -177,13 +139,13 @@ class Storm:
         """
         try:
             for name in self._checkpoints:
-                self._start_worker(name)
-            self.network.run(self._after_event, max_virtual_s=self.settings.max_virtual_s)
+                self.start_worker(name)
+            self.network.run(self.after_event, max_virtual_s=self.settings.max_virtual_s)
             self.checks.everything()
             self._check_end()
         except Exception as error:
             raise StormFailed(
-                f"seed {self.seed}, at {self.network.clock():.6f} s, event {self._counts['events']}: "
+                f"seed {self.seed}, at {self.network.clock():.6f} s, event {self.num_events}: "
                 f"{type(error).__name__}: {error}\n  run it again: {self._command()}"
             ) from error
         return self._result()
@@ -200,7 +162,9 @@ class Storm:
             self._data[topic] = make_data(self.seed, topic, num_train)
             self._plans[topic] = EpochPlan(self.seed, topic, 1, num_train, 1, settings.microbatch_samples)
             is_late = draw.random() < settings.late_share
-            first_s, last_s = (settings.arrival_s, settings.arrival_s + settings.late_s) if is_late else (0.0, settings.arrival_s)
+            first_s, last_s = (
+                (settings.arrival_s, settings.arrival_s + settings.late_s) if is_late else (0.0, settings.arrival_s)
+            )
             self._at(draw.uniform(first_s, last_s), functools.partial(self._arrive, topic))
         for number, what in (
             (weather.num_kills, self._kill_agent),
@@ -233,7 +197,8 @@ class Storm:
         else:
             self._soon(self.settings.most_away_s, functools.partial(self._arrive, topic))
 
-    def _start_worker(self, name: str) -> None:
+    def start_worker(self, name: str) -> None:
+        """Start a worker, from its last checkpoint where it has one."""
         engine, checkpoints = self.make_engine(), self._checkpoints[name]
         resumed = Resumed(self.manifest)
         if checkpoints.latest is not None:
@@ -247,7 +212,7 @@ class Storm:
             any_model(),
             checkpoints,
             self.weather.checkpoint_every_windows,
-            MemoryPool(self.lighthouse, name, resumed.window) if self.settings.num_workers > 1 else None,
+            MemoryPool(self.lighthouse, name) if self.settings.num_workers > 1 else None,
         )
 
     def _kill_worker(self) -> None:
@@ -261,7 +226,7 @@ class Storm:
         if worker.pool is not None:
             worker.pool.close()
         self._counts["worker_kills"] += 1
-        self._soon(8.0, functools.partial(self._start_worker, name))
+        self._soon(8.0, functools.partial(self.start_worker, name))
 
     def _cut(self) -> None:
         present = self.network.members()
@@ -276,11 +241,11 @@ class Storm:
 
     # After each event -----------------------------------------------------------------------------------------
 
-    def _after_event(self) -> bool:
+    def after_event(self) -> bool:
         """Look at everything that must hold, do what is due, and return whether all is over."""
         now, woken = self.network.clock(), self.network.last_woken
         self._history.update(struct.pack("<d", now) + (woken or "").encode())
-        self._counts["events"] += 1
+        self.num_events += 1
         self.checks.after_event()
         if self._random.random() < self.settings.full_check_share:
             self.checks.everything()
@@ -333,7 +298,7 @@ class Storm:
         return StormResult(
             seed=self.seed,
             virtual_s=self.network.clock(),
-            num_events=counts["events"],
+            num_events=self.num_events,
             num_packets=counts["packets"],
             num_steps=sum(len(self._ledger().of(topic)) for topic in self._plans),
             num_windows=max(worker.session.window for worker in self.workers.values()),
@@ -350,6 +315,13 @@ class Storm:
         )
 
     def _command(self) -> str:
-        if self.settings == StormSettings(num_agents=self.settings.num_agents):
-            return f"python -m cutlayer.simulation.storm_seeds {self.seed} --agents {self.settings.num_agents}"
-        return f"run_seed({self.seed}, {self.settings!r})"
+        changed = {
+            entry.name: getattr(self.settings, entry.name)
+            for entry in fields(StormSettings)
+            if getattr(self.settings, entry.name) != getattr(StormSettings(), entry.name)
+        }
+        if set(changed) <= {"num_agents", "num_workers"}:
+            options = [f" --{name.removeprefix('num_')} {value}" for name, value in changed.items()]
+            return f"python -m cutlayer.simulation.storm_seeds {self.seed}{''.join(options)}"
+        arguments = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        return f"run_seed({self.seed}, StormSettings({arguments}))"

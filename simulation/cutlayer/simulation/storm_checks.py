@@ -66,13 +66,15 @@ class StormChecks:
         woken = network.last_woken
         if network.clock() > self._settled_at:
             self._settled_at = network.clock()
-            for worker in self._workers.values():
-                if worker.name != woken:  # it has done all that it could before time moved on
-                    _check_graphs(worker)
-        if woken in self._workers:
-            self._check_worker(self._workers[woken])
-        elif woken in self._agents:
-            self._check_agent(self._agents[woken])
+            for idle in self._workers.values():
+                if idle.name != woken:  # it has done all that it could before time moved on
+                    _check_graphs(idle)
+        if woken is None:
+            return
+        if worker := self._workers.get(woken):
+            self._check_worker(worker)
+        elif agent := self._agents.get(woken):
+            self._check_agent(agent)
 
     def everything(self) -> None:
         """Check all of it: whole ledgers, each agent's credits, everybody's view and memory.
@@ -86,7 +88,9 @@ class StormChecks:
             live = Counter(key.agent for key in worker.session.live_keys())
             greedy = {agent: count for agent, count in live.items() if count > self._settings.credits}
             if greedy:
-                raise InvariantBroken(f"more than {self._settings.credits} microbatches are at {worker.name} of {greedy}")
+                raise InvariantBroken(
+                    f"more than {self._settings.credits} microbatches are at {worker.name} of {greedy}"
+                )
         for agent in self._agents.values():
             self._check_agent(agent)
 
@@ -147,4 +151,6 @@ def _check_memory(num_packets: int, most_packets: int, unfinished_bytes: int, mo
     if num_packets > most_packets:
         raise InvariantBroken(f"{num_packets} packets wait at {whose}, and {most_packets} may")
     if unfinished_bytes > most_bytes:
-        raise InvariantBroken(f"{whose} keeps {unfinished_bytes} B for messages that are not whole, and {most_bytes} may")
+        raise InvariantBroken(
+            f"{whose} keeps {unfinished_bytes} B for messages that are not whole, and {most_bytes} may"
+        )

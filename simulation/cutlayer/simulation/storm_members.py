@@ -133,7 +133,9 @@ class StormAgent:
             topic,
             network.next_incarnation(),
             lambda _: dataset,
-            options=AgentOptions(connect_timeout_s=_LONG_S, deadlines=Deadlines(hello_s=1.0, step_s=6.0)),
+            options=AgentOptions(
+                connect_timeout_s=_LONG_S, deadlines=Deadlines(hello_s=1.0, step_s=3.0, longest_s=5.0)
+            ),
             clock=network.clock,
         )
         network.add(topic, self, self.transport, lambda: self.has_left)
@@ -189,7 +191,8 @@ def run_settings(seed: int, settings: StormSettings, weather: Weather) -> RunSet
                 "seed": seed,
                 "epochs": 1,
                 "microbatch_samples": settings.microbatch_samples,
-                "min_agents": max(1, settings.num_agents // 3),
+                # Most are waited for: the first might be done before the others have come. Not all: some may die.
+                "min_agents": max(1, int(0.7 * settings.num_agents)),
                 "absence_grace_s": settings.grace_s,
             },
             "model": {"options": {"img_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 1, "num_heads": 1}},
@@ -197,9 +200,9 @@ def run_settings(seed: int, settings: StormSettings, weather: Weather) -> RunSet
             "task": {"classes": list(CLASSES)},
             "codecs": {"activations": weather.codec},
             "window": {"mode": weather.mode, "samples": weather.window_samples, "deadline_s": 0.5},
-            "worker": {"credits": settings.credits, "lease_s": 40.0},
+            "worker": {"credits": settings.credits, "lease_s": 15.0},
             "evaluation": {"every_epochs": 0, "samples": 1},
-            "telemetry_s": 15.0,
+            "telemetry_s": 10.0,
         }
     )
 

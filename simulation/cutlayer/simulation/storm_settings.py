@@ -1,4 +1,4 @@
-"""What a storm is: how many agents, what may happen to them, and what each seed draws of it."""
+"""What a storm is: how many agents, what may happen to them, what a seed draws of it, and what comes of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from cutlayer.broker.faults import LinkFaults
 
-__all__ = ["StormLimits", "StormSettings", "Weather", "draw_weather"]
+__all__ = ["StormLimits", "StormResult", "StormSettings", "Weather", "draw_weather"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class StormLimits:
         worker_unfinished_bytes_per_agent: Bytes that the worker keeps for the same, for each agent.
     """
 
-    scheduled_packets_per_agent: int = 40
+    scheduled_packets_per_agent: int = 250
     agent_packets: int = 200
     worker_packets_per_agent: int = 20
     agent_unfinished_bytes: int = 64 * 1024
@@ -61,17 +61,17 @@ class StormSettings:
     most_steps: int = 3
     microbatch_samples: int = 4
     credits: int = 2
-    arrival_s: float = 3.0
+    arrival_s: float = 2.0
     late_share: float = 0.1
-    late_s: float = 3.0
+    late_s: float = 2.0
     kill_share: float = 0.2
     death_share: float = 0.25
-    most_away_s: float = 8.0
+    most_away_s: float = 5.0
     most_worker_kills: int = 2
     most_cuts: int = 30
     most_broker_stops: int = 1
-    trouble_s: float = 10.0
-    grace_s: float = 20.0
+    trouble_s: float = 8.0
+    grace_s: float = 8.0
     max_virtual_s: float = 1_800.0
     full_check_share: float = 0.002
     limits: StormLimits = field(default_factory=StormLimits)
@@ -104,6 +104,47 @@ class Weather:
     num_worker_kills: int
     num_cuts: int
     num_broker_stops: int
+
+
+@dataclass(frozen=True, slots=True)
+class StormResult:
+    """What came of a seed.
+
+    Attributes:
+        seed: The seed.
+        virtual_s: Virtual seconds until all was over.
+        num_events: Times that somebody was woken.
+        num_packets: Packets that reached the broker.
+        num_steps: Training steps that are part of the model, each once.
+        num_windows: Windows.
+        num_kills: Agents killed.
+        num_deaths: Of those, the ones that never came back.
+        num_worker_kills: How often the worker was killed.
+        num_cuts: Connections that broke.
+        num_broker_stops: How often the broker was restarted.
+        num_late: Agents that came after the training had begun.
+        num_too_late: Agents for which there was nothing left to train.
+        most_live: Most microbatches that were at the worker at one time.
+        most_scheduled: Most packets that were under way at one time.
+        digest: Names the whole history: each packet and each waking, with their times.
+    """
+
+    seed: int
+    virtual_s: float
+    num_events: int
+    num_packets: int
+    num_steps: int
+    num_windows: int
+    num_kills: int
+    num_deaths: int
+    num_worker_kills: int
+    num_cuts: int
+    num_broker_stops: int
+    num_late: int
+    num_too_late: int
+    most_live: int
+    most_scheduled: int
+    digest: str
 
 
 def draw_weather(seed: int, settings: StormSettings, rng: random.Random) -> Weather:

@@ -197,11 +197,11 @@ class VirtualNetwork:
                 return True
 
     def _pump(self, member: _Member, now: float) -> None:
+        self.last_woken = member.name
         member.num_wakes = member.num_wakes + 1 if member.woken_at == now else 0
         member.woken_at = now
         if member.num_wakes > MAX_WAKES_AT_ONE_TIME:
             raise SimulationStuck(f"time stands still at {now} s: {member.name} asks to be woken in the past")
-        self.last_woken = member.name
         member.is_at_work = True
         wake_at = member.driver.pump(now)
         member.is_at_work = False

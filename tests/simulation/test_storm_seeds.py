@@ -1,0 +1,72 @@
+"""Many seeds, spread over processes; a thousand of them in CI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cutlayer.simulation.storm_seeds import main, run_seeds
+from cutlayer.simulation.storm_settings import StormSettings
+
+TINY = StormSettings(num_agents=6)
+BOUND_TO_FAIL = StormSettings(num_agents=6, max_virtual_s=1.0)
+NUM_SEEDS = 1_000
+
+
+def cutlayer_storm() -> typer.Typer:
+    """Return the command line as `python -m` runs it."""
+    app = typer.Typer()
+    app.command()(main)
+    return app
+
+
+def test_every_seed_is_run_once_and_told_in_order() -> None:
+    results, failures = run_seeds(range(20), TINY, num_processes=1)
+    assert [result.seed for result in results] == list(range(20))
+    assert failures == []
+
+
+def test_processes_come_to_the_same_results() -> None:
+    seeds = range(16)
+    assert run_seeds(seeds, TINY, num_processes=2) == run_seeds(seeds, TINY, num_processes=1)
+
+
+def test_progress_is_told() -> None:
+    told: list[int] = []
+    run_seeds(range(20), TINY, num_processes=1, on_progress=lambda num_done, _: told.append(num_done))
+    assert told == [8, 16, 20]
+
+
+def test_failures_are_collected_with_what_repeats_them() -> None:
+    results, failures = run_seeds([3, 4], BOUND_TO_FAIL, num_processes=1)
+    assert results == []
+    assert ["run_seed(3, " in failures[0], "run_seed(4, " in failures[1]] == [True, True]
+
+
+def test_command_runs_one_seed_and_says_what_came_of_it() -> None:
+    done = CliRunner().invoke(cutlayer_storm(), ["3", "--agents", "6"])
+    assert done.exit_code == 0
+    assert "StormResult(seed=3" in done.output
+    assert "1 storms have blown over" in done.output
+
+
+@pytest.mark.parametrize("seeds", ["x", "5-3", "-", "1-x", "3--4"])
+def test_what_is_no_seed_is_refused(seeds: str) -> None:
+    done = CliRunner().invoke(cutlayer_storm(), ["--", seeds])
+    assert done.exit_code == 2
+    assert "neither a seed nor a range" in done.output
+
+
+@pytest.mark.slow
+def test_a_thousand_storms_of_two_hundred_agents_blow_over(capsys: pytest.CaptureFixture[str]) -> None:
+    def show(num_done: int, failures: Sequence[str]) -> None:
+        with capsys.disabled():
+            print(f"\r{num_done} of {NUM_SEEDS} storms, {len(failures)} failed ", end="", flush=True)
+
+    results, failures = run_seeds(range(NUM_SEEDS), StormSettings(), on_progress=show)
+    assert not failures, "\n".join(failures)
+    assert len(results) == NUM_SEEDS
+    assert sum(result.num_too_late for result in results) < NUM_SEEDS
