@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from cutlayer.broker.agent_session import Deadlines
 from cutlayer.broker.broker_options import BrokerOptions
 from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.budget import SHIPPED_MOSQUITTO, BrokerBudget, budget_of
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.faults import LinkFaults
 from cutlayer.broker.launcher_mosquitto import write_configuration
-from cutlayer.simulation.virtual import Deadlines
+from cutlayer.broker.messages import RunPhase
 from support.paced import PacedNetwork
 from support.small_run import small_dataset, small_settings
 from support.synthetic_run import synthetic_manifest
@@ -46,7 +47,7 @@ def test_outputs_count_where_they_are_larger_than_the_activations() -> None:
 def test_chunks_cost_their_headers() -> None:
     whole, pieces = budget(), budget(max_packet_bytes=4_000)
     assert whole.message_packets == 1
-    assert pieces.message_packets == -(-whole.message_bytes // 3_700)
+    assert 140_000 / 4_000 < pieces.message_packets < 140_000 / 3_500
     assert whole.message_bytes < pieces.message_bytes < 1.1 * whole.message_bytes
 
 
@@ -93,10 +94,8 @@ def test_limits_are_those_of_the_mosquitto_that_we_ship_and_start(source: str, t
         assert re.findall(rf"(?m)^{key} (\d+)$", path.read_text()) == [str(getattr(SHIPPED_MOSQUITTO, key))]
 
 
-@pytest.mark.parametrize("max_packet_bytes", [4_000, 1_000_000])
-@pytest.mark.parametrize("codec", ["identity", "int8", "fp16", "int8+zstd"])
-def test_broker_of_a_worker_that_stalls_holds_the_budget_and_no_more(codec: str, max_packet_bytes: int) -> None:
-    """The worker's link slows down to a byte a second in the middle of the run, for a minute."""
+def peak_bytes_of_a_stall(codec: str, max_packet_bytes: int, after_windows: int) -> tuple[int, int]:
+    """Let the worker's link slow down to a byte a second for a minute; return the broker's peak and the budget."""
     options = {"img_size": 4, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 1, "num_heads": 2}
     settings = small_settings(
         run={"min_agents": NUM_AGENTS, "epochs": 4, "microbatch_samples": 32},
@@ -109,15 +108,26 @@ def test_broker_of_a_worker_that_stalls_holds_the_budget_and_no_more(codec: str,
     worker = Worker(network, settings)
     for index in range(NUM_AGENTS):
         network.add_agent(f"site/{index}", small_dataset(index, 256))
-    network.run(lambda: worker.session.window >= 3)
+    network.run(lambda: worker.session.phase is RunPhase.TRAINING and worker.session.window >= after_windows)
     network.transports["w0"]._down.faults = LinkFaults(bytes_per_s=1.0)
     peak, until = 0, network.clock() + 60.0
     while network.clock() < until:
         network.step()
         peak = max(peak, network.num_broker_bytes)
-    allowed = budget_of(
-        worker.manifest, credits=2, num_agents=NUM_AGENTS, max_packet_bytes=max_packet_bytes
-    ).total_bytes
-    assert peak <= allowed
-    # int8's codes of random tokens do not compress well, but they do; the others are as long as they can be.
-    assert peak > (0.5 if "zstd" in codec else 0.85) * allowed
+    assert worker.session.window <= after_windows + 4, "the worker is stalled"
+    budget = budget_of(worker.manifest, credits=2, num_agents=NUM_AGENTS, max_packet_bytes=max_packet_bytes)
+    return peak, budget.total_bytes
+
+
+@pytest.mark.parametrize("max_packet_bytes", [4_000, 1_000_000])
+@pytest.mark.parametrize("codec", ["identity", "int8", "fp16", "int8+zstd"])
+def test_broker_of_a_worker_that_stalls_fills_the_budget_and_no_more(codec: str, max_packet_bytes: int) -> None:
+    peak, allowed = peak_bytes_of_a_stall(codec, max_packet_bytes, 0)
+    # The longest names and numbers, and for zstd data that do not compress, are what is left.
+    assert (0.85 if "zstd" in codec else 0.9) * allowed < peak <= allowed
+
+
+@pytest.mark.parametrize("after_windows", [1, 2, 7])
+def test_broker_of_a_worker_that_stalls_in_the_middle_stays_within_the_budget(after_windows: int) -> None:
+    peak, allowed = peak_bytes_of_a_stall("identity", 1_000_000, after_windows)
+    assert 0 < peak <= allowed

@@ -11,6 +11,7 @@ from cutlayer.broker.leases import Lease
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import WindowSpec
 from cutlayer.broker.messages import Activations, Mode, NegotiatedCodecs
+from cutlayer.broker.pool_members import OthersInWindow
 from cutlayer.broker.scheduler import Scheduler
 from cutlayer.broker.states import ExchangeState
 from cutlayer.broker.work import Backward, Commit, Exchange, Forward, Key, Release, Work
@@ -30,6 +31,8 @@ class Bench:
     now: float = 0.0
     ledger: Ledger = field(default_factory=Ledger)
     leases: dict[str, Lease] = field(default_factory=dict)
+    others: OthersInWindow | None = None
+    may_commit: bool = True
 
     def lease(self, *agents: str, total_steps: int = 99) -> None:
         for agent in agents:
@@ -55,6 +58,8 @@ class Bench:
             credits=self.credits,
             planned_samples=self.planned_samples,
             now=self.now,
+            others=self.others,
+            may_commit=self.may_commit,
         )
 
     def forward(self) -> tuple[Key, ...]:
@@ -62,7 +67,7 @@ class Bench:
         work = self.next()
         assert isinstance(work, Forward)
         keys = tuple(key for key, _ in work.microbatches)
-        self.scheduler.forwarded(work.group, keys, self.scheduler.version)
+        self.scheduler.forwarded(work.group, keys, self.scheduler.version, self.now)
         return keys
 
     def gradients(self, *keys: Key) -> None:
@@ -162,7 +167,7 @@ def test_what_was_forgotten_during_its_forward_pass_is_not_wanted_any_more() -> 
     work = b.next()
     assert isinstance(work, Forward)
     b.scheduler.abandon("a")
-    wanted = b.scheduler.forwarded(work.group, (gone, kept), 0)
+    wanted = b.scheduler.forwarded(work.group, (gone, kept), 0, b.now)
     assert [exchange.key for exchange in wanted] == [kept]
 
 
@@ -446,14 +451,14 @@ def test_a_step_that_overtook_the_one_before_waits_for_it() -> None:
     assert b.next() is None
 
 
-def test_a_worker_resumed_from_an_older_checkpoint_takes_what_fills_an_agents_credits() -> None:
-    """The agent's credits are all taken by steps further on than the ledger: the first missing one cannot come."""
+def test_steps_further_on_than_the_ledger_wait_until_their_agent_takes_them_back() -> None:
+    """After a resume from an older checkpoint: the agent starts again from the first step that is missing."""
     b = bench(mode="synchronous", credits=2)
     b.ledger.add("a", 0)
-    later = [b.arrive("a", 8), b.arrive("a", 7)]
-    assert b.forward() == (later[1],)
-    b.through(later[1])
-    assert b.commit() == [later[1]]
+    b.arrive("a", 8)
+    b.arrive("a", 7)
+    assert b.next() is None
+    b.scheduler.abandon("a")
     missing = b.arrive("a", 1)
     assert b.forward() == (missing,)
     b.through(missing)
@@ -465,6 +470,189 @@ def test_evaluations_need_not_wait_in_synchronous_mode() -> None:
     b.arrive("a", 1)
     evaluation = b.arrive("a", mode=Mode.EVAL)
     assert b.forward() == (evaluation,)
+
+
+# In a pool ---------------------------------------------------------------------------------------------------
+
+
+def others(num_samples: int = 0, *agents: str, ask_to_close: bool = False) -> OthersInWindow:
+    return OthersInWindow(num_samples, frozenset(agents), ask_to_close)
+
+
+def test_what_other_workers_hold_counts_towards_a_windows_size() -> None:
+    b = bench(samples=12, credits=9)
+    key = b.arrive("a")
+    b.forward()
+    b.through(key)
+    b.others = others(4)
+    assert b.next() is None
+    b.others = others(8)
+    assert b.next() == Commit(0, 4, 1, None, is_due=True), "its own samples: the round adds the others'"
+
+
+def test_a_window_that_others_have_filled_is_due_for_a_worker_that_holds_nothing() -> None:
+    b = bench(samples=8)
+    b.others = others(8)
+    assert b.next() == Commit(0, 0, 0, None, is_due=True)
+
+
+def test_deadline_and_credits_are_about_the_own_part_of_a_window() -> None:
+    b = bench(samples=99, credits=1)
+    b.others = others(4)
+    b.lease("a")
+    b.now = 1e6
+    assert b.next() is None, "the others see to theirs"
+    key = b.arrive("a")
+    b.forward()
+    b.through(key)
+    assert b.commit() == [key], "all agents here wait"
+
+
+def test_a_synchronous_window_has_an_agents_microbatch_wherever_in_the_pool_it_is() -> None:
+    b = bench(mode="synchronous")
+    key = b.arrive("a")
+    b.lease("b")
+    b.forward()
+    b.through(key)
+    assert b.next() is None
+    b.others = others(4, "b")
+    assert b.commit() == [key]
+
+
+def test_a_synchronous_step_that_another_workers_window_has_waits_for_its_commit() -> None:
+    b = bench(mode="synchronous")
+    b.lease("b")
+    here, _ = b.arrive("a"), b.arrive("b")
+    b.others = others(4, "b")
+    assert b.forward() == (here,)
+    b.others = others()
+    assert b.forward() == (Key("b", Mode.TRAIN, 0),), "it was rejected there"
+
+
+def test_whoever_is_asked_starts_a_round_and_says_whether_it_finds_the_window_due() -> None:
+    b = bench()
+    b.others = others(ask_to_close=True)
+    assert b.next() == Commit(0, 0, 0, None, is_due=False)
+    key = b.arrive("a")
+    b.others = others()
+    b.forward()
+    b.gradients(key)
+    b.others = others(ask_to_close=True)
+    assert b.next() == Commit(0, 0, 0, None, is_due=False), "the others wait, a backward pass can wait too"
+
+
+def test_right_after_a_round_that_failed_no_window_closes_but_work_goes_on() -> None:
+    b = bench(samples=4)
+    key = b.arrive("a")
+    b.may_commit = False
+    b.forward()
+    b.through(key)
+    assert b.next() is None
+    late = b.arrive("a", 1)
+    assert b.forward() == (late,)
+    b.may_commit = True
+    assert b.commit() == [key]
+
+
+def test_during_a_round_microbatches_go_forward_and_the_window_stays_as_it_is() -> None:
+    b = bench(samples=4, credits=9)
+    key, ready = b.arrive("a"), b.arrive("b")
+    b.forward()
+    b.forward()
+    b.through(key)
+    b.gradients(ready)
+    b.scheduler.is_in_round = True
+    late = b.arrive("c")
+    assert b.forward() == (late,)
+    assert b.next() is None, "neither the backward pass nor the commit"
+    b.scheduler.abandon("a")
+    b.scheduler.discard(key)
+    assert b.scheduler.in_window == (key,)
+    assert b.scheduler.window_samples == 4
+    b.scheduler.is_in_round = False
+    assert b.commit() == [key]
+    assert b.backward() == (ready,)
+
+
+def test_a_commit_counts_the_samples_of_all_workers() -> None:
+    b = bench(samples=4)
+    key = b.arrive("a")
+    b.forward()
+    b.through(key)
+    assert [exchange.key for exchange in b.scheduler.committed(7, 40)] == [key]
+    assert (b.scheduler.window, b.scheduler.version, b.scheduler.committed_samples) == (1, 7, 40)
+    assert b.scheduler.progress(10, 100) == 0.5
+
+
+def test_a_window_that_is_emptied_is_open_as_if_nothing_had_come() -> None:
+    b = bench(samples=99)
+    key = b.arrive("a")
+    b.forward()
+    b.through(key)
+    assert [exchange.key for exchange in b.scheduler.empty_window()] == [key]
+    assert (b.scheduler.in_window, b.scheduler.window_samples) == ((), 0)
+    assert b.scheduler.deadlines() == []
+    assert b.scheduler.window == 0
+    assert b.arrive("a") == key, "it may come again"
+    assert b.forward() == (key,)
+
+
+def test_what_another_worker_has_committed_is_forgotten_in_whatever_state_it_is() -> None:
+    b = bench(samples=99, credits=9)
+    forwarded, kept = b.arrive("a", 0), b.arrive("b", 0)
+    b.forward()
+    ready, waiting = b.arrive("a", 1), b.arrive("b", 1)
+    b.forward()
+    b.gradients(ready)
+    arrived, evaluation = b.arrive("a", 2), b.arrive("a", 1, Mode.EVAL)
+    for step in range(3):
+        b.ledger.add("a", step)
+    done = b.scheduler.take_committed(b.ledger)
+    assert [exchange.key for exchange in done] == [forwarded, ready, arrived]
+    assert set(b.scheduler.exchanges) == {kept, waiting, evaluation}
+    assert b.forward() == (evaluation,)
+    b.through(kept, waiting)
+    assert set(b.scheduler.in_window) == {kept, waiting}
+
+
+def test_what_is_in_the_window_is_not_taken_for_committed_elsewhere() -> None:
+    b = bench(samples=99)
+    key = b.arrive("a")
+    b.forward()
+    b.through(key)
+    b.ledger.add("a", 0)
+    assert b.scheduler.take_committed(b.ledger) == []
+    assert b.scheduler.in_window == (key,)
+
+
+def test_a_group_of_which_everything_was_committed_elsewhere_is_released() -> None:
+    b = bench()
+    b.arrive("a")
+    b.forward()
+    b.ledger.add("a", 0)
+    b.scheduler.take_committed(b.ledger)
+    assert b.next() == Release(0)
+    assert b.next() is None
+
+
+def test_other_weights_void_all_graphs_and_the_window_and_spare_what_has_not_gone_forward() -> None:
+    b = bench(samples=99, credits=9)
+    in_window = b.arrive("a", 0)
+    b.forward()
+    b.through(in_window)
+    waiting = b.arrive("a", 1)
+    b.forward()
+    gone = b.arrive("b", 0)
+    b.forward()
+    b.scheduler.discard(gone)
+    arrived = b.arrive("a", 2)
+    lost = b.scheduler.start_over(5, 6, 70)
+    assert [exchange.key for exchange in lost] == [in_window, waiting]
+    assert (b.scheduler.window, b.scheduler.version, b.scheduler.committed_samples) == (5, 6, 70)
+    assert (b.scheduler.in_window, b.scheduler.window_samples) == ((), 0)
+    assert b.scheduler.deadlines() == []
+    assert b.forward() == (arrived,), "no graph is released that the engine has dropped already"
+    assert b.next() is None
 
 
 # Staleness ---------------------------------------------------------------------------------------------------
@@ -485,13 +673,13 @@ def test_a_group_is_given_up_when_its_weights_are_older_than_allowed(max_stalene
     b.forward()
     for step in range(max_staleness):
         commit_one(b, step)
-        assert b.scheduler.take_stale() == []
+        assert b.scheduler.take_stale(b.now) == []
     commit_one(b, max_staleness)
-    assert [exchange.key for exchange in b.scheduler.take_stale()] == [slow]
+    assert [exchange.key for exchange in b.scheduler.take_stale(b.now)] == [slow]
     assert slow not in b.scheduler.exchanges
     assert b.next() == Release(0)
     assert b.next() is None
-    assert b.scheduler.take_stale() == []
+    assert b.scheduler.take_stale(b.now) == []
 
 
 def test_the_age_of_a_group_counts_from_the_weights_that_the_engine_used() -> None:
@@ -499,9 +687,9 @@ def test_the_age_of_a_group_counts_from_the_weights_that_the_engine_used() -> No
     b.arrive("a")
     work = b.next()
     assert isinstance(work, Forward)
-    b.scheduler.forwarded(work.group, tuple(key for key, _ in work.microbatches), 1)
+    b.scheduler.forwarded(work.group, tuple(key for key, _ in work.microbatches), 1, b.now)
     commit_one(b, 0)
-    assert b.scheduler.take_stale() == []
+    assert b.scheduler.take_stale(b.now) == []
 
 
 def test_what_of_a_stale_group_is_committed_already_stays_committed() -> None:
@@ -513,7 +701,7 @@ def test_what_of_a_stale_group_is_committed_already_stays_committed() -> None:
     assert b.backward() == (quick,)
     b.now = 4.0
     assert b.commit() == [quick]
-    assert [exchange.key for exchange in b.scheduler.take_stale()] == [slow]
+    assert [exchange.key for exchange in b.scheduler.take_stale(b.now)] == [slow]
 
 
 def test_gradients_that_came_too_late_for_their_group_are_given_up_with_it() -> None:
@@ -526,7 +714,7 @@ def test_gradients_that_came_too_late_for_their_group_are_given_up_with_it() -> 
     b.gradients(other)
     assert b.backward() == (other,)
     assert b.commit() == [other]
-    assert {exchange.key for exchange in b.scheduler.take_stale()} == {early, waiting}
+    assert {exchange.key for exchange in b.scheduler.take_stale(b.now)} == {early, waiting}
     assert b.next() == Release(0)
 
 

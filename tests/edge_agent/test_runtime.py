@@ -115,6 +115,16 @@ class Scene:
     def commit(self, step: int) -> None:
         self.say(TOPICS.down_gradients, ActivationGradients(LEASE, step, step, 0.0, ()))
 
+    def tell_ledger(self, *committed: tuple[int, int]) -> None:
+        """Say Welcome again, under the same lease."""
+        hello = hellos(self)[-1]
+        welcome = Welcome("w0", hello.incarnation, LEASE, 1, EXACT, committed, RunPhase.TRAINING, 30.0)
+        self.say(TOPICS.down_control, welcome)
+
+    def ask_again(self) -> None:
+        """Wait until the agent says Hello again."""
+        self.until(Hello, len(hellos(self)) + 1)
+
     def is_finished(self) -> bool:
         return self.agent.is_finished
 
@@ -156,13 +166,26 @@ def test_steps_that_a_worker_has_lost_are_done_again_in_order() -> None:
         scene.until(OutputGradients, step + 1)
         scene.commit(step)
     assert trained(scene) == [0, 1, 2]
-    hello = hellos(scene)[-1]
-    scene.say(
-        TOPICS.down_control, Welcome("w0", hello.incarnation, LEASE, 1, EXACT, ((0, 1),), RunPhase.TRAINING, 30.0)
-    )
+    scene.tell_ledger((0, 1))
+    assert trained(scene) == [0, 1, 2], "the worker may not have heard of the commit yet"
+    scene.ask_again()
+    scene.tell_ledger((0, 1))
     assert trained(scene) == [0, 1, 2, 1]
     scene.commit(1)
     assert trained(scene) == [0, 1, 2, 1, 2]
+
+
+def test_a_worker_that_hears_late_of_a_commit_has_lost_nothing() -> None:
+    scene = Scene()
+    scene.enter()
+    for step in range(2):
+        scene.answer(scene.until(Activations, step + 1))
+        scene.commit(step)
+    scene.tell_ledger((0, 1))
+    scene.ask_again()
+    scene.tell_ledger((0, 2))
+    scene.commit(2)
+    assert trained(scene) == [0, 1, 2, 3]
 
 
 def test_training_is_told_done_anew_when_a_worker_lacked_a_step() -> None:
@@ -172,10 +195,9 @@ def test_training_is_told_done_anew_when_a_worker_lacked_a_step() -> None:
         scene.answer(scene.until(Activations, step + 1))
         scene.commit(step)
     scene.until(TrainingDone)
-    hello = hellos(scene)[-1]
-    scene.say(
-        TOPICS.down_control, Welcome("w0", hello.incarnation, LEASE, 1, EXACT, ((0, 3),), RunPhase.TRAINING, 30.0)
-    )
+    scene.tell_ledger((0, 3))
+    scene.ask_again()
+    scene.tell_ledger((0, 3))
     assert trained(scene) == [0, 1, 2, 3, 3]
     num_told = len(scene.all(TrainingDone))
     scene.commit(3)

@@ -83,7 +83,9 @@ class Cell:
         self.stack.callback(self.lighthouse.kill)
         trap = Trap(self._topic_end(), 2, self.when, only_closing=self.event == "commit")
         is_agents = self.event in AT_AGENT
-        self.workers = {name: self._worker(name, None if is_agents else trap if name == "w0" else None) for name in ("w0", "w1")}
+        self.workers = {
+            name: self._worker(name, None if is_agents else trap if name == "w0" else None) for name in ("w0", "w1")
+        }
         self.agents = {
             topic: self._agent(index, trap if is_agents and index == 0 else None) for index, topic in enumerate(TOPICS)
         }
@@ -174,7 +176,13 @@ def test_whoever_is_killed_whenever_every_step_is_committed_once_and_the_weights
         for when, event in MOMENTS
     ]
     with ThreadPoolExecutor(2) as executor:
-        problems = dict(zip(((c.victim, c.when, c.event) for c in cells), executor.map(lambda c: c.run(undisturbed), cells), strict=True))
+        problems = dict(
+            zip(
+                ((c.victim, c.when, c.event) for c in cells),
+                executor.map(lambda c: c.run(undisturbed), cells),
+                strict=True,
+            )
+        )
     with capsys.disabled():
         print("\n" + table(problems))
     failed = {cell: problem for cell, problem in problems.items() if problem}

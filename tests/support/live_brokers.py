@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cutlayer.broker import parent_guard
 from cutlayer.broker.broker_options import BrokerOptions
 from cutlayer.broker.broker_settings import BrokerSettings, ProtocolChoice
 from cutlayer.broker.launcher import BrokerProcess, launch_broker
@@ -127,7 +130,9 @@ class Mosquitto(LiveBroker):
     def _start(self) -> subprocess.Popen[bytes]:
         binary = find_mosquitto()
         assert binary is not None
-        process = subprocess.Popen([str(binary), "-c", str(self._configuration)], stderr=subprocess.DEVNULL)
+        guard = [sys.executable, "-I", "-S", str(parent_guard.__file__), str(os.getpid()), "-"]
+        program = [str(binary), "-c", str(self._configuration)]
+        process = subprocess.Popen([*guard, *program], stderr=subprocess.DEVNULL)
         end_s = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < end_s and process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1.0):

@@ -300,4 +300,3 @@ def _run_in_child(log: Path, run: Callable[[], None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-

@@ -156,6 +156,12 @@ class AgentSession:
         self._exchanges.withdraw_training()
         self._is_done = False
 
+    def ask_ledger(self, name: str, at: float) -> None:
+        """Have a worker asked, at a time, for what is committed."""
+        worker = self._workers.named(name)
+        if worker is not None and worker.lease is not None:
+            worker.owes_ledger, worker.hello_at = True, at
+
     def training_done(self, now: float) -> list[AgentAction]:
         """Tell the workers that all steps are committed; told again until the run moves on."""
         self._is_done = True

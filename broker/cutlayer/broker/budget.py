@@ -12,6 +12,7 @@ broker may still have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,10 +20,19 @@ from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.chunking import CHUNK_OVERHEAD_BYTES
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import Activations, EncodedTensor, Message, Mode, OutputGradients, Outputs, serialize
+from cutlayer.broker.messages import (
+    MAX_TENSOR_ELEMENTS,
+    Activations,
+    EncodedTensor,
+    Message,
+    Mode,
+    OutputGradients,
+    Outputs,
+    serialize,
+)
 from cutlayer.broker.mqtt_packets import largest_payload, publish_size
 from cutlayer.broker.topics import MAX_AGENT_TOPIC
-from cutlayer.compression import ShapeError, codec_from_name
+from cutlayer.compression import codec_from_name
 
 __all__ = ["SHIPPED_MOSQUITTO", "BrokerBudget", "MosquittoLimits", "budget_of"]
 
@@ -159,15 +169,9 @@ def budget_of(
     Raises:
         SettingsError: When a microbatch has more numbers than any message may carry.
     """
-    try:
-        sizes = [_wire_size(*message, max_packet_bytes) for message in _messages(manifest)]
-    except ShapeError as error:
-        raise SettingsError(f"a microbatch is beyond what a message carries: {error}", _SMALLER) from error
+    sizes = [_wire_size(*message, max_packet_bytes) for message in _messages(manifest)]
     message_bytes, message_packets = max(sizes)
     return BrokerBudget(num_agents, credits, message_bytes, message_packets, is_pooled)
-
-
-_SMALLER = "lower run.microbatch_samples"
 
 
 def _messages(manifest: Manifest) -> Iterator[tuple[str, Message, int]]:
@@ -189,6 +193,11 @@ def _messages(manifest: Manifest) -> Iterator[tuple[str, Message, int]]:
 
 
 def _tensor_bytes(codec: str, shape: tuple[int, ...]) -> int:
+    if math.prod(shape) > MAX_TENSOR_ELEMENTS:
+        raise SettingsError(
+            f"a microbatch of shape {shape} has more than the {MAX_TENSOR_ELEMENTS:,} numbers that a message carries",
+            "lower run.microbatch_samples",
+        )
     return BIN_HEADER_BYTES + codec_from_name(codec).max_encoded_bytes(shape)
 
 

@@ -24,6 +24,8 @@ __all__ = ["Courier"]
 MAX_UNFINISHED_TOPICS = 4_096
 """Topics whose bytes are counted towards a message that is not whole; an agent may publish on any below its own."""
 
+WORKER_KEPT_BYTES = 128 << 20
+"""Of what a worker has sent in chunks, to all its agents together."""
 MAX_WAITING_ASKS = 256
 """Asks taken from one tick to the next; who asked in vain asks again."""
 
@@ -59,7 +61,7 @@ class Courier:
         self._receives = Direction.DOWN if sends is Direction.UP else Direction.UP
         self._watch = ChunkWatch()
         self._reassembler = reassembler or Reassembler(watch=self._watch)
-        self._sent = SentChunks()
+        self._sent = SentChunks() if sends is Direction.UP else SentChunks(WORKER_KEPT_BYTES)
         self._asks: list[tuple[str, MissingChunks]] = []
         self._resumed: list[Message] = []
         self._unfinished: dict[str, _Size] = {}

@@ -196,8 +196,8 @@ class PoolError(NetworkError):
     def __init__(self, lighthouse: str, detail: str) -> None:
         super().__init__(
             f"no pool at lighthouse {lighthouse}: {detail}\n"
-            "  fix: start `torchft_lighthouse --min_replicas 1`, and give its address with --pool; a worker that trains "
-            "alone needs neither"
+            "  fix: start `torchft_lighthouse --min_replicas 1`, and give its address with --pool\n"
+            "  (a worker that trains alone needs neither)"
         )
         self.lighthouse = lighthouse
 

@@ -55,7 +55,12 @@ class StepRanges:
 
     def first_missing(self) -> int:
         """Return the smallest step that is not in the set."""
-        return self._stops[0] if self._starts and self._starts[0] == 0 else 0
+        return self.next_missing(0)
+
+    def next_missing(self, step: int) -> int:
+        """Return the smallest step from this one on that is not in the set."""
+        place = bisect_right(self._starts, step) - 1
+        return self._stops[place] if place >= 0 and step < self._stops[place] else step
 
 
 class Ledger:

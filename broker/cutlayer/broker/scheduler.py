@@ -14,11 +14,15 @@ from cutlayer.broker.leases import Lease
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import WindowSpec
 from cutlayer.broker.messages import Activations, EncodedTensor, Mode
+from cutlayer.broker.pace import Pace
 from cutlayer.broker.pool_members import OthersInWindow
 from cutlayer.broker.states import ExchangeState
 from cutlayer.broker.work import Backward, Commit, Exchange, Forward, Group, Key, Release, Work
 
 __all__ = ["Scheduler"]
+
+PATIENCE_RATIO = 0.05
+"""Share of a window's deadline that every agent may take for its gradients before it counts as slow."""
 
 
 class Scheduler:
@@ -42,6 +46,7 @@ class Scheduler:
         self._spec = spec
         self._is_synchronous = spec.mode == "synchronous"
         self._max_batch_samples = max_batch_samples
+        self._pace = Pace(PATIENCE_RATIO * spec.deadline_s)
         self._groups: dict[int, Group] = {}
         self._next_group = 0
         self._to_release: list[int] = []
@@ -76,12 +81,15 @@ class Scheduler:
         group = self._groups[exchange.group]
         exchange.state = ExchangeState.GRADIENTS
         exchange.gradients = gradients
+        if exchange.outputs_at is not None:
+            self._pace.took(exchange.key.agent, now - exchange.outputs_at)
         group.waiting.discard(exchange.key)
         group.ready.append(exchange.key)
         group.first_ready_at = now if group.first_ready_at is None else group.first_ready_at
 
     def abandon(self, agent: str) -> None:
         """Forget what an agent has not sent the gradients of. What it has, is committed: nothing is lost or doubled."""
+        self._pace.forget(agent)
         for key, exchange in list(self.exchanges.items()):
             if key.agent == agent and exchange.state in (ExchangeState.ACTIVATIONS, ExchangeState.OUTPUTS):
                 self._forget(exchange)
@@ -113,12 +121,20 @@ class Scheduler:
         if self._is_synchronous:
             return []
         times = [] if self._opened_at is None else [self._opened_at + self._spec.deadline_s]
-        times += [
-            group.first_ready_at + self._spec.deadline_s
-            for group in self._groups.values()
-            if group.first_ready_at is not None
-        ]
+        times += [due_at for group in self._groups.values() if (due_at := self._late_at(group)) is not None]
         return times
+
+    def _late_at(self, group: Group) -> float | None:
+        """Return when the gradients of a group that are there wait no longer for the others; None while there are none.
+
+        That is at the deadline, or as soon as all the others are slow: they would hold back everybody's credits.
+        """
+        if group.first_ready_at is None:
+            return None
+        slow_after_s = self._pace.slow_after_s
+        times = [self.exchanges[key].outputs_at for key in group.waiting]
+        slow_at = max((time + slow_after_s for time in times if time is not None), default=group.first_ready_at)
+        return min(max(slow_at, group.first_ready_at), group.first_ready_at + self._spec.deadline_s)
 
     def next_work(
         self,
@@ -186,19 +202,17 @@ class Scheduler:
             return True
         return bool(self._in_window) and self._is_overdue_or_full(training, ledger, num_credits, now)
 
-    def _is_overdue_or_full(
-        self, training: Collection[Lease], ledger: Ledger, num_credits: int, now: float
-    ) -> bool:
+    def _is_overdue_or_full(self, training: Collection[Lease], ledger: Ledger, num_credits: int, now: float) -> bool:
         assert self._opened_at is not None
         if now >= self._opened_at + self._spec.deadline_s:
             return True
         held = Counter(key.agent for key in self._in_window)
-        # Nothing can join the window before it is committed: every agent waits for it with all its credits.
+        # Nothing can join the window before it is committed: every agent waits for it with all its credits. What a
+        # slow one has joins another.
         return all(
-            held[lease.agent] >= num_credits
-            or held[lease.agent] + len(ledger.of(lease.agent)) >= lease.total_steps
+            held[lease.agent] >= num_credits or held[lease.agent] + len(ledger.of(lease.agent)) >= lease.total_steps
             for lease in training
-            if lease.absent_since is None
+            if lease.absent_since is None and not self._pace.is_slow(lease.agent)
         )
 
     def _would_overshoot(self, backward: Backward | None, num_samples: int) -> bool:
@@ -211,11 +225,8 @@ class Scheduler:
 
     def _next_backward(self, now: float) -> Backward | None:
         for group in self._groups.values():
-            is_late = (
-                not self._is_synchronous
-                and group.first_ready_at is not None
-                and now >= group.first_ready_at + self._spec.deadline_s
-            )
+            late_at = None if self._is_synchronous else self._late_at(group)
+            is_late = late_at is not None and now >= late_at
             if group.ready and (not group.waiting or is_late):
                 gradients = []
                 for key in group.ready:
@@ -236,7 +247,8 @@ class Scheduler:
                 continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
-            signature = (key.mode, tuple((name, tensor.shape[1:]) for name, tensor in sorted(message.tensors)))
+            shapes = tuple((name, tensor.shape[1:]) for name, tensor in sorted(message.tensors))
+            signature = (key.mode, shapes, self._keeps_apart(key))
             if form is None:
                 form = signature
             # A group is committed whole, so one of training is not larger than an asynchronous window should be.
@@ -258,6 +270,11 @@ class Scheduler:
             self._groups[number] = Group(number, self.version, {key for key, _ in chosen})
         return Forward(number, mode, tuple(chosen))
 
+    def _keeps_apart(self, key: Key) -> str | None:
+        """Return the agent whose microbatches go forward without those of others, since they would wait for it."""
+        is_apart = key.mode is Mode.TRAIN and not self._is_synchronous and self._pace.is_slow(key.agent)
+        return key.agent if is_apart else None
+
     def _in_turn(self, ledger: Ledger, others: OthersInWindow) -> set[Key]:
         """Return the training microbatches whose turn it is: all, or in synchronous mode the next of each agent.
 
@@ -277,8 +294,8 @@ class Scheduler:
 
     # Results --------------------------------------------------------------------------------------------------
 
-    def forwarded(self, number: int, keys: Sequence[Key], version: int) -> list[Exchange]:
-        """Take notice of a forward pass; return the exchanges that are still wanted."""
+    def forwarded(self, number: int, keys: Sequence[Key], version: int, now: float) -> list[Exchange]:
+        """Take notice of a forward pass; return the exchanges that are still wanted, whose outputs go now."""
         wanted = []
         for key in keys:
             exchange = self.exchanges.get(key)
@@ -286,6 +303,7 @@ class Scheduler:
                 continue
             exchange.activations = None
             exchange.state = ExchangeState.OUTPUTS
+            exchange.outputs_at = now
             wanted.append(exchange)
             if key.mode is not Mode.TRAIN:
                 del self.exchanges[key]
@@ -347,11 +365,14 @@ class Scheduler:
             self._forget(exchange)
         return done
 
-    def take_stale(self) -> list[Exchange]:
+    def take_stale(self, now: float) -> list[Exchange]:
         """Give up the groups whose weights are too old by now; return their exchanges, to be sent again."""
         stale: list[Exchange] = []
         for group in list(self._groups.values()):
             if self.version - group.version > self._spec.max_staleness:
+                for exchange in (self.exchanges[key] for key in group.waiting):
+                    assert exchange.outputs_at is not None, "a group has versions once it went forward"
+                    self._pace.takes_at_least(exchange.key.agent, now - exchange.outputs_at)
                 stale += [self.exchanges.pop(key) for key in (*group.ready, *sorted(group.waiting))]
                 del self._groups[group.number]
                 self._to_release.append(group.number)

@@ -18,8 +18,9 @@ from cutlayer.broker.topics import agent_of
 
 __all__ = ["Sent", "SentChunks", "check_ask"]
 
-KEPT_BYTES = 32 << 20
-KEPT_MESSAGES = 64
+KEPT_BYTES = 16 << 20
+"""For one agent, whose outstanding messages its session keeps anyway; who serves many keeps more."""
+KEPT_MESSAGES = 1_024
 SHORTEST_REST_S = 0.25
 """From one answer for a message to the next."""
 MAX_REPEATS = 4

@@ -21,7 +21,16 @@ from dataclasses import dataclass
 
 from cutlayer.broker.errors import SettingsError
 
-__all__ = ["RUN", "WORKER_STATES", "WORKER_WINDOWS", "AgentTopics", "WorkerTopics", "agent_of", "model_chunk", "model_chunks"]
+__all__ = [
+    "RUN",
+    "WORKER_STATES",
+    "WORKER_WINDOWS",
+    "AgentTopics",
+    "WorkerTopics",
+    "agent_of",
+    "model_chunk",
+    "model_chunks",
+]
 
 ROOT = "cutlayer"
 RUN = f"{ROOT}/run"

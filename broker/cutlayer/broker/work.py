@@ -31,6 +31,7 @@ class Exchange:
         num_samples: Samples B.
         received_at: When the last message of the agent came, for the server time told to it.
         group: Number of the group that it went forward in.
+        outputs_at: When it did, and its outputs went.
         outputs: The answer, kept for an agent that asks again.
         gradients: The output gradients, until their backward pass.
     """
@@ -42,6 +43,7 @@ class Exchange:
     num_samples: int
     received_at: float
     group: int | None = None
+    outputs_at: float | None = None
     outputs: Outputs | None = None
     gradients: EncodedTensor | None = None
 

@@ -247,7 +247,7 @@ class WorkerSession:
         done = scheduler.committed(version)
         for exchange in done:
             self.ledger.add(exchange.key.agent, exchange.key.step)
-        return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(scheduler.take_stale())]
+        return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(scheduler.take_stale(now))]
 
     def fail_content(self, key: Key, detail: str) -> list[WorkerAction]:
         """Refuse an agent for good whose tensors cannot be decoded."""
@@ -319,7 +319,7 @@ class WorkerSession:
         done += scheduler.take_committed(self.ledger)
         return [
             *self._steps.tell_committed(done, window, now),
-            *self._steps.ask_again([*again, *scheduler.take_stale()]),
+            *self._steps.ask_again([*again, *scheduler.take_stale(now)]),
         ]
 
     def round_failed(self, verdict: Verdict | None, generation: int, now: float) -> list[WorkerAction]:

@@ -82,7 +82,7 @@ class WorkerSteps:
         """
         for held, exchange in self._run.scheduler.exchanges.items():
             is_open = exchange.state in (ExchangeState.ACTIVATIONS, ExchangeState.OUTPUTS)
-            if held.agent == key.agent and held.mode is key.mode is Mode.TRAIN and is_open:
+            if held.agent == key.agent and held.mode is Mode.TRAIN and is_open:
                 self._run.scheduler.discard(held)
                 return True
         return False
@@ -144,7 +144,7 @@ class WorkerSteps:
     def forwarded(self, group: int, outputs: dict[Key, EncodedTensor], version: int, now: float) -> list[WorkerAction]:
         """Send the outputs of a forward pass, each to its agent."""
         actions: list[WorkerAction] = []
-        for exchange in self._run.scheduler.forwarded(group, tuple(outputs), version):
+        for exchange in self._run.scheduler.forwarded(group, tuple(outputs), version, now):
             message = Outputs(
                 exchange.lease,
                 exchange.key.step,

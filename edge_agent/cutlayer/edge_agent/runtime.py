@@ -30,6 +30,7 @@ from cutlayer.broker.actions import (
 from cutlayer.broker.agent_session import AgentSession, Deadlines
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, WireError
+from cutlayer.broker.ledger import StepRanges
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import (
     AgentState,
@@ -45,6 +46,7 @@ from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.enrolment import Enrolled, Enrolment
+from cutlayer.edge_agent.ledger_check import LedgerCheck
 from cutlayer.edge_agent.reporter import Reporter
 from cutlayer.edge_agent.workbench import Workbench
 
@@ -111,6 +113,7 @@ class AgentRuntime:
         self._is_connected = False
         self._problem = ""
         self._sent_bytes = 0
+        self._ledger_check = LedgerCheck(self._options.deadlines.hello_s)
         self._enrolment = Enrolment(topic, open_data, transport)
         self._bench: Workbench | None = None
         self._was_leased = False
@@ -279,7 +282,7 @@ class AgentRuntime:
                         self._enrolment.wait(now)
                 case LedgerTold():
                     self._enrolment.stop_waiting()
-                    self._go_by(action.committed)
+                    self._go_by(action, now)
                 case PhaseReached():
                     log.info("the run is %s%s", action.phase, f": {action.reason}" if action.reason else "")
                 case Duplicate():
@@ -299,7 +302,7 @@ class AgentRuntime:
             self.reporter.start(items, self._bench.telemetry_s, now)
         self._enrolment.stop_waiting()
         self._told_done = False
-        self._go_by(action.committed)
+        self._go_by(action, now)
         log.info(
             "worker %s serves this agent; %d of %d steps are committed",
             action.worker,
@@ -308,12 +311,26 @@ class AgentRuntime:
         )
         self._submit_work(now)
 
-    def _go_by(self, committed: tuple[tuple[int, int], ...]) -> None:
-        """Go by a worker's ledger: what it lacks is done again, before anything further on."""
-        if self._bench is not None and self._bench.resume(committed, self._session.phase):
-            log.warning("a worker has not committed all that was taken for committed; doing the rest again")
-            self._session.withdraw_training()
-            self._told_done = False
+    def _go_by(self, told: LeaseGranted | LedgerTold, now: float) -> None:
+        """Go by a worker's ledger: what the run has lost is done again, before anything further on."""
+        bench, check = self._bench, self._ledger_check
+        if bench is None:
+            return
+        lacking = bench.items.first_lacking(told.committed)
+        suspected = check.suspected(told.worker)
+        still_lacks = suspected is not None and suspected not in StepRanges(told.committed)
+        # The only worker there is may have lost steps, and cannot lag behind others.
+        is_only = isinstance(told, LeaseGranted) and len(self._session.leased_workers) == 1
+        if lacking is None or is_only or check.is_lost(told.worker, lacking, now, still_lacks=still_lacks):
+            if bench.resume(told.committed, self._session.phase):
+                log.warning("worker %s has not committed all that was taken for committed; doing it again", told.worker)
+                self._session.withdraw_training()
+                self._told_done = False
+            if lacking is None:
+                check.is_lost(told.worker, None, now, still_lacks=False)
+            return
+        bench.items.learn(told.committed)
+        self._session.ask_ledger(told.worker, now + check.confirm_s)
 
     def _submit_work(self, now: float) -> None:
         """Send as many microbatches as there are credits."""

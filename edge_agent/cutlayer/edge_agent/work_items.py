@@ -154,6 +154,16 @@ class WorkItems:
         self._outstanding.discard(step)
         return self.committed.add(step)
 
+    def first_lacking(self, committed: tuple[tuple[int, int], ...]) -> int | None:
+        """Return the first step that was taken for committed and that a ledger lacks; None for none."""
+        return _first_lacking(StepRanges(committed), self.committed)
+
+    def learn(self, committed: tuple[tuple[int, int], ...]) -> None:
+        """Take over what a ledger has, and keep what it lacks."""
+        ledger = StepRanges(committed)
+        for step in [step for step in self._outstanding if step in ledger]:
+            self.commit(step)
+
     def resume(self, committed: tuple[tuple[int, int], ...]) -> bool:
         """Go by a worker's ledger, which may have fewer steps than before: after a checkpoint, or a worker's end.
 
@@ -162,7 +172,7 @@ class WorkItems:
             that is missing comes next.
         """
         before, self.committed = self.committed, StepRanges(committed)
-        lacks_steps = not _has_all(self.committed, before)
+        lacks_steps = _first_lacking(self.committed, before) is not None
         if lacks_steps:
             self._outstanding.clear()
             self._catch_up_to = self._taken_to
@@ -190,15 +200,9 @@ class WorkItems:
             self._next_eval_step += 1
 
 
-def _has_all(ledger: StepRanges, steps: StepRanges) -> bool:
-    ranges = iter(ledger)
-    first = last = 0
+def _first_lacking(ledger: StepRanges, steps: StepRanges) -> int | None:
     for start, stop in steps:
-        while last < stop:
-            following = next(ranges, None)
-            if following is None:
-                return False
-            first, last = following
-        if start < first:
-            return False
-    return True
+        missing = ledger.next_missing(start)
+        if missing < stop:
+            return missing
+    return None

@@ -64,7 +64,8 @@ class WorkerMetrics:
         self._connected = self._gauge("cutlayer_broker_connected", "1 while the broker is connected.")
         self._agents = self._gauge("cutlayer_agents", "Agents that hold a lease.")
         self._budget = self._gauge(
-            "cutlayer_broker_budget_bytes", "Most bytes of messages in flight, with as many agents as the run starts with."
+            "cutlayer_broker_budget_bytes",
+            "Most bytes of messages in flight, with as many agents as the run starts with.",
         )
         self._agent_budget = self._gauge("cutlayer_agent_budget_bytes", "Most of them that are one agent's.")
         self._phase = Gauge(

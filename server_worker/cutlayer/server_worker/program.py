@@ -346,7 +346,9 @@ def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifes
     log.info("resumed %s at window %d from %s", saved.run_id, window, restored.path.name)
     known_samples = checkpoint.meta.get("known_samples", {})
     assert isinstance(known_samples, dict)
-    return Resumed(saved, Ledger.from_bytes(checkpoint.ledger), window, committed, cast("dict[str, int]", known_samples))
+    return Resumed(
+        saved, Ledger.from_bytes(checkpoint.ledger), window, committed, cast("dict[str, int]", known_samples)
+    )
 
 
 def _writable(folder: Path) -> Path:

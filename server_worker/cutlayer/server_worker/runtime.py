@@ -116,9 +116,7 @@ class WorkerRuntime:
         self._engine = engine
         self._arithmetic = Arithmetic(session, engine, self._do, on_event, clock)
         self._rounds = (
-            None
-            if pool is None
-            else Rounds(pool, session, self._arithmetic, self._snapshot, self._do, on_event, clock)
+            None if pool is None else Rounds(pool, session, self._arithmetic, self._snapshot, self._do, on_event, clock)
         )
         self._tokenizer_file = tokenizer_file
         self._checkpoints = checkpoints

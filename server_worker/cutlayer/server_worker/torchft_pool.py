@@ -246,11 +246,15 @@ def own_address(lighthouse: str) -> str:
     Raises:
         PoolError: When the lighthouse's address is none, or no route leads to it.
     """
-    url = urllib.parse.urlsplit(lighthouse)
-    if url.scheme != "http" or not url.hostname or not url.port:
+    try:
+        url = urllib.parse.urlsplit(lighthouse)
+        host, port = url.hostname if url.scheme == "http" else None, url.port
+    except ValueError:  # a port that is no number, a bracket that does not close
+        host, port = None, None
+    if not host or not port:
         raise PoolError(lighthouse, "it is no address such as http://10.0.0.5:29510")
     try:
-        family, _, _, _, address = socket.getaddrinfo(url.hostname, url.port, type=socket.SOCK_DGRAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
             probe.connect(address)
             return str(probe.getsockname()[0])

@@ -285,8 +285,11 @@ class Storm:
             agent = self.agents.get(topic)
             if topic in self._dead or agent is None:
                 continue
-            if agent.admitted_by & incarnations and (missing or not agent.runtime.is_finished):
+            is_owed = bool(agent.admitted_by & incarnations)
+            if is_owed and missing:
                 raise InvariantBroken(f"{topic} has stayed to the end, and its steps {missing} are not in the model")
+            if is_owed and not agent.runtime.is_finished:
+                raise InvariantBroken(f"{topic} has stayed to the end, and nobody has told it that the run is over")
             self._counts["too_late"] += bool(missing)
 
     def _ledger(self) -> Ledger:

@@ -1,0 +1,65 @@
+"""One agent that is a hundred times slower than the others hardly costs them anything, in asynchronous windows.
+
+Time is virtual, so the share that it costs is exact and no matter of the machine.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from cutlayer.broker.agent_session import Deadlines
+from cutlayer.broker.faults import LinkFaults
+from support.paced import PacedNetwork
+from support.small_run import small_dataset, small_settings
+from support.virtual_run import Worker
+
+SLOWER = 100.0
+WORK_S = 0.010
+"""For activations and for gradients, each: 20 ms a step."""
+WORKER_S = 0.001
+LINK = LinkFaults(delay_s=0.002, bytes_per_s=1e6)
+SLOW_LINK = LinkFaults(delay_s=0.002 * SLOWER, bytes_per_s=1e6 / SLOWER)
+SLOW = "site/slow"
+NUM_STEPS = 200
+MICROBATCH = 4
+
+
+def fast_steps_per_s(num_fast: int, window_samples: int, slowness: str = "") -> float:
+    """Return the steps a virtual second of the fast agents, beside one that is slow in this or that, or in nothing."""
+    fast = [f"site/{index}" for index in range(num_fast)]
+    topics = [*fast, *([SLOW] if slowness else [])]
+    network = PacedNetwork(
+        {**dict.fromkeys(fast, WORK_S), "w0": WORKER_S, SLOW: WORK_S * (SLOWER if slowness == "compute" else 1.0)},
+        {**dict.fromkeys(fast, (LINK, LINK)), SLOW: (SLOW_LINK, SLOW_LINK) if slowness == "link" else (LINK, LINK)},
+        deadlines=Deadlines(),
+    )
+    settings = small_settings(
+        run={"min_agents": len(topics), "epochs": 1, "microbatch_samples": MICROBATCH},
+        window={"mode": "asynchronous", "samples": window_samples},
+        evaluation={"every_epochs": 0},
+    )
+    worker = Worker(network, settings)
+    for index, topic in enumerate(topics):
+        network.add_agent(topic, small_dataset(index, NUM_STEPS * MICROBATCH))
+    network.run(lambda: worker.runtime.training_started_at is not None)
+    start_s = network.clock()
+    done = {(topic, "train", step) for topic in fast for step in range(NUM_STEPS)}
+    network.run(lambda: done <= worker.counter.committed.keys())
+    return len(done) / (network.clock() - start_s)
+
+
+@pytest.mark.parametrize("slowness", ["compute", "link"])
+@pytest.mark.parametrize(
+    ("num_fast", "window_samples"),
+    [
+        pytest.param(4, 16, id="windows of half the credits"),
+        pytest.param(4, 4, id="windows of one microbatch"),
+        pytest.param(2, 128, id="windows larger than all credits"),
+        pytest.param(1, 4, id="one fast agent"),
+    ],
+)
+def test_slow_agent_costs_the_others_less_than_a_tenth(num_fast: int, window_samples: int, slowness: str) -> None:
+    alone = fast_steps_per_s(num_fast, window_samples)
+    beside = fast_steps_per_s(num_fast, window_samples, slowness)
+    print(f"{num_fast} {window_samples} {slowness}: {alone:.1f} -> {beside:.1f} ({beside / alone:.3f})")
+    assert beside > 0.9 * alone
