@@ -296,7 +296,7 @@ def test_site_with_few_samples_reports_no_loss_before_it_has_seen_enough(recorde
             assert all(entry.train.num_samples <= entry.samples + MICROBATCH * 2 for entry in entries)
 
 
-NUMBER_LISTS = {"EncodedTensor.shape", "Welcome.committed", "Telemetry.round_trips"}
+NUMBER_LISTS = {"EncodedTensor.shape", "MissingChunks.ranges", "Welcome.committed", "Telemetry.round_trips"}
 TENSORS = {
     "Activations.tensors",
     "Outputs.outputs",
@@ -308,6 +308,7 @@ BYTES = {
     "Chunk.message_id",
     "EncodedTensor.data",
     "Hello.manifest_digest",
+    "MissingChunks.message_id",
     "ModelChunk.data",
     "Probe.payload",
     "RunManifest.document",
