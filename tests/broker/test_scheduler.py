@@ -17,6 +17,8 @@ from cutlayer.broker.states import ExchangeState
 from cutlayer.broker.work import Backward, Commit, Exchange, Forward, Key, Release, Work
 from support.conversation import image_tokens, zeros
 
+SLOW_AFTER_S = 0.05
+"""Of windows whose deadline is 1 s, where agents answer at once."""
 CODECS = NegotiatedCodecs("identity", "identity", "identity", "identity")
 
 
@@ -261,10 +263,124 @@ def test_the_deadline_of_a_group_starts_anew_when_its_only_gradients_were_of_no_
     b.gradients(bad)
     b.scheduler.discard(bad)
     assert b.scheduler.deadlines() == []
-    b.now = 10.0
+    b.now = 0.02
     b.gradients(good)
     assert b.next() is None
-    assert b.scheduler.deadlines() == [11.0]
+    assert b.scheduler.deadlines() == [pytest.approx(SLOW_AFTER_S)]
+
+
+# Slow agents -------------------------------------------------------------------------------------------------
+
+
+def with_slow(*, mode: str = "asynchronous", samples: int = 64) -> Bench:
+    """Return a bench that knows `fast` and `slow`: their first microbatches are committed."""
+    b = bench(mode=mode, samples=samples)
+    keys = [b.arrive("fast"), b.arrive("slow")]
+    b.forward()
+    b.gradients(keys[0])
+    b.now = 0.9
+    b.gradients(keys[1])
+    while isinstance(b.next(), Backward):
+        b.backward()
+    b.now = 2.0
+    b.commit()
+    return b
+
+
+def test_gradients_wait_no_longer_when_all_that_they_wait_for_are_slow() -> None:
+    b = bench()
+    fast, slow = b.arrive("fast"), b.arrive("slow")
+    assert b.forward() == (fast, slow)
+    b.gradients(fast)
+    assert b.next() is None
+    assert b.scheduler.deadlines() == [SLOW_AFTER_S]
+    b.now = SLOW_AFTER_S
+    assert b.backward() == (fast,)
+
+
+def test_slow_agent_is_measured_by_the_fast_ones() -> None:
+    b = bench()
+    keys = [b.arrive("fast"), b.arrive("slow")]
+    b.forward()
+    b.now = 0.2
+    b.gradients(keys[0])
+    b.now = 0.7
+    assert b.next() is None, "the others may take four times as long"
+    b.now = 0.8
+    assert b.backward() == (keys[0],)
+
+
+def test_slow_agents_microbatches_go_forward_without_those_of_others() -> None:
+    b = with_slow()
+    fast, slow, later = b.arrive("fast", 1), b.arrive("slow", 1), b.arrive("fast", 2)
+    assert b.forward() == (fast, later)
+    assert b.forward() == (slow,)
+
+
+def test_agents_of_one_pace_go_forward_together_however_slow_they_all_are() -> None:
+    b = bench(samples=8)
+    keys = [b.arrive("a"), b.arrive("b")]
+    b.forward()
+    b.now = 30.0
+    b.through(*keys)
+    b.commit()
+    keys = [b.arrive("a", 1), b.arrive("b", 1)]
+    assert b.forward() == tuple(keys)
+
+
+def test_window_does_not_wait_for_a_slow_agent() -> None:
+    b = with_slow()
+    first, second = b.arrive("fast", 1), b.arrive("fast", 2)
+    b.forward()
+    b.through(first, second)
+    assert b.commit() == [first, second]
+
+
+def test_agent_that_has_recovered_is_one_of_the_others_again() -> None:
+    b = with_slow()
+    for step in range(1, 8):
+        key = b.arrive("slow", step)
+        b.forward()
+        b.through(key)
+        b.now += 1.0
+        b.commit()
+    fast, recovered = b.arrive("fast", 1), b.arrive("slow", 8)
+    assert b.forward() == (fast, recovered)
+
+
+def test_agent_whose_graph_has_grown_stale_is_known_to_be_slow() -> None:
+    b = bench(samples=4, max_staleness=1)
+    slow = b.arrive("slow")
+    b.forward()
+    for step in range(2):
+        key = b.arrive("fast", step)
+        b.forward()
+        b.through(key)
+        b.now += 0.5
+        b.commit()
+    assert [exchange.key for exchange in b.scheduler.take_stale(b.now)] == [slow]
+    again, fast = b.arrive("slow"), b.arrive("fast", 2)
+    assert isinstance(b.next(), Release)
+    assert b.forward() == (again,)
+    assert b.forward() == (fast,)
+
+
+def test_synchronous_windows_wait_for_everybody() -> None:
+    b = bench(mode="synchronous")
+    fast, slow = b.arrive("fast"), b.arrive("slow")
+    b.forward()
+    b.gradients(fast)
+    b.now = 1_000.0
+    assert b.next() is None
+    b.gradients(slow)
+    assert set(b.backward()) == {fast, slow}
+
+
+def test_agent_that_has_gone_is_forgotten() -> None:
+    b = with_slow()
+    b.scheduler.abandon("slow")
+    fast, slow = b.arrive("fast", 1), b.arrive("slow", 1)
+    assert b.forward() == (fast, slow)
 
 
 # Windows -----------------------------------------------------------------------------------------------------

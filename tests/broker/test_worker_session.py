@@ -199,14 +199,15 @@ def test_a_connection_subscribes_and_says_that_the_worker_is_online() -> None:
 def test_a_hello_is_answered_with_a_lease_after_the_subscriptions() -> None:
     desk = Desk(make_worker(min_agents=2))
     actions = desk.hello("clinic/07")
-    assert actions[:3] == [
+    assert actions[:4] == [
         Subscribe("clinic/07/up/w0/+"),
         Subscribe("clinic/07/up/telemetry"),
+        Subscribe("clinic/07/up/missing"),
         Subscribe("clinic/07/state"),
     ]
-    assert actions[3] == AgentJoined("clinic/07", 8, returning=False)
-    assert isinstance(actions[4], Publish)
-    assert actions[4].topic == "clinic/07/down/control"
+    assert actions[4] == AgentJoined("clinic/07", 8, returning=False)
+    assert isinstance(actions[5], Publish)
+    assert actions[5].topic == "clinic/07/down/control"
     (welcome,) = messages(actions, Welcome)
     assert (welcome.worker, welcome.incarnation, welcome.credits, welcome.phase) == ("w0", 1, 2, RunPhase.WAITING)
     assert welcome.lease == desk.lease("clinic/07")
@@ -217,7 +218,7 @@ def test_another_connection_subscribes_for_every_lease_again() -> None:
     desk = Desk()
     desk.join("a")
     filters = [action.topic_filter for action in desk.session.connected() if isinstance(action, Subscribe)]
-    assert filters == ["cutlayer/workers/w0/inbox/#", "a/up/w0/+", "a/up/telemetry", "a/state"]
+    assert filters == ["cutlayer/workers/w0/inbox/#", "a/up/w0/+", "a/up/telemetry", "a/up/missing", "a/state"]
 
 
 def test_the_same_hello_again_gets_the_same_lease() -> None:

@@ -12,6 +12,7 @@ from cutlayer.broker.errors import WireError
 from cutlayer.broker.messages import Direction, MetricSums, RunPhase, Telemetry, Traffic
 from cutlayer.server_worker.events import (
     AgentCountChanged,
+    BudgetComputed,
     CheckpointSaved,
     ConnectionChanged,
     DuplicateReceived,
@@ -28,6 +29,7 @@ from support.synthetic_run import synthetic_telemetry
 EVENTS: list[Event] = [
     ConnectionChanged(is_connected=True),
     AgentCountChanged(3),
+    BudgetComputed(784_000, 196_000),
     PhaseChanged(RunPhase.TRAINING),
     *(MessageRefused(reason) for reason in REFUSALS),
     DuplicateReceived("Outputs"),

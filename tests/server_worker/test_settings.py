@@ -173,3 +173,15 @@ def test_an_override_below_a_value_is_refused(tmp_path: Path, key: str) -> None:
 def test_an_override_that_is_wrong_is_explained(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"\[run\] epochs = -1"):
         load(tmp_path, overrides={"run.epochs": -1})
+
+
+@pytest.mark.parametrize(("telemetry_s", "lease_s"), [(31.0, 30.0), (1.0, 0.5)])
+def test_telemetry_rarer_than_a_lease_lasts_is_refused(tmp_path: Path, telemetry_s: float, lease_s: float) -> None:
+    with pytest.raises(SettingsError, match=r"telemetry_s = .* is over worker\.lease_s = .*vanished") as refused:
+        load(tmp_path, overrides={"telemetry_s": telemetry_s, "worker.lease_s": lease_s})
+    assert "lower the first or raise the second" in str(refused.value)
+
+
+def test_telemetry_may_be_as_rare_as_a_lease_lasts(tmp_path: Path) -> None:
+    settings = load(tmp_path, overrides={"telemetry_s": 30.0, "worker.lease_s": 30.0})
+    assert settings.telemetry_s == settings.worker.lease_s

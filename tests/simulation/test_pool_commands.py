@@ -20,7 +20,7 @@ from support.processes import DIGITS_FILE, Process, script
 pytestmark = pytest.mark.slow
 
 SMALL = {
-    "run.epochs": "6",
+    "run.epochs": "40",
     "run.microbatch_samples": "16",
     "model.options.embed_dim": "16",
     "model.options.depth": "1",

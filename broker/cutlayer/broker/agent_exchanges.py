@@ -16,6 +16,7 @@ from cutlayer.broker.messages import (
     ActivationGradients,
     Activations,
     EncodedTensor,
+    Message,
     Mode,
     OutputGradients,
     Outputs,
@@ -178,6 +179,18 @@ class ExchangeTable:
             else:
                 exchange.is_out = handed_bytes - pending_bytes >= exchange.out_at_bytes
             exchange.deadline = max(exchange.deadline, deadline)
+
+    def resumed(self, message: Message, now: float) -> None:
+        """Put off the deadline of a message of which pieces went again (`AgentSession.resumed`)."""
+        for exchange in self._repeating():
+            if exchange.last is not None and exchange.last.message is message:
+                exchange.out_at_bytes, exchange.is_out = None, False
+                exchange.deadline = max(exchange.deadline, now + self._patience.wait_s(exchange.repeats))
+
+    def coming(self, now: float) -> None:
+        """Put off all deadlines: pieces of an answer have come (`AgentSession.coming`)."""
+        for exchange in self._repeating():
+            exchange.deadline = max(exchange.deadline, now + self._patience.wait_s(exchange.repeats))
 
     # What comes back ------------------------------------------------------------------------------------------
 

@@ -209,6 +209,14 @@ class AgentSession:
         """
         self._exchanges.progress(now, handed_bytes, pending_bytes)
 
+    def resumed(self, message: Message, now: float) -> None:
+        """Take notice that pieces of a message were sent again: its worker receives it, and has asked for them."""
+        self._exchanges.resumed(message, now)
+
+    def coming(self, now: float) -> None:
+        """Take notice of a piece of a message that is not whole yet: nobody knows whose answer it is."""
+        self._exchanges.coming(now)
+
     def tick(self, now: float) -> list[AgentAction]:
         """Do what is due."""
         actions = [*self._claim.tick(now), *self._greetings.tick(now)]

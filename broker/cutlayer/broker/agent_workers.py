@@ -156,9 +156,9 @@ class WorkerTable:
         return min((worker for worker in self if worker.has_credit), key=place, default=None)
 
     def phase(self, before: RunPhase) -> RunPhase:
-        """Return how far the run is: as far as the furthest of the leased workers.
+        """Return how far the run is: as far as the furthest of the leased workers, but training while one trains.
 
-        It has ended only when all of them say so: one that ends alone, by an error or because it has lost touch with
+        A worker to which some agent has not come yet may evaluate before the others. The run has ended only when all of them say so: one that ends alone, by an error or because it has lost touch with
         its pool, leaves the run to the others.
 
         Args:
@@ -166,4 +166,6 @@ class WorkerTable:
         """
         phases = [worker.phase for worker in self.leased()]
         going_on = [phase for phase in phases if phase is not RunPhase.ENDED]
+        if RunPhase.TRAINING in going_on:
+            return RunPhase.TRAINING
         return max(going_on or phases, key=_ORDER.__getitem__, default=before)

@@ -36,6 +36,7 @@ class _Member:
     incarnation: int
     is_online: bool = False
     manifest_digest: bytes = b""
+    agents: int = 0
     phase: RunPhase = RunPhase.WAITING
     reason: str = ""
     window: WindowState | None = None
@@ -72,7 +73,7 @@ class PoolMembers:
         if member is not None:
             # Of which run it is may not matter before this worker has taken over the pool's.
             member.is_online, member.manifest_digest = True, state.manifest_digest
-            member.phase, member.reason = state.phase, state.reason
+            member.phase, member.reason, member.agents = state.phase, state.reason, state.agents
 
     def heard_window(self, state: WindowState) -> None:
         """Take notice of what a worker holds."""
@@ -114,6 +115,12 @@ class PoolMembers:
     def num_online(self) -> int:
         """Other workers that serve this run or another one."""
         return sum(member.is_online for member in self._members.values())
+
+    @property
+    def num_training_agents(self) -> int:
+        """Leases of the other worker that has the most of them and still trains: agents may not have come to all."""
+        training = (member for member in self._of_the_run() if member.is_online)
+        return max((member.agents for member in training if member.phase is RunPhase.TRAINING), default=0)
 
     def furthest_phase(self) -> tuple[RunPhase, str]:
         """Return the furthest phase that any of the others has reached, with its reason."""

@@ -37,6 +37,9 @@ from cutlayer.broker.worker_run import WorkerRun
 
 __all__ = ["WorkerRoster"]
 
+STATE_EVERY_S = 1.0
+"""Every agent hears each state: at every Hello and Goodbye it would be N messages to N agents."""
+
 
 class WorkerRoster:
     """The agents of one worker.
@@ -49,10 +52,13 @@ class WorkerRoster:
     def __init__(self, run: WorkerRun, advance: Callable[[], list[WorkerAction]]) -> None:
         self._run = run
         self._advance = advance
+        self._is_state_old = False
+        self._state_at = 0.0
         self._departed: dict[str, int] = {}
         self._awaited = set(run.ledger.agents())
         self._awaited_until: float | None = None
         self._check_at: float | None = None
+        self._is_deaf = self._renews = False
         self.is_resumed = bool(self._awaited)
 
     @property
@@ -66,25 +72,50 @@ class WorkerRoster:
         self._awaited_until = None
         self.is_resumed = bool(self._awaited) or self.is_resumed
 
+    def disconnected(self) -> None:
+        """Take notice that nobody can be heard: until the connection is back, silence says nothing about an agent."""
+        self._is_deaf = True
+
+    def connected(self) -> None:
+        """Give every agent its whole time anew, from the next tick: they, too, have to find back to the broker."""
+        self._is_deaf, self._renews = False, self._is_deaf
+
+    def heard(self, agent: str | None, now: float) -> None:
+        """Take notice of a piece of a message that is not whole yet: a slow link is not a dead one."""
+        lease = self._run.leases.of(agent) if agent else None
+        if lease is not None:
+            lease.heard_at, lease.absent_since = now, None
+
     # Time -----------------------------------------------------------------------------------------------------
 
-    def next_deadline(self) -> float | None:
-        """Return the time at which `tick` has something to do, or None."""
+    def deadlines(self) -> list[float]:
+        """Return the times at which `tick` has something to do."""
         times = [self._check_at] if self._check_at is not None and len(self._run.leases) else []
+        times += [self._state_at] if self._is_state_old else []
         if self._awaited and self._awaited_until is not None:
             times.append(self._awaited_until)
-        return min(times, default=None)
+        return times
 
     def tick(self, now: float) -> list[WorkerAction]:
         """Do what is due: vanished agents, and agents that have been away for too long."""
+        if self._is_deaf:
+            return []
+        if self._renews:
+            self._renews = False
+            for lease in self._run.leases:
+                lease.heard_at = now
+                lease.absent_since = None if lease.absent_since is None else now
         limits = self._run.limits
         if self._awaited_until is None:  # the time of the session's start is not known before
             self._awaited_until = now + limits.absence_grace_s
         elif now >= self._awaited_until:
             self._awaited.clear()
-        if self._check_at is not None and now < self._check_at:
-            return []
         actions: list[WorkerAction] = []
+        if self._is_state_old and now >= self._state_at:
+            self._is_state_old, self._state_at = False, now + STATE_EVERY_S
+            actions.append(self._run.state())
+        if self._check_at is not None and now < self._check_at:
+            return actions
         for lease in list(self._run.leases):
             if lease.absent_since is None and now >= lease.heard_at + limits.lease_s:
                 self.vanish(lease, now)
@@ -154,7 +185,8 @@ class WorkerRoster:
         joined = AgentJoined(hello.agent, hello.num_samples, is_returning)
         advance = self._advance()  # before the Welcome, which says where the run stands
         welcome = Publish(topics.down_control, self.welcome(lease))
-        return [*self.subscribe(hello.agent), joined, welcome, *advance, run.state()]
+        self._is_state_old = True
+        return [*self.subscribe(hello.agent), joined, welcome, *advance]
 
     def welcome(self, lease: Lease) -> Welcome:
         """Return the Welcome of a lease, with what is committed now."""
@@ -174,7 +206,10 @@ class WorkerRoster:
     def subscribe(self, agent: str) -> list[WorkerAction]:
         """Listen to an agent."""
         topics = AgentTopics(agent)
-        return [Subscribe(wanted) for wanted in (topics.up_to(self._run.name), topics.telemetry, topics.state)]
+        return [
+            Subscribe(wanted)
+            for wanted in (topics.up_to(self._run.name), topics.telemetry, topics.missing, topics.state)
+        ]
 
     # Staying --------------------------------------------------------------------------------------------------
 
@@ -252,4 +287,5 @@ class WorkerRoster:
         run.known_samples[lease.agent] = committed // run.manifest.epochs
         topics = AgentTopics(lease.agent)
         left = AgentLeft(lease.agent, reason)
-        return [Unsubscribe(topics.up_to(run.name)), Unsubscribe(topics.state), left, run.state()]
+        self._is_state_old = True
+        return [Unsubscribe(topics.up_to(run.name)), Unsubscribe(topics.state), left]

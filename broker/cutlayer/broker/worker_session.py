@@ -213,17 +213,26 @@ class WorkerSession:
 
     def next_deadline(self, now: float) -> float | None:
         """Return the time at which `tick` or `next_work` has something to do by the clock alone, or None."""
-        times = [self._roster.next_deadline(), *self._run.scheduler.deadlines()]
+        times = [*self._roster.deadlines(), *self._run.scheduler.deadlines()]
         if self._run.members is not None:
             times += [self._no_round_before]
             times += [self._window_said_at + WINDOW_REPEAT_S] if self._window_said_at is not None else []
-        return min((time for time in times if time is not None and time > now), default=None)
+        return min((time for time in times if time > now), default=None)
 
     # What the driver reports ----------------------------------------------------------------------------------
+
+    def disconnected(self) -> None:
+        """Take notice that the connection is gone: until it is back, silence says nothing about an agent."""
+        self._roster.disconnected()
+
+    def heard(self, topic: str, now: float) -> None:
+        """Take notice of a piece of a message that is not whole yet: a slow link is not a dead one."""
+        self._roster.heard(agent_of(topic), now)
 
     def connected(self) -> list[WorkerAction]:
         """Take notice of a connection, the first or another one: from now on agents are served."""
         self._is_serving = True
+        self._roster.connected()
         actions: list[WorkerAction] = [Subscribe(self._topics.inboxes), self.state()]
         if self._run.members is not None:
             actions.insert(0, Subscribe(WORKER_WINDOWS))
@@ -474,7 +483,8 @@ class WorkerSession:
             return []
         if run.limits.is_service or self._roster.awaits:
             return []
-        if self.phase is RunPhase.TRAINING and len(leases) and not leases.training():
+        others_train = run.members is not None and run.members.num_training_agents > len(leases)
+        if self.phase is RunPhase.TRAINING and len(leases) and not leases.training() and not others_train:
             # With nobody left the run is not over: it waits for whoever comes (back).
             return self._enter(RunPhase.EVALUATING, "all agents have done their epochs")
         if self.phase is RunPhase.EVALUATING and not len(leases):

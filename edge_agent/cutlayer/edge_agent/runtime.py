@@ -207,6 +207,8 @@ class AgentRuntime:
             self._session.progress(now, self._courier.handed_bytes, self._transport.pending_bytes())
         self._sent_bytes = sent_bytes
         self._courier.tick(now)
+        for message in self._courier.take_resumed():
+            self._session.resumed(message, now)
         self._do(self._session.tick(now), now)
         if not self._is_leaving:
             self._enrolment.tick(now)
@@ -229,7 +231,8 @@ class AgentRuntime:
         try:
             match message:
                 case None:
-                    pass
+                    if packet.payload:
+                        self._session.coming(now)
                 case RunManifest():
                     if self._enrolment.read_manifest(message, is_bound=self._was_leased):
                         self._bench = None

@@ -27,6 +27,7 @@ class _Seat:
     task: RoundTask | None = None
     begun_at: float = 0.0
     result: RoundResult | None = None
+    number: int = 0
 
 
 class MemoryLighthouse:
@@ -56,10 +57,12 @@ class MemoryLighthouse:
         self._seats: list[_Seat] = []
         self._generation = 0
         self._seated: tuple[int, ...] = ()
+        self._num_seats = 0
 
     def join(self, name: str, step: int) -> _Seat:
         """Take a seat. `step`: windows committed, by which the furthest is known."""
-        seat = _Seat(name, step)
+        self._num_seats += 1
+        seat = _Seat(name, step, number=self._num_seats)
         self._seats.append(seat)
         return seat
 
@@ -78,7 +81,7 @@ class MemoryLighthouse:
         if len(begun) < len(self._seats) and not is_late:
             return
         begun.sort(key=lambda seat: seat.name)
-        seated = tuple(id(seat) for seat in begun)
+        seated = tuple(seat.number for seat in begun)
         self._generation += seated != self._seated
         self._seated = seated
         self._end(begun)

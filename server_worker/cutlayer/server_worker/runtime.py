@@ -301,6 +301,7 @@ class WorkerRuntime:
             log.warning("%s; trying for %g s", event.reason, self._options.connect_timeout_s)
         self._problem = event.reason.removeprefix(f"no connection to {self._url}: ")
         self.is_connected = False
+        self._session.disconnected()
 
     def _serve(self) -> None:
         self._is_serving = True
@@ -321,7 +322,8 @@ class WorkerRuntime:
         try:
             match message:
                 case None:
-                    pass
+                    if packet.payload:
+                        self._session.heard(packet.topic, now)
                 case WorkerState():
                     self._other_worker(packet.topic, message, now)
                 case WindowState() if self._rounds is None:
@@ -401,6 +403,9 @@ class WorkerRuntime:
         if action.phase is RunPhase.TRAINING and self.training_started_at is None:
             self.training_started_at = self._clock()
         self._emit(PhaseChanged(action.phase))
+        if action.phase is RunPhase.EVALUATING:
+            # Agents leave from here on: a worker that dies now must not wait for them to train again.
+            self.save_checkpoint()
 
     # Work -----------------------------------------------------------------------------------------------------
 
