@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-quick mosquitto bench bench-network bench-accuracy clean
+.PHONY: help setup demo check format test test-quick mosquitto bench bench-network bench-accuracy bench-slow-agent clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ bench-network: $(READY) mosquitto ## Networked against in-process steps, and wha
 
 bench-accuracy: $(READY) ## Asynchronous int8 against synchronous fp32 and centralized, three seeds
 	$(BIN)/python benchmarks/accuracy.py
+
+bench-slow-agent: $(READY) mosquitto ## What an agent that is a hundred times slower costs the others
+	$(BIN)/python benchmarks/slow_agent.py
 
 clean: ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,9 +4,10 @@ from collections.abc import Hashable
 
 import numpy as np
 import pytest
+import torch
 
-from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.engine import ForwardItem
+from cutlayer.server_worker.counting_engine import CountingEngine, contribution_of
+from cutlayer.server_worker.engine import EngineState, ForwardItem
 
 
 def item(key: Hashable, num_samples: int = 2, mode: str = "train") -> ForwardItem:
@@ -87,3 +88,76 @@ def test_engine_goes_on_from_its_state() -> None:
     again.forward([item("b")])
     again.load_state_dict(engine.state_dict())
     assert (again.version, again.num_live_graphs) == (1, 0)
+
+
+# Weight and replicas -----------------------------------------------------------------------------------------
+
+
+def into_window(engine: CountingEngine, *keys: Hashable) -> None:
+    """Bring microbatches of two samples into the open window."""
+    group = engine.forward([item(key) for key in keys]).group_id
+    assert group is not None
+    engine.backward(group, {key: gradient() for key in keys}, last=True)
+
+
+def test_the_weight_is_the_sum_of_what_was_committed_and_of_nothing_else() -> None:
+    engine = CountingEngine(3)
+    into_window(engine, "a", "b")
+    engine.commit(4, None)
+    into_window(engine, "c")
+    engine.drop_gradients()
+    into_window(engine, "d")
+    assert engine.weight == (contribution_of("a") + contribution_of("b")) % (1 << 62)
+
+
+def test_microbatches_contribute_numbers_of_their_own_that_are_the_same_everywhere() -> None:
+    assert contribution_of(("a", "train", 0)) == 2_411_558_146_094_590_399
+    keys = [(agent, "train", step) for agent in ("a", "b") for step in range(500)]
+    assert len({contribution_of(key) for key in keys}) == len(keys)
+
+
+def test_replicas_that_add_up_their_sums_have_the_weight_of_one_that_did_all() -> None:
+    alone, replicas = CountingEngine(3), [CountingEngine(3), CountingEngine(3)]
+    into_window(alone, "a", "b", "c")
+    alone.commit(6, None)
+    into_window(replicas[0], "a")
+    into_window(replicas[1], "b", "c")
+    total = sum(replica.gradient_sums()[0] for replica in replicas)
+    assert isinstance(total, torch.Tensor)
+    for replica in replicas:
+        replica.set_gradient_sums([total])
+        replica.commit(6, None)
+    assert {replica.fingerprint() for replica in replicas} == {alone.fingerprint()}
+    assert replicas[0].committed == {"a": 1}, "each counts its own"
+
+
+def test_gradients_are_present_while_the_window_holds_something() -> None:
+    engine = CountingEngine(3)
+    assert engine.gradients_present() == bytes([0])
+    into_window(engine, "a")
+    assert engine.gradients_present() == bytes([1])
+    engine.drop_gradients()
+    assert engine.gradients_present() == bytes([0])
+    assert engine.gradient_sums()[0].tolist() == [0, 0]
+
+
+def test_a_snapshot_holds_the_weight_and_later_commits_do_not_change_it() -> None:
+    engine = CountingEngine(3)
+    into_window(engine, "a")
+    engine.commit(2, None)
+    state = engine.state_dict()
+    into_window(engine, "b")
+    engine.commit(2, None)
+    again = CountingEngine(3)
+    into_window(again, "z")
+    again.load_state_dict(state)
+    assert (again.version, again.weight) == (1, contribution_of("a"))
+    assert again.gradients_present() == bytes([0]), "the open window was of other weights"
+    assert again.fingerprint() != engine.fingerprint()
+
+
+def test_a_snapshot_of_another_kind_of_engine_is_refused() -> None:
+    engine = CountingEngine(3)
+    with pytest.raises(ValueError, match="another model"):
+        engine.load_state_dict(EngineState(3, {"head": torch.zeros(1)}, {}))
+    assert engine.version == 0

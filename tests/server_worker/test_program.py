@@ -183,7 +183,7 @@ def test_health_tells_what_the_worker_does(tmp_path: Path) -> None:
     assert not is_healthy
     assert facts == {
         "connected": False,
-        "run": worker._manifest.run_id,
+        "run": worker.session.manifest.run_id,
         "phase": "waiting",
         "agents": 0,
         "window": 0,

@@ -8,7 +8,6 @@ step of every epoch committed once, and with the weights of an undisturbed run.
 
 from __future__ import annotations
 
-import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -49,10 +48,8 @@ CELL_S = 90.0
 AT_AGENT = {"activations": "/up/w0/activations", "output gradients": "/up/w0/gradients"}
 AT_WORKER = {"outputs": "site/0/down/outputs", "activation gradients": "site/0/down/gradients"}
 MESSAGES = ("activations", "outputs", "output gradients", "activation gradients")
-MOMENTS: tuple[tuple[When, str], ...] = (
-    *itertools.chain.from_iterable((("before", name), ("after", name)) for name in MESSAGES),  # type: ignore[assignment]
-    ("after", "commit"),
-)
+WHENS: tuple[When, ...] = ("before", "after")
+MOMENTS: tuple[tuple[When, str], ...] = (*((when, name) for name in MESSAGES for when in WHENS), ("after", "commit"))
 VICTIMS = ("agent", "worker", "lighthouse", "broker")
 
 

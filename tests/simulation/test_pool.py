@@ -176,7 +176,7 @@ def weights_of(worker: Worker) -> dict[str, torch.Tensor]:
 
 def assert_same_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

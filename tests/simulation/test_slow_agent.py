@@ -44,6 +44,7 @@ def fast_steps_per_s(num_fast: int, window_samples: int, slowness: str = "") -> 
     worker = Worker(network, settings)
     for index, topic in enumerate(topics):
         network.add_agent(topic, small_dataset(index, NUM_STEPS * MICROBATCH))
+
     def steps(first: int, stop: int) -> set[tuple[str, str, int]]:
         return {(topic, "train", step) for topic in fast for step in range(first, stop)}
 

@@ -32,15 +32,24 @@ class PacedTransport(MemoryTransport):
         network: The network.
         client_id: Client identifier.
         work_s: Seconds that each message of a microbatch takes to make.
-        links: Faults of its links, `up` and `down`.
+        up: Faults of its link to the broker; the network's when left out.
+        down: Faults of its link from the broker.
 
     Attributes:
         work_s: May be changed at any time.
         waiting_bytes: Bytes of microbatches that have come and were not taken.
     """
 
-    def __init__(self, network: PacedNetwork, client_id: str, work_s: float, **links: LinkFaults | None) -> None:
-        super().__init__(network.broker, client_id, **links)
+    def __init__(
+        self,
+        network: PacedNetwork,
+        client_id: str,
+        work_s: float,
+        *,
+        up: LinkFaults | None = None,
+        down: LinkFaults | None = None,
+    ) -> None:
+        super().__init__(network.broker, client_id, up=up, down=down)
         self.work_s = work_s
         self.waiting_bytes = 0
         self.busy_until = 0.0

@@ -158,8 +158,9 @@ class WorkerTable:
     def phase(self, before: RunPhase) -> RunPhase:
         """Return how far the run is: as far as the furthest of the leased workers, but training while one trains.
 
-        A worker to which some agent has not come yet may evaluate before the others. The run has ended only when all of them say so: one that ends alone, by an error or because it has lost touch with
-        its pool, leaves the run to the others.
+        A worker to which some agent has not come yet may evaluate before the others. The run has ended only when all of
+        them say so: one that ends alone, by an error or because it has lost touch with its pool, leaves the run to the
+        others.
 
         Args:
             before: The answer while nobody serves the agent.

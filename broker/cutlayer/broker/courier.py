@@ -49,6 +49,7 @@ class Courier:
         traffic: Messages and bytes so far, by direction, kind and codec. Pieces that were sent again are not in
             their message's row but in that of Chunk; what is received is in the message's row, however often.
         rejects: Messages refused so far, by label.
+        last_reject: Label of the last packet that broke the protocol.
         handed_bytes: Bytes of packets given to the transport so far.
     """
 
@@ -56,6 +57,7 @@ class Courier:
         self.transport = transport
         self.traffic = TrafficMeter()
         self.rejects: Counter[str] = Counter()
+        self.last_reject = ""
         self.handed_bytes = 0
         self._sends = sends
         self._receives = Direction.DOWN if sends is Direction.UP else Direction.UP
@@ -107,6 +109,7 @@ class Courier:
                 check_ask(message)
         except WireError as error:
             self.rejects[error.label] += 1
+            self.last_reject = error.label
             self._unfinished.pop(packet.topic, None)
             return None
         if message is not None:

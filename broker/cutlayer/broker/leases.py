@@ -81,7 +81,9 @@ class LeaseTable:
         else:
             self._training[lease.agent] = lease
 
-    def grant(self, hello: Hello, codecs: NegotiatedCodecs, total_steps: int, now: float, *, is_done: bool) -> Lease:
+    def grant(
+        self, hello: Hello, codecs: NegotiatedCodecs, total_steps: int, now: float, *, is_done: bool = False
+    ) -> Lease:
         """Grant a lease in place of the agent's earlier one."""
         self.drop(hello.agent)
         number = self._new_number()

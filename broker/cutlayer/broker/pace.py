@@ -30,6 +30,9 @@ class Pace:
         self._usual_s: dict[str, float] = {}
         self._sorted_s: list[float] = []
 
+    def __len__(self) -> int:
+        return len(self._usual_s)
+
     @property
     def slow_after_s(self) -> float:
         """Seconds for its gradients from which on an agent is slow."""

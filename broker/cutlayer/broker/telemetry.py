@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import get_type_hints
 
 from cutlayer.broker.messages import MAX_TRAFFIC, MESSAGE_TYPES, Direction, EncodedTensor, Message, Traffic
 from cutlayer.broker.tensors import raw_bytes
@@ -17,6 +18,16 @@ MIN_REPORTED_SAMPLES = 32
 MAX_CODECS_APART = MAX_TRAFFIC - len(Direction) * len(MESSAGE_TYPES)
 """Rows of traffic beyond which a codec has no row of its own: its name comes from a peer, before any check."""
 OTHER_CODEC = "other"
+
+_TENSOR_FIELDS = {
+    number: tuple(
+        entry.name
+        for entry in fields(kind)
+        if get_type_hints(kind)[entry.name] is EncodedTensor or entry.name == "tensors"
+    )
+    for number, kind in MESSAGE_TYPES.items()
+}
+"""Fields that hold tensors, by kind of message: looked up here once, not for every message of every step."""
 
 
 class LogHistogram:
@@ -108,11 +119,11 @@ class TrafficMeter:
 def message_tensors(message: Message) -> list[EncodedTensor]:
     """Return the tensors that a message carries."""
     tensors: list[EncodedTensor] = []
-    for entry in fields(message):
-        value = getattr(message, entry.name)
+    for name in _TENSOR_FIELDS[message.KIND]:
+        value = getattr(message, name)
         if isinstance(value, EncodedTensor):
             tensors.append(value)
-        elif entry.name == "tensors":
+        else:
             tensors.extend(tensor for _, tensor in value)
     return tensors
 

@@ -16,6 +16,7 @@ An agent's topic may have several levels (`clinic/07`); a worker's name has one.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -105,7 +106,7 @@ class AgentTopics:
     root: str
 
     def __post_init__(self) -> None:
-        if not _is_agent(self.root.split("/")):
+        if not _is_agent_root(self.root):
             raise SettingsError(
                 f"topic {self.root!r} cannot be an agent's",
                 "use levels of letters, digits, '.', '_' and '-' joined by '/', such as clinic/07; not "
@@ -160,6 +161,7 @@ class AgentTopics:
         return f"{self.root}/state"
 
 
+@functools.lru_cache(maxsize=65_536)
 def agent_of(topic: str) -> str | None:
     """Return the agent whose own topic this is, or None; what is returned is usable in `AgentTopics`.
 
@@ -179,6 +181,11 @@ def agent_of(topic: str) -> str | None:
     else:
         return None
     return "/".join(levels) if _is_agent(levels) else None
+
+
+@functools.lru_cache(maxsize=65_536)
+def _is_agent_root(root: str) -> bool:
+    return _is_agent(root.split("/"))
 
 
 def _is_agent(levels: list[str]) -> bool:

@@ -332,7 +332,7 @@ class WorkerSession:
         ]
 
     def round_failed(self, verdict: Verdict | None, generation: int, now: float) -> list[WorkerAction]:
-        """Take notice of a round that has committed nothing: the window stays open, but for a part that was rejected."""
+        """Take notice of a round that has committed nothing: the window stays open, but for a rejected part."""
         self._round_ended(generation, self.window)
         self._no_round_before = now + ROUND_PAUSE_S
         actions: list[WorkerAction] = []
@@ -360,7 +360,7 @@ class WorkerSession:
         generation: int,
         now: float,
     ) -> list[WorkerAction]:
-        """Continue from another worker's weights and ledger; what was under way with the own ones is asked for again."""
+        """Continue from another worker's weights and ledger; what was under way is asked for again."""
         run = self._run
         lost = run.scheduler.start_over(window, version, committed_samples)
         run.manifest, run.ledger = manifest, ledger

@@ -75,7 +75,7 @@ class WorkerSteps:
         return []
 
     def _make_room(self, key: Key) -> bool:
-        """Forget the oldest training step of an agent that it has not sent the gradients of; return whether there is one.
+        """Forget the oldest training step of an agent that lacks its gradients; return whether there is one.
 
         An agent keeps to its credits. Where it sends more it has taken something back that is still here: it has sent
         it to another worker, or starts again from an earlier step.

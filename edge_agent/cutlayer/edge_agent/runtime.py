@@ -55,6 +55,8 @@ __all__ = ["AgentOptions", "AgentRuntime"]
 log = logging.getLogger(__name__)
 
 
+LONGEST_SLEEP_S = 10.0
+"""Whoever drives an agent need not come back earlier, when it has no deadline and no news."""
 LEAVE_S = 3.0
 """How long Ctrl-C waits for the worker's answer to the goodbye."""
 
@@ -216,7 +218,7 @@ class AgentRuntime:
             if self.reporter.is_due(now):
                 self._report(now)
         self._finish_if_done(now)
-        deadlines = [now + 1.0, self._session.next_deadline(), self._courier.next_deadline()]
+        deadlines = [now + LONGEST_SLEEP_S, self._session.next_deadline(), self._courier.next_deadline()]
         if not self._is_leaving:
             deadlines += [self._enrolment.due_at, self.reporter.due_at]
         return min(time for time in deadlines if time is not None)

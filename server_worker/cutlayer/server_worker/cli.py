@@ -108,7 +108,8 @@ def start(
 
     Ctrl-C (or SIGTERM, which exits with 0) finishes what agents have outstanding here and saves a checkpoint;
     `--resume` goes on from it with the agents still connected. With `--pool` several workers train one encoder: they
-    join, leave and die as they like, and agents spread over them. At the end run.json in the output folder says what was reached and what it cost.
+    join, leave and die as they like, and agents spread over them. At the end run.json in the output folder says what
+    was reached and what it cost.
 
     **Examples**
 

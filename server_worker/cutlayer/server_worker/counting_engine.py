@@ -5,8 +5,8 @@ was given before, a commit of an empty window. Simulations of many agents check 
 once; benchmarks find with it what the transport alone can carry.
 
 Its one weight is a sum over everything that has ever been committed: of a number for each microbatch, drawn from the
-microbatch's name (`contribution_of`). Gradient sums, a pool's additions, checkpoints and replicas treat it as they treat
-an encoder's weights, so that at any moment it tells whether what the ledger says is what the weights hold.
+microbatch's name (`contribution_of`). Gradient sums, a pool's additions, checkpoints and replicas treat it as they
+treat an encoder's weights, so that at any moment it tells whether what the ledger says is what the weights hold.
 """
 
 from __future__ import annotations

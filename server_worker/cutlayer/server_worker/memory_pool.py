@@ -1,7 +1,7 @@
 """A pool in memory: the twin of `TorchftPool` for simulations in virtual time and for tests.
 
 Its members join and die as processes do. A round ends when everybody who is alive has begun it, or `join_timeout_s`
-after the first has, without those who have not; what `torchft_lighthouse` does with its heartbeats and its join timeout.
+after the first has, without those who have not: what `torchft_lighthouse` does with heartbeats and a join timeout.
 """
 
 from __future__ import annotations

@@ -103,4 +103,4 @@ def flatten(sums: Sequence[Tensor]) -> Tensor:
 def unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Return the parts of a tensor (P), in the shapes of others."""
     sizes = [total.numel() for total in like]
-    return [piece.view(total.shape) for piece, total in zip(flat.split(sizes), like, strict=True)]
+    return [piece.view(total.shape) for piece, total in zip(torch.split(flat, sizes), like, strict=True)]

@@ -58,6 +58,9 @@ __all__ = ["WorkerOptions", "WorkerRuntime"]
 
 log = logging.getLogger(__name__)
 
+LONGEST_SLEEP_S = 10.0
+"""Whoever drives a worker need not come back earlier, when it has no deadline and no news."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
@@ -250,7 +253,7 @@ class WorkerRuntime:
         if work is not None:
             self._compute(work, now)
             return now
-        deadlines = [now + 1.0, self._session.next_deadline(now), self._courier.next_deadline()]
+        deadlines = [now + LONGEST_SLEEP_S, self._session.next_deadline(now), self._courier.next_deadline()]
         if self._rounds is not None:
             deadlines.append(self._rounds.next_poll(now))
         return min(time for time in deadlines if time is not None)
@@ -315,10 +318,10 @@ class WorkerRuntime:
     # Messages in, actions out ---------------------------------------------------------------------------------
 
     def _take(self, packet: Received, now: float) -> None:
-        before = self._courier.rejects.copy()
+        num_before = self._courier.rejects.total()
         message = self._courier.receive(packet)
-        for label in self._courier.rejects - before:
-            self._refused(label, f"a packet on {packet.topic} breaks the protocol")
+        if self._courier.rejects.total() > num_before:
+            self._refused(self._courier.last_reject, f"a packet on {packet.topic} breaks the protocol")
         try:
             match message:
                 case None:

@@ -213,8 +213,8 @@ class RunSettings(_Section):
         # An agent that waits for its window says nothing but its telemetry; silence is what a lease ends by.
         if self.telemetry_s > self.worker.lease_s:
             raise ValueError(
-                f"telemetry_s = {self.telemetry_s:g} is over worker.lease_s = {self.worker.lease_s:g}, so an agent that "
-                "waits would count as vanished: lower the first or raise the second"
+                f"telemetry_s = {self.telemetry_s:g} is over worker.lease_s = {self.worker.lease_s:g}, so an agent "
+                "that waits would count as vanished: lower the first or raise the second"
             )
         return self
 

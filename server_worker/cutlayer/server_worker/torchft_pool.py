@@ -1,9 +1,9 @@
 """The pool over torchft, PyTorch's fault-tolerance engine: quorum, healing and additions between real processes.
 
-torchft's lighthouse knows by heartbeats who is alive. A round is one quorum (who takes part, and who of them is behind),
-one exchange of the window's parts, one addition of gradient sums where the window closes, and torchft's vote, which
-counts the round. Whoever loses the others on the way commits nothing, is behind, and takes over the weights of one
-that did in the next round: torchft calls that healing.
+torchft's lighthouse knows by heartbeats who is alive. A round is one quorum (who takes part, and who of them is
+behind), one exchange of the window's parts, one addition of gradient sums where the window closes, and torchft's vote,
+which counts the round. Whoever loses the others on the way commits nothing, is behind, and takes over the weights of
+one that did in the next round: torchft calls that healing.
 
 Additions run over gloo between processors and over NCCL between GPUs. Replicas trust each other, and nobody else must
 reach the ports that torchft opens: it has no authentication.
@@ -23,12 +23,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed._serialization import _streaming_load
-from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions
-from torchft.checkpointing.http_transport import HTTPTransport
-from torchft.manager import Manager
-from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNCCL
+from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
+    AllgatherOptions,
+    AllreduceOptions,
+)
+from torchft.checkpointing.http_transport import HTTPTransport  # type: ignore[import-untyped]
+from torchft.manager import Manager  # type: ignore[import-untyped]
+from torchft.process_group import (  # type: ignore[import-untyped]
+    ProcessGroup,
+    ProcessGroupGloo,
+    ProcessGroupNCCL,
+)
 
 from cutlayer.broker.errors import PoolError
 from cutlayer.broker.pool_round import WindowPart
@@ -56,7 +63,7 @@ class PoolTimeouts:
     exchange_s: float = 60.0
 
 
-class _Transport(HTTPTransport[Any]):
+class _Transport(HTTPTransport[Any]):  # type: ignore[misc]
     """Hands a replica's state to one that is behind; what comes may hold tensors and plain values only.
 
     Args:
@@ -67,7 +74,7 @@ class _Transport(HTTPTransport[Any]):
     def __init__(self, host: str, timeout: timedelta) -> None:
         self._host = host
         super().__init__(timeout=timeout, num_chunks=0)
-        self._server.RequestHandlerClass.log_message = _say_nothing  # type: ignore[method-assign]
+        self._server.RequestHandlerClass.log_message = _say_nothing
 
     def address(self) -> str:
         """Return where the others fetch the state."""
@@ -77,10 +84,12 @@ class _Transport(HTTPTransport[Any]):
     @classmethod
     def _load_from_address(cls, address: str, timeout: timedelta) -> object:
         # The parent class loads whatever a pickle says, code included.
-        with urllib.request.urlopen(address, timeout=timeout.total_seconds()) as response:  # noqa: S310 - from the quorum
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes to what is loaded
-                return _streaming_load(response, weights_only=True)
+        with (
+            urllib.request.urlopen(address, timeout=timeout.total_seconds()) as response,  # noqa: S310 - the quorum's
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes to what is loaded
+            return _streaming_load(response, weights_only=True)
 
 
 class TorchftPool:
@@ -130,7 +139,7 @@ class TorchftPool:
                 hostname=host,
                 checkpoint_transport=_Transport(host, exchange),
             )
-        except Exception as error:  # noqa: BLE001 - torchft raises whatever its parts raise
+        except Exception as error:
             raise PoolError(lighthouse, str(error)) from error
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pool")
         self._round: Future[RoundResult] | None = None
@@ -172,28 +181,33 @@ class TorchftPool:
             manager._quorum_future = None
             return RoundResult(0, failure=f"no quorum: {_first_line(error)}")
         generation = manager._quorum_id
+        result = RoundResult(generation, failure="another replica is gone")
         try:
-            verdict, workers, sums = None, (), None
             if manager.errored() is None:
-                part = task.part
-                if self._taken_over is not None:
-                    part = WindowPart(part.worker, part.window, part.version)  # its sums are of the weights it had
-                parts = self._gather(part)
-                verdict = judge_parts(parts, task, self._taken_over)
-                workers = tuple(one.worker for one in parts)
-                if verdict.commits:
-                    flat = flatten(task.sums)
-                    if self._taken_over is not None or part.worker not in verdict.accepted:
-                        flat.zero_()
-                    self._add_up(flat)
-                    sums = unflatten(flat, task.sums)
+                result = self._exchange(task, self._taken_over, generation)
         except Exception as error:  # noqa: BLE001 - another replica has died, and gloo says so in many ways
             manager.report_error(error)
         errored = manager.errored()
-        if not manager.should_commit():
-            cause = _first_line(errored.original_exception) if errored is not None else "another replica is gone"
-            return RoundResult(generation, failure=cause)
-        return RoundResult(generation, workers, verdict, sums, self._taken_over)
+        if manager.should_commit():
+            return result
+        cause = _first_line(errored.original_exception) if errored is not None else "another replica is gone"
+        return RoundResult(generation, failure=cause)
+
+    def _exchange(self, task: RoundTask, taken_over: Checkpoint | None, generation: int) -> RoundResult:
+        """Exchange parts, judge them, and add the sums up where the window closes."""
+        part = task.part
+        if taken_over is not None:
+            part = WindowPart(part.worker, part.window, part.version)  # its sums are of the weights it had
+        parts = self._gather(part)
+        verdict = judge_parts(parts, task, taken_over)
+        sums = None
+        if verdict.commits:
+            flat = flatten(task.sums)
+            if taken_over is not None or part.worker not in verdict.accepted:
+                flat.zero_()
+            self._add_up(flat)
+            sums = unflatten(flat, task.sums)
+        return RoundResult(generation, tuple(one.worker for one in parts), verdict, sums, taken_over)
 
     def _gather(self, part: WindowPart) -> list[WindowPart]:
         num_replicas = self._group.size()

@@ -23,7 +23,7 @@ class StormLimits:
         worker_unfinished_bytes_per_agent: Bytes that the worker keeps for the same, for each agent.
     """
 
-    scheduled_packets_per_agent: int = 250
+    scheduled_packets_per_agent: int = 40
     agent_packets: int = 200
     worker_packets_per_agent: int = 20
     agent_unfinished_bytes: int = 64 * 1024
