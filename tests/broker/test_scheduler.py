@@ -336,6 +336,18 @@ def test_window_does_not_wait_for_a_slow_agent() -> None:
     assert b.commit() == [first, second]
 
 
+def test_slow_agents_wait_for_each_other_when_only_they_are_left() -> None:
+    b = with_slow()
+    b.leases["fast"].is_done = True
+    b.lease("other")
+    b.scheduler._pace.takes_at_least("other", 0.9)
+    keys = [b.arrive("slow", 1), b.arrive("slow", 2)]
+    assert (b.forward(), b.next()) == (tuple(keys), None)
+    b.gradients(*keys)
+    assert set(b.backward()) == set(keys)
+    assert b.next() is None
+
+
 def test_agent_that_has_recovered_is_one_of_the_others_again() -> None:
     b = with_slow()
     for step in range(1, 8):

@@ -34,10 +34,18 @@ class Scheduler:
         window: Windows already committed.
         version: Version of the weights.
         committed_samples: Samples already committed.
+        is_pooled: Whether windows are shared with other workers.
     """
 
     def __init__(
-        self, spec: WindowSpec, max_batch_samples: int, window: int, version: int, committed_samples: int
+        self,
+        spec: WindowSpec,
+        max_batch_samples: int,
+        window: int,
+        version: int,
+        committed_samples: int,
+        *,
+        is_pooled: bool = False,
     ) -> None:
         self.exchanges: dict[Key, Exchange] = {}
         self.window = window
@@ -45,6 +53,7 @@ class Scheduler:
         self.committed_samples = committed_samples
         self._spec = spec
         self._is_synchronous = spec.mode == "synchronous"
+        self._is_pooled = is_pooled
         self._max_batch_samples = max_batch_samples
         self._pace = Pace(PATIENCE_RATIO * spec.deadline_s)
         self._groups: dict[int, Group] = {}
@@ -118,19 +127,22 @@ class Scheduler:
 
     def deadlines(self) -> list[float]:
         """Return the times at which work appears by the clock alone."""
-        if self._is_synchronous:
-            return []
-        times = [] if self._opened_at is None else [self._opened_at + self._spec.deadline_s]
+        opened_at = None if self._is_synchronous else self._opened_at
+        times = [] if opened_at is None else [opened_at + self._spec.deadline_s]
         times += [due_at for group in self._groups.values() if (due_at := self._late_at(group)) is not None]
         return times
 
     def _late_at(self, group: Group) -> float | None:
         """Return when the gradients of a group that are there wait no longer for the others; None while there are none.
 
-        That is at the deadline, or as soon as all the others are slow: they would hold back everybody's credits.
+        That is at the deadline, or as soon as all the others are slow: they would hold back everybody's credits. In
+        synchronous mode one worker alone waits for all of them; in a pool an agent may have moved to another worker,
+        and the two would wait for each other's groups.
         """
-        if group.first_ready_at is None:
+        if group.first_ready_at is None or (self._is_synchronous and not self._is_pooled):
             return None
+        if self._is_synchronous:
+            return group.first_ready_at + self._spec.deadline_s
         slow_after_s = self._pace.slow_after_s
         times = [self.exchanges[key].outputs_at for key in group.waiting]
         slow_at = max((time + slow_after_s for time in times if time is not None), default=group.first_ready_at)
@@ -208,11 +220,12 @@ class Scheduler:
             return True
         held = Counter(key.agent for key in self._in_window)
         # Nothing can join the window before it is committed: every agent waits for it with all its credits. What a
-        # slow one has joins another.
+        # slow one has joins another, unless only slow ones are left.
+        present = [lease for lease in training if lease.absent_since is None]
+        quick = [lease for lease in present if not self._pace.is_slow(lease.agent)]
         return all(
             held[lease.agent] >= num_credits or held[lease.agent] + len(ledger.of(lease.agent)) >= lease.total_steps
-            for lease in training
-            if lease.absent_since is None and not self._pace.is_slow(lease.agent)
+            for lease in quick or present
         )
 
     def _would_overshoot(self, backward: Backward | None, num_samples: int) -> bool:
@@ -225,7 +238,7 @@ class Scheduler:
 
     def _next_backward(self, now: float) -> Backward | None:
         for group in self._groups.values():
-            late_at = None if self._is_synchronous else self._late_at(group)
+            late_at = self._late_at(group)
             is_late = late_at is not None and now >= late_at
             if group.ready and (not group.waiting or is_late):
                 gradients = []

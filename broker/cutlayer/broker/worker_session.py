@@ -99,7 +99,9 @@ class WorkerSession:
             limits=limits,
             leases=leases,
             ledger=ledger or Ledger(),
-            scheduler=Scheduler(manifest.window, limits.max_batch_samples, window, version, committed_samples),
+            scheduler=Scheduler(
+                manifest.window, limits.max_batch_samples, window, version, committed_samples, is_pooled=is_pooled
+            ),
             members=PoolMembers(name, digest) if is_pooled else None,
             known_samples=dict(known_samples or {}),
         )

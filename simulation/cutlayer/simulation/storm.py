@@ -99,6 +99,7 @@ class Storm:
         self._counts: Counter[str] = Counter()
         self.num_events = 0
         self._dead: set[str] = set()
+        self._away: set[str] = set()
         self._has_anybody_left = False
         self._has_run_ended = False
         self._is_over = False
@@ -195,6 +196,7 @@ class Storm:
         if self._random.random() < self.settings.death_share:
             self._dead.add(topic)
         else:
+            self._away.add(topic)
             self._soon(self.settings.most_away_s, functools.partial(self._arrive, topic))
 
     def start_worker(self, name: str) -> None:
@@ -283,7 +285,7 @@ class Storm:
         for topic, plan in self._plans.items():
             missing = [step for step in range(plan.total_steps) if step not in self._ledger().of(topic)]
             agent = self.agents.get(topic)
-            if topic in self._dead or agent is None:
+            if topic in self._dead | self._away or agent is None:
                 continue
             is_owed = bool(agent.admitted_by & incarnations)
             if is_owed and missing:

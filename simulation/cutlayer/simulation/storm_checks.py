@@ -60,7 +60,7 @@ class StormChecks:
         """
         network = self._network
         self.most_scheduled = max(self.most_scheduled, network.broker.num_scheduled)
-        most = self._limits.scheduled_packets_per_agent * self._settings.num_agents
+        most = self._limits.scheduled_packets_per_agent * self._settings.num_agents * self._settings.num_workers
         if network.broker.num_scheduled > most:
             raise InvariantBroken(f"{network.broker.num_scheduled} packets are under way, and {most} may")
         woken = network.last_woken
