@@ -14,6 +14,8 @@ from cutlayer.simulation.storm_settings import StormSettings
 TINY = StormSettings(num_agents=6)
 BOUND_TO_FAIL = StormSettings(num_agents=6, max_virtual_s=1.0)
 NUM_SEEDS = 1_000
+POOL = StormSettings(num_agents=30, num_workers=3)
+NUM_POOL_SEEDS = 150
 
 
 def cutlayer_storm() -> typer.Typer:
@@ -70,3 +72,10 @@ def test_a_thousand_storms_of_two_hundred_agents_blow_over(capsys: pytest.Captur
     assert not failures, "\n".join(failures)
     assert len(results) == NUM_SEEDS
     assert sum(result.num_too_late for result in results) < NUM_SEEDS
+
+
+@pytest.mark.slow
+def test_storms_over_a_pool_of_three_workers_blow_over() -> None:
+    results, failures = run_seeds(range(NUM_POOL_SEEDS), POOL)
+    assert not failures, "\n".join(failures)
+    assert sum(result.num_worker_kills for result in results) > NUM_POOL_SEEDS // 2

@@ -16,8 +16,8 @@ class StormLimits:
     """What nothing may exceed, however bad the weather.
 
     Attributes:
-        scheduled_packets_per_agent: Packets under way in the whole network, acknowledgements included, for each agent and
-            worker.
+        scheduled_packets_per_agent: Packets under way in the whole network, acknowledgements included, for each agent
+            and worker.
         agent_packets: Packets that wait at one agent, in either direction.
         worker_packets_per_agent: Packets that wait at the worker, in either direction, for each agent.
         agent_unfinished_bytes: Bytes that one agent keeps for messages that are not whole yet.
