@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-quick mosquitto bench bench-network bench-accuracy bench-slow-agent clean
+.PHONY: help setup demo check format test test-quick mosquitto bench bench-network bench-accuracy bench-slow-agent bench-pool clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ bench-network: $(READY) mosquitto ## Networked against in-process steps, and wha
 
 bench-accuracy: $(READY) ## Asynchronous int8 against synchronous fp32 and centralized, three seeds
 	$(BIN)/python benchmarks/accuracy.py
+
+bench-pool: $(READY) mosquitto ## Two workers on a core each against one on one core, and the digits' accuracy with each
+	$(BIN)/python benchmarks/pool.py --seeds 1
 
 bench-slow-agent: $(READY) mosquitto ## What an agent that is a hundred times slower costs the others
 	$(BIN)/python benchmarks/slow_agent.py

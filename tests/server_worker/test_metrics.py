@@ -79,7 +79,7 @@ def test_no_label_grows_with_agents_steps_or_leases(metrics: WorkerMetrics) -> N
     for event in EVENTS:
         metrics(event)
     labels = {label for _, labels in series(metrics) for label, _ in labels}
-    assert labels == {"direction", "le", "model", "phase", "reason", "stage", "version", "worker"}
+    assert labels == {"direction", "le", "model", "phase", "reason", "result", "stage", "version", "worker"}
     assert b"clinic" not in generate_latest(metrics.registry)
 
 

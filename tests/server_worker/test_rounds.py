@@ -358,3 +358,33 @@ def test_whoever_leaves_the_pool_is_not_waited_for() -> None:
     second.rounds.close()
     assert first.poll()
     assert first.engine.weight == weight_of(("a", 0))
+
+
+def test_a_worker_without_its_broker_keeps_up_with_each_round_and_has_no_say() -> None:
+    place, first, second = pair()
+    second.train("b")
+    for step in range(2):
+        place.clock.now_s += ROUND_PAUSE_S
+        again_at = second.rounds.keep_up(place.clock())
+        first.train("a", step)
+        first.begin()
+        assert first.poll(), "nobody had to be told"
+        assert second.poll()
+        assert second.engine.weight == first.engine.weight
+        assert again_at > place.clock()
+    assert first.engine.weight == weight_of(("a", 0), ("a", 1), ("b", 0))
+
+
+def test_a_worker_without_its_broker_closes_no_window_and_pauses_between_rounds() -> None:
+    place = Place()
+    alone = place.add("w0")
+    place.seat(alone)
+    alone.train("a")
+    place.clock.now_s += ROUND_PAUSE_S
+    begin_at = place.clock()
+    for _ in range(3):
+        alone.rounds.keep_up(place.clock())
+        assert not alone.poll()
+    assert alone.rounds.keep_up(begin_at) == begin_at + ROUND_PAUSE_S
+    assert len(alone.seen(RoundEnded)) == 1
+    assert alone.session.window == 0

@@ -260,10 +260,12 @@ def test_input_that_no_model_can_take_is_no_divergence(network: VirtualNetwork) 
     assert not worker.runtime._arithmetic._is_sound(ForwardItem("key", "train", zeros))
 
 
-def test_checkpoints_come_every_so_many_windows_and_at_the_end(network: VirtualNetwork, tmp_path: Path) -> None:
+def test_checkpoints_come_every_so_many_windows_when_training_is_over_and_at_the_end(
+    network: VirtualNetwork, tmp_path: Path
+) -> None:
     worker = Worker(network, small_settings(), store=CheckpointStore(tmp_path), every_windows=3)
     run_until_over(network, worker, [network.add_agent("site/0", small_dataset(0, 16))])
-    assert [event.window for event in worker.events if isinstance(event, CheckpointSaved)] == [3, 6, 8]
+    assert [event.window for event in worker.events if isinstance(event, CheckpointSaved)] == [3, 6, 8, 8]
     assert worker.metric("cutlayer_checkpoint_window") == 8
 
 
@@ -279,7 +281,7 @@ def test_full_disk_is_told_and_the_run_goes_on(
     with caplog.at_level(logging.WARNING, "cutlayer"):
         run_until_over(network, worker, [network.add_agent("site/0", small_dataset(0, 16))])
     assert worker.counter.committed == committed_once({"site/0": 8})
-    assert sum("No space left on device" in record.getMessage() for record in caplog.records) == 3
+    assert sum("No space left on device" in record.getMessage() for record in caplog.records) == 4
 
 
 def test_first_refusal_of_a_kind_is_told_and_all_are_counted(

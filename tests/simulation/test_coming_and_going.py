@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -233,6 +234,8 @@ def test_worker_that_is_killed_while_agents_evaluate_gets_its_lost_steps_again(m
     window, evaluating_at = worker.session.window, network.clock()
     network.run(lambda: network.clock() > evaluating_at + 1.0)
     network.kill("w0")
+    newest = max(tmp_path.glob("checkpoint-*"))  # the one from the end of training: its disk is lost
+    shutil.rmtree(newest)
     worker = Worker(network, settings, store=store, resumes=True)
     assert worker.session.window == window // 7 * 7 < window
     run_until_over(network, worker, agents)
@@ -242,6 +245,22 @@ def test_worker_that_is_killed_while_agents_evaluate_gets_its_lost_steps_again(m
     for _, entry in worker.book.latest():
         finals = [evaluation.given for evaluation in entry.evaluations if evaluation.final]
         assert sorted(finals) == ["audio", "audio+image", "image"]
+
+
+@MODES
+def test_worker_that_is_killed_while_agents_evaluate_has_lost_no_step(mode: str, tmp_path: Path) -> None:
+    network = VirtualNetwork(LinkFaults(delay_s=0.2))
+    store = CheckpointStore(tmp_path)
+    settings = settings_of(mode, min_agents=3)
+    worker = Worker(network, settings, store=store, every_windows=1_000)
+    agents = start(network, *STEPS)
+    network.run(lambda: worker.session.phase is RunPhase.EVALUATING)
+    window = worker.session.window
+    network.kill("w0")
+    worker = Worker(network, settings, store=store, resumes=True)
+    assert worker.session.window == window
+    run_until_over(network, worker, agents)
+    assert not worker.counter.committed, "there was nothing left to train"
 
 
 def test_agent_asks_again_for_what_the_broker_did_not_deliver() -> None:

@@ -253,7 +253,7 @@ class CheckpointError(RunError):
 
 
 class IdentityTaken(CutlayerError):
-    """Another process with the same identity took over the MQTT session.
+    """Another process uses this topic or name.
 
     Args:
         identity: The agent's topic or the worker's name.

@@ -12,7 +12,7 @@ from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.pool_round import Verdict
 from cutlayer.broker.work import Commit
-from cutlayer.broker.worker_session import WorkerSession
+from cutlayer.broker.worker_session import ROUND_PAUSE_S, WorkerSession
 from cutlayer.server_worker.arithmetic import Arithmetic
 from cutlayer.server_worker.checkpoint import Checkpoint
 from cutlayer.server_worker.events import EventHandler, RoundEnded, StateTakenOver
@@ -62,6 +62,7 @@ class Rounds:
         self._clock = clock
         self._begun_at: float | None = None
         self._announced_at = 0.0
+        self._ended_at = 0.0
         self._generation = 0
         self._was_failing = False
         self.is_member = False
@@ -70,6 +71,20 @@ class Rounds:
     def next_poll(self, now: float) -> float | None:
         """Return when to ask for the round's result, or None without one."""
         return None if self._begun_at is None else now + self._pool.poll_s
+
+    def keep_up(self, now: float) -> float:
+        """Take part in each round of the others, without a say.
+
+        For a worker without its broker: it does not hear their calls, and the lighthouse, which still hears it, would
+        let them wait for it in every round.
+
+        Returns:
+            When to call this again.
+        """
+        begin_at = self._ended_at + ROUND_PAUSE_S
+        if self._begun_at is None and now >= begin_at:
+            self._begin(None, now)
+        return max(now + self._pool.poll_s, begin_at)
 
     def join(self, now: float) -> None:
         """Ask the others for a round that commits nothing, again and again until it is over.
@@ -119,7 +134,7 @@ class Rounds:
         result = self._pool.poll()
         if result is None:
             return False
-        seconds, self._begun_at = now - self._begun_at, None
+        seconds, self._begun_at, self._ended_at = now - self._begun_at, None, now
         self._emit(RoundEnded(seconds, len(result.workers), bool(result.failure)))
         if result.failure:
             self._failed(result, now)
@@ -138,9 +153,9 @@ class Rounds:
             self._take_over(result.taken_over, result.generation, now)
         self.is_member = True
         self.num_rounds += 1
+        if self._session.name in verdict.rejected:
+            self._arithmetic.engine.drop_gradients()
         if not verdict.commits:
-            if self._session.name in verdict.rejected:
-                self._arithmetic.engine.drop_gradients()
             self._do(self._session.round_failed(verdict, result.generation, now))
             return False
         self._commit(result, verdict, now)

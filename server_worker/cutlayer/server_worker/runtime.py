@@ -249,11 +249,14 @@ class WorkerRuntime:
         self._do(self._session.tick(now))
         if self._rounds is not None and self._session.phase is RunPhase.ENDED:
             self._part(self._rounds, now)
+        deadlines: list[float | None] = [now + LONGEST_SLEEP_S]
+        if self._rounds is not None and not self.is_connected:
+            deadlines.append(self._rounds.keep_up(now))
         work = self._session.next_work(now)
         if work is not None:
             self._compute(work, now)
             return now
-        deadlines = [now + LONGEST_SLEEP_S, self._session.next_deadline(now), self._courier.next_deadline()]
+        deadlines += [self._session.next_deadline(now), self._courier.next_deadline()]
         if self._rounds is not None:
             deadlines.append(self._rounds.next_poll(now))
         return min(time for time in deadlines if time is not None)
