@@ -79,8 +79,12 @@ def test_a_number_is_never_used_twice() -> None:
 def test_windows_wait_for_those_that_have_steps_left() -> None:
     leases = table()
     first, second = (leases.grant(hello(agent), CODECS, 3, now=0.0) for agent in "ab")
-    first.is_done = True
-    assert leases.training() == [second]
+    assert list(leases.training()) == [first, second]
+    leases.set_done(first, is_done=True)
+    assert list(leases.training()) == [second]
+    leases.set_done(first, is_done=False)
+    leases.drop("b")
+    assert list(leases.training()) == [first]
 
 
 @pytest.mark.parametrize(("num_samples", "num_steps"), [(0, 0), (1, 3), (4, 3), (5, 6), (8, 6), (9, 9)])

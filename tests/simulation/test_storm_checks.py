@@ -228,7 +228,7 @@ class Hoarding(Storm):
                 piece = serialize(Chunk(number, 0, 2, 10_000, b"x"))
                 agent.runtime._courier._reassembler.feed("worker-0", piece)
             case "agent's packets":
-                for _ in range(300):  # more than the link can carry before the agent is looked at
+                for _ in range(205):  # more than it may have waiting before the agent is looked at
                     agent.transport.publish("nobody/listens", b"")
         return super().after_event()
 
