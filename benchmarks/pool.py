@@ -27,6 +27,7 @@ from cutlayer.broker.launcher import launch_broker
 BIN = Path(sys.executable).parent
 RUN = Path(__file__).parent.parent / "examples" / "digits.toml"
 NUM_AGENTS = 8
+NUM_DIGITS_AGENTS = 4
 LIGHTHOUSE_PORT = 29_531
 _PORT = re.compile(r"http://127\.0\.0\.1:(\d+)/metrics")
 _SAMPLES = re.compile(r"^cutlayer_samples_total ([0-9.e+]+)$", re.MULTILINE)
@@ -40,10 +41,12 @@ class Run:
         num_workers: Workers of the pool.
         settings: Run settings by dotted key.
         folder: For logs and results.
+        num_agents: Agents that share the samples.
     """
 
-    def __init__(self, num_workers: int, settings: dict[str, str], folder: Path) -> None:
+    def __init__(self, num_workers: int, settings: dict[str, str], folder: Path, num_agents: int = NUM_AGENTS) -> None:
         self._num_workers = num_workers
+        self._num_agents = num_agents
         self._settings = settings
         self.folder = folder
         self._stack = ExitStack()
@@ -57,14 +60,14 @@ class Run:
         settings = [word for key, value in self._settings.items() for word in ("--set", f"{key}={value}")]
         for index in range(self._num_workers):
             command = ["taskset", "-c", str(index), str(BIN / "server-worker"), "start", "--run", str(RUN), *settings]
-            command += ["--set", "worker.threads=1", "--min-agents", str(NUM_AGENTS), "--broker", broker.url]
+            command += ["--set", "worker.threads=1", "--min-agents", str(self._num_agents), "--broker", broker.url]
             command += ["--name", f"w{index}", "--pool", f"http://127.0.0.1:{LIGHTHOUSE_PORT}"]
             command += ["--output", str(self.folder / f"w{index}"), "--http-port", "0"]
             self._logs.append(self.folder / f"w{index}.log")
             self.workers.append(self._start(command, self._logs[-1]))
-        for index in range(NUM_AGENTS):
+        for index in range(self._num_agents):
             command = [str(BIN / "edge-agent"), "start", "--topic", f"site/{index}", "--data", "demo:digits"]
-            command += ["--shard", f"{index}/{NUM_AGENTS}", "--broker", broker.url]
+            command += ["--shard", f"{index}/{self._num_agents}", "--broker", broker.url]
             self._start(command, self.folder / f"agent-{index}.log")
         return self
 
@@ -118,7 +121,7 @@ def throughput(num_workers: int, seconds: float) -> float:
 def accuracy(num_workers: int, seed: int, epochs: int) -> float:
     """Return the accuracy of the digits run."""
     settings = {"run.seed": str(seed), "run.epochs": str(epochs), "evaluation.every_epochs": "0"}
-    with tempfile.TemporaryDirectory() as folder, Run(num_workers, settings, Path(folder)) as run:
+    with tempfile.TemporaryDirectory() as folder, Run(num_workers, settings, Path(folder), NUM_DIGITS_AGENTS) as run:
         for worker in run.workers:
             worker.wait(timeout=1_800)
         result = json.loads((Path(folder) / "w0" / "run.json").read_text())

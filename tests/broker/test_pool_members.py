@@ -93,7 +93,7 @@ def test_a_new_process_holds_nothing_of_what_the_one_before_held() -> None:
     known.heard_window(window())
     known.heard_state(state(incarnation=2))
     known.heard_window(window(num_samples=99))
-    assert known.in_window(3) == OthersInWindow()
+    assert known.in_window(3) == OthersInWindow(num_workers=1)
 
 
 def test_a_worker_of_another_run_is_online_but_does_not_serve_this_one() -> None:

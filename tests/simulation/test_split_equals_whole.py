@@ -44,7 +44,7 @@ def settings_of(optimizer: str, num_agents: int) -> RunSettings:
     # Counters are reported once, at the end, so that they hold every step; they are the sign of life as well, so
     # leases have to outlast the longest silence of a lossy link.
     return small_settings(
-        telemetry_s=1_000.0,
+        telemetry_s=3_000.0,
         run={"min_agents": num_agents, "epochs": 4, "absence_grace_s": 3_600.0},
         worker={"lease_s": 3_600.0},
         evaluation={"every_epochs": 0},

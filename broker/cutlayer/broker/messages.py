@@ -563,7 +563,7 @@ class WindowState:
         worker: Its name.
         incarnation: Start of its process, in milliseconds since the epoch.
         window: Number of the window.
-        num_samples: Samples whose gradients it holds.
+        num_samples: Samples whose gradients it holds, or is adding right now.
         agents: In synchronous mode, the agents that those samples are of; else empty.
         closes: Whether it asks all to close the window now: it is full, or due, or somebody joins.
     """

@@ -24,11 +24,13 @@ class OthersInWindow:
         num_samples: Their samples.
         agents: In synchronous mode, whose.
         ask_to_close: Whether one of them waits for a round now.
+        num_workers: How many others serve the run.
     """
 
     num_samples: int = 0
     agents: frozenset[str] = frozenset()
     ask_to_close: bool = False
+    num_workers: int = 0
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ class PoolMembers:
             sum(state.num_samples for state in here),
             frozenset(agent for state in here for agent in state.agents),
             any(state.closes for state in states) or any(state.window > window for state in states),
+            self.num_serving,
         )
 
     @property

@@ -264,10 +264,11 @@ class Scheduler:
             signature = (key.mode, shapes, self._keeps_apart(key))
             if form is None:
                 form = signature
-            # A group is committed whole, so one of training is not larger than an asynchronous window should be.
+            # A group is committed whole, so one of training is not larger than this worker's share of an asynchronous
+            # window: two workers with a window each would commit both at once, and take half of the steps.
             most = self._max_batch_samples
             if key.mode is Mode.TRAIN and not self._is_synchronous:
-                most = min(most, self._spec.samples)
+                most = min(most, self._spec.samples // (1 + others.num_workers))
             if signature != form or (chosen and num_samples + exchange.num_samples > most):
                 continue
             chosen.append((key, message))

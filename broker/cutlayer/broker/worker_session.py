@@ -15,7 +15,7 @@ up a window, all of them start a *round*, which commits it everywhere or nowhere
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cutlayer.broker.actions import PhaseReached, Publish, Refused, Subscribe, WorkerAction
@@ -45,7 +45,7 @@ from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.pool_round import Verdict, WindowPart
 from cutlayer.broker.scheduler import Scheduler
 from cutlayer.broker.topics import WORKER_WINDOWS, AgentTopics, WorkerTopics, agent_of
-from cutlayer.broker.work import Key, Work
+from cutlayer.broker.work import Backward, Key, Work
 from cutlayer.broker.worker_roster import WorkerRoster
 from cutlayer.broker.worker_run import WorkerLimits, WorkerRun
 from cutlayer.broker.worker_steps import ContentRefused, WorkerSteps
@@ -246,6 +246,13 @@ class WorkerSession:
         """Take the outputs of a forward pass and send each to its agent."""
         return self._steps.forwarded(group, outputs, version, now)
 
+    def backward_begun(self, work: Backward, now: float) -> list[WorkerAction]:
+        """Tell the pool what a backward pass is about to add to the window: or others would fill it meanwhile, too."""
+        if self._run.members is None:
+            return []
+        coming = [key for key, _ in work.gradients]
+        return self._say_window(now, closes=False, coming=coming)
+
     def backward_done(self, group: int, now: float) -> list[WorkerAction]:
         """Take notice that a group's gradients are part of the open window."""
         self._run.scheduler.backward_done(group, now)
@@ -385,13 +392,13 @@ class WorkerSession:
         if self._run.members is not None:
             self._run.members.round_ended(generation, window)
 
-    def _say_window(self, now: float, *, closes: bool) -> list[WorkerAction]:
+    def _say_window(self, now: float, *, closes: bool, coming: Sequence[Key] = ()) -> list[WorkerAction]:
         self._window_said_at = now
         scheduler = self._run.scheduler
-        agents = tuple(dict.fromkeys(key.agent for key in scheduler.in_window)) if self._is_synchronous else ()
-        state = WindowState(
-            self.name, self.incarnation, self.window, scheduler.window_samples, agents[:MAX_LIST], closes
-        )
+        keys = (*scheduler.in_window, *coming)
+        agents = tuple(dict.fromkeys(key.agent for key in keys)) if self._is_synchronous else ()
+        num_samples = scheduler.window_samples + sum(scheduler.exchanges[key].num_samples for key in coming)
+        state = WindowState(self.name, self.incarnation, self.window, num_samples, agents[:MAX_LIST], closes)
         return [Publish(self._topics.window, state)]
 
     # What the agents say --------------------------------------------------------------------------------------

@@ -420,6 +420,7 @@ class WorkerRuntime:
             case Forward():
                 self._arithmetic.forward(work)
             case Backward():
+                self._do(self._session.backward_begun(work, now))
                 self._arithmetic.backward(work)
             case Commit() if self._rounds is not None:
                 self._rounds.begin(work, now)
