@@ -137,6 +137,34 @@ def test_a_part_of_the_window_is_told_to_the_others_and_in_synchronous_mode_whos
     assert said(desk.train("a"), WindowState) == [WindowState("w0", 1, 0, MICROBATCH, agents, closes=False)]
 
 
+@BOTH
+def test_what_a_backward_pass_is_about_to_add_is_told_before_it(window: dict[str, Any]) -> None:
+    desk = Desk(window)
+    desk.activations("a")
+    desk.forward()
+    desk.gradients("a")
+    work = desk.session.next_work(desk.now)
+    assert isinstance(work, Backward)
+    agents = ("a",) if window is SYNCHRONOUS else ()
+    coming = [WindowState("w0", 1, 0, MICROBATCH, agents, closes=False)]
+    assert said(desk.session.backward_begun(work, desk.now), WindowState) == coming
+    assert said(desk.session.backward_done(work.group, desk.now), WindowState) == coming
+
+
+def test_a_worker_takes_its_share_of_a_window_forward_at_once() -> None:
+    alone, one_of_two = (
+        Desk({"mode": "asynchronous", "samples": 2 * MICROBATCH}),
+        Desk({"mode": "asynchronous", "samples": 2 * MICROBATCH}),
+    )
+    one_of_two.state_of("w1", RunPhase.TRAINING)
+    for desk, num_together in ((alone, 2), (one_of_two, 1)):
+        desk.activations("a")
+        desk.activations("b")
+        work = desk.session.next_work(desk.now)
+        assert isinstance(work, Forward)
+        assert len(work.microbatches) == num_together
+
+
 def test_each_agent_of_a_synchronous_part_is_named_once() -> None:
     desk = Desk(SYNCHRONOUS)
     desk.train("a")

@@ -17,7 +17,7 @@ from cutlayer.server_worker.engine import Backwarded, CommitResult
 from cutlayer.server_worker.program import Resumed
 from cutlayer.simulation.storm import Storm, StormFailed
 from cutlayer.simulation.storm_books import WatchedEngine
-from cutlayer.simulation.storm_settings import StormSettings
+from cutlayer.simulation.storm_settings import StormLimits, StormSettings
 
 SETTINGS = StormSettings(num_agents=20, most_worker_kills=0, most_broker_stops=0)
 SEED = 4
@@ -243,7 +243,9 @@ class Hoarding(Storm):
     ],
 )
 def test_memory_that_grows_is_found(where: str, what: str) -> None:
-    storm = Hoarding(SEED, SETTINGS)
+    # What waits at one agent is under way as well: that limit must not be the first to be met.
+    limits = StormLimits(scheduled_packets_per_agent=10_000) if where == "agent's packets" else StormLimits()
+    storm = Hoarding(SEED, dataclasses.replace(SETTINGS, limits=limits))
     storm.where = where
     with pytest.raises(StormFailed, match=what):
         storm.run()

@@ -253,7 +253,7 @@ def _worker_main(spec: WorkerSpec, trap: Trap | None, line: Connection) -> None:
             built.tokenizer_file,
             RunBook(manifest, 0),
             checkpoints=CheckpointStore(spec.store),
-            pool=make_pool(settings, spec.lighthouse, spec.name),
+            pool=make_pool(settings, spec.lighthouse, spec.name, torch.device("cpu")),
             url=spec.url,
             options=WorkerOptions(claim_s=0.1),
         )

@@ -113,7 +113,7 @@ class Program:
             built.tokenizer_file,
             RunBook(resumed.manifest, built.num_tokenizer_parameters),
             checkpoints=store,
-            pool=None if pool is None else make_pool(settings, pool, name),
+            pool=None if pool is None else make_pool(settings, pool, name, built.encoder.head.weight.device),
             on_event=self._metrics,
             url=broker.url,
             options=WorkerOptions(
@@ -295,13 +295,14 @@ def make_session(
     )
 
 
-def make_pool(settings: RunSettings, lighthouse: str, name: str) -> Pool:
+def make_pool(settings: RunSettings, lighthouse: str, name: str, device: torch.device) -> Pool:
     """Meet the other replicas of the encoder.
 
     Args:
         settings: The run.
         lighthouse: Address of the pool's lighthouse.
         name: The worker's name.
+        device: Where the encoder is: NCCL on a GPU, gloo otherwise.
 
     Raises:
         SettingsError: When torchft is not installed.
@@ -314,7 +315,7 @@ def make_pool(settings: RunSettings, lighthouse: str, name: str) -> Pool:
         raise SettingsError(f"--pool needs torchft: {error}", 'pip install "cutlayer[server,pool]"') from error
     seconds = settings.worker.round_timeout_s
     timeouts = PoolTimeouts(quorum_s=seconds, exchange_s=seconds)
-    return TorchftPool(lighthouse, name, device=torch.device("cpu"), timeouts=timeouts)
+    return TorchftPool(lighthouse, name, device=device, timeouts=timeouts)
 
 
 def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifest: Manifest) -> Resumed:
