@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -209,12 +210,12 @@ def test_a_part_survives_its_bytes(parts: list[WindowPart]) -> None:
         assert WindowPart.from_bytes(one.to_bytes()) == one
 
 
-GOOD: list[Any] = ["w0", 3, 4, "same", [["a", 0], ["b", 7]], 8, b"\x01", 100, True]
+GOOD: list[Any] = ["w0", 3, 4, "same", [["a", 0], ["b", 7]], 8, b"\x01", 100, True, ["a", "c"]]
 
 
 def test_the_bytes_of_a_part_are_its_fields_in_order() -> None:
     steps = (("a", 0), ("b", 7))
-    assert msgpack.unpackb(WindowPart("w0", 3, 4, "same", steps, 8, b"\x01", 100, True).to_bytes()) == GOOD
+    assert msgpack.unpackb(WindowPart("w0", 3, 4, "same", steps, 8, b"\x01", 100, True, ("a", "c")).to_bytes()) == GOOD
 
 
 @pytest.mark.parametrize(
@@ -245,6 +246,8 @@ def test_the_bytes_of_a_part_are_its_fields_in_order() -> None:
                 (6, "mask"),
                 (7, "100"),
                 (8, 1),
+                (9, None),
+                (9, [7]),
             ]
         ],
     ],
@@ -261,3 +264,10 @@ def test_bytes_that_were_changed_are_a_part_or_malformed(data: bytes) -> None:
     except MalformedMessage:
         return
     assert WindowPart.from_bytes(read.to_bytes()) == read
+
+
+def test_a_synchronous_window_does_not_close_without_an_agent_that_somebody_waits_for() -> None:
+    waiting = dataclasses.replace(part("w0", ("a", 0)), waits_for=("a", "b"))
+    assert not verdict_of(waiting, is_synchronous=True).commits, "the worker that holds b's is not in this round"
+    assert verdict_of(waiting, part("w1", ("b", 0)), is_synchronous=True).commits
+    assert verdict_of(waiting, is_synchronous=False).commits

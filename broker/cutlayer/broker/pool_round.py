@@ -24,7 +24,7 @@ __all__ = ["Verdict", "WindowPart", "judge"]
 
 
 _STEP = ((str,), (int,))
-_FIELDS = ((str,), (int,), (int,), (str,), (list,), (int,), (bytes,), (int, NoneType), (bool, NoneType))
+_FIELDS = ((str,), (int,), (int,), (str,), (list,), (int,), (bytes,), (int, NoneType), (bool, NoneType), (list,))
 """What the fields of a part are in MessagePack."""
 
 
@@ -42,6 +42,7 @@ class WindowPart:
         present: One byte for each trainable parameter: whether a sample has reached it.
         planned_samples: Samples that all agents it knows will have trained on; None for a service.
         is_due: Whether it finds that the window may close; None for a worker that joins and has no say.
+        waits_for: In synchronous mode the agents without which the window must not close.
     """
 
     worker: str
@@ -53,6 +54,7 @@ class WindowPart:
     present: bytes = b""
     planned_samples: int | None = None
     is_due: bool | None = None
+    waits_for: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Serialize for the other replicas: MessagePack, the fields in order."""
@@ -68,6 +70,7 @@ class WindowPart:
                 self.present,
                 self.planned_samples,
                 self.is_due,
+                list(self.waits_for),
             ]
         )
         return packed
@@ -84,9 +87,10 @@ class WindowPart:
             _check(fields, _FIELDS)
             for step in fields[4]:
                 _check(step, _STEP)
-            worker, window, version, digest, steps, num_samples, present, planned, is_due = fields
+            _check(fields[9], [(str,)] * len(fields[9]))
+            worker, window, version, digest, steps, num_samples, present, planned, is_due, waits_for = fields
             pairs = tuple((agent, step) for agent, step in steps)
-            return cls(worker, window, version, digest, pairs, num_samples, present, planned, is_due)
+            return cls(worker, window, version, digest, pairs, num_samples, present, planned, is_due, tuple(waits_for))
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise MalformedMessage(f"part of a window: {error}") from None
 
@@ -122,8 +126,8 @@ def judge(parts: Sequence[WindowPart], ledger: Ledger, *, is_synchronous: bool) 
     Args:
         parts: One of each replica, in the same order everywhere.
         ledger: The steps committed before; the same everywhere.
-        is_synchronous: Whether all have to find the window due, and no agent may be missing from it because a part
-            was left out; else it suffices that one finds it due.
+        is_synchronous: Whether all have to find the window due, and no agent that one of them waits for, or whose part
+            was left out, may be missing from it; else it suffices that one finds it due.
     """
     digests = [part.digest for part in parts if part.digest]
     differing = tuple(part.worker for part in parts if part.digest and part.digest != digests[0])
@@ -141,8 +145,10 @@ def judge(parts: Sequence[WindowPart], ledger: Ledger, *, is_synchronous: bool) 
     votes = [part.is_due for part in parts if part.is_due is not None]
     is_due = any(votes)
     if is_synchronous:
-        agents = {agent for agent, _ in held}
-        is_due = all(votes) and all(agent in agents for part in rejected for agent, _ in part.steps)
+        # Whoever announced a part may not have come to this round, and a part may have been left out.
+        wanted = {agent for part in parts for agent in part.waits_for}
+        wanted.update(agent for part in rejected for agent, _ in part.steps)
+        is_due = all(votes) and wanted <= {agent for agent, _ in held}
     num_samples = sum(part.num_samples for part in accepted)
     plans = [part.planned_samples for part in parts if part.is_due is not None]
     known = [plan for plan in plans if plan is not None]

@@ -306,6 +306,7 @@ class WorkerSession:
             is_due: Whether the window may close; None for a worker that joins.
         """
         scheduler = self._run.scheduler
+        is_waiting = self._is_synchronous and is_due is not None
         return WindowPart(
             worker=self.name,
             window=self.window,
@@ -316,6 +317,7 @@ class WorkerSession:
             present=present,
             planned_samples=self._run.planned_samples,
             is_due=is_due,
+            waits_for=tuple(lease.agent for lease in self.leases.training()) if is_waiting else (),
         )
 
     def progress(self, verdict: Verdict) -> float | None:
