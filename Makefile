@@ -54,7 +54,7 @@ bench-accuracy: $(READY) ## Asynchronous int8 against synchronous fp32 and centr
 	$(BIN)/python benchmarks/accuracy.py
 
 bench-pool: $(READY) mosquitto ## Two workers on a core each against one on one core, and the digits' accuracy with each
-	$(BIN)/python benchmarks/pool.py --seeds 1
+	$(BIN)/python benchmarks/pool.py --seeds 2
 
 bench-slow-agent: $(READY) mosquitto ## What an agent that is a hundred times slower costs the others
 	$(BIN)/python benchmarks/slow_agent.py
