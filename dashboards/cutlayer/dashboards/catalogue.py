@@ -1,0 +1,492 @@
+"""Every metric of Cutlayer, declared once: programs, dashboards, alerts and documentation go by this table.
+
+Names follow Prometheus (base units, `_total` on counters, ratios from 0 to 1). No label carries an agent's topic,
+but for the few metrics of `AGENT_METRICS`, which `/metrics/clients` serves for a bounded number of agents. A worker
+writes what it measures, what agents report in their telemetry, and what its broker says of itself (`Source`).
+
+Workers of a pool show some numbers each for itself and some of the whole run: `across` says how to put them together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, TypedDict, Unpack
+
+__all__ = [
+    "AGENT_METRICS",
+    "LATENCY_BUCKETS_S",
+    "METRICS",
+    "NO_CODEC",
+    "OTHER",
+    "Across",
+    "Kind",
+    "Metric",
+    "Side",
+    "Source",
+    "Stage",
+    "metric",
+]
+
+LATENCY_BUCKETS_S: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+ROUND_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+STALENESS_BUCKETS: Final = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0)
+SIZE_BUCKETS_BYTES: Final = tuple(float(4**power) for power in range(4, 14))
+"""256 B to 64 MiB."""
+
+NO_CODEC: Final = "none"
+"""Label of messages without tensors."""
+OTHER: Final = "other"
+"""Label of what a peer has named and this table has not, and of the agents beyond those that are listed."""
+
+
+class Kind(StrEnum):
+    """Prometheus' kinds."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+    INFO = "info"
+
+
+class Source(StrEnum):
+    """Who has measured it."""
+
+    WORKER = "worker"
+    AGENTS = "agents"
+    BROKER = "broker"
+
+
+class Across(StrEnum):
+    """How the values of several workers of a run make one: parts of a whole, or the same number seen by each."""
+
+    SUM = "sum"
+    MAX = "max"
+
+
+class Side(StrEnum):
+    """Which program a number is of."""
+
+    AGENT = "agent"
+    WORKER = "worker"
+
+
+class Stage(StrEnum):
+    """Where the time of a step goes, in the order of a step."""
+
+    TOKENIZE = "tokenize"
+    """Agent: samples to activations."""
+    ENCODE = "encode"
+    """Agent: activations to bytes."""
+    NETWORK = "network"
+    """Agent: its round trip without the worker's own time: both ways, and the waiting for a link."""
+    QUEUE = "queue"
+    """Worker: activations received until their forward pass begins."""
+    DECODE = "decode"
+    """Worker: bytes to activations, a group at a time."""
+    FORWARD = "forward"
+    """Worker: a group's forward pass."""
+    PUBLISH = "publish"
+    """Worker: outputs to bytes and to the broker's connection, a group at a time."""
+    LOSS = "loss"
+    """Agent: outputs to loss and output gradients."""
+    BACKWARD = "backward"
+    """Worker: a group's backward pass."""
+    WAIT = "wait"
+    """Worker: a microbatch's backward pass done until its window is committed."""
+    COMMIT = "commit"
+    """Worker: an optimizer step."""
+
+
+AGENT_STAGES: Final = (Stage.TOKENIZE, Stage.ENCODE, Stage.NETWORK, Stage.LOSS)
+
+TENSOR_KINDS: Final[Mapping[str, str]] = {
+    "Activations": "up",
+    "OutputGradients": "up",
+    "Outputs": "down",
+    "ActivationGradients": "down",
+}
+"""Messages that carry tensors, and their direction."""
+OTHER_KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Hello": ("up",),
+    "TrainingDone": ("up",),
+    "Goodbye": ("up",),
+    "Telemetry": ("up",),
+    "AgentState": ("up", "down"),
+    "Welcome": ("down",),
+    "Busy": ("down",),
+    "Reject": ("down",),
+    "Resend": ("down",),
+    "Phase": ("down",),
+    "WorkerState": ("down",),
+    "RunManifest": ("down",),
+    "ModelChunk": ("down",),
+    "Chunk": ("up", "down"),
+    "MissingChunks": ("up", "down"),
+    "mqtt": ("up", "down"),
+}
+"""Messages without tensors; `mqtt` stands for all packets that carry no message: CONNECT, PUBACK, PINGREQ."""
+
+REFUSALS: Final = (
+    "malformed",
+    "oversized",
+    "version",
+    "content",
+    "lease",
+    "state",
+    "credits",
+    "codec",
+    "manifest",
+    "topic",
+    "incarnation",
+    "departed",
+    "busy",
+    "unexpected",
+)
+PHASES: Final = ("waiting", "training", "evaluating", "ended")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: As Prometheus shows it; a histogram's without `_bucket`, `_sum` and `_count`.
+        kind: Prometheus' kind.
+        help: One line for a person.
+        labels: Label names, and the values that exist from the start; None where the run names them.
+        buckets: Upper bounds, for a histogram.
+        source: Who has measured it.
+        across: How the values of several workers make one.
+        combinations: The label values that exist from the start, where not all combinations of `labels` can occur.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    buckets: tuple[float, ...] = ()
+    source: Source = Source.WORKER
+    across: Across = Across.SUM
+    combinations: tuple[tuple[str, ...], ...] = ()
+
+    def initial(self) -> Iterator[tuple[str, ...]]:
+        """Yield the label values that exist from the start, in the order of `labels`: none where a run names some."""
+        if self.combinations:
+            yield from self.combinations
+        elif all(values is not None for values in self.labels.values()):
+            yield from itertools.product(*(values or () for values in self.labels.values()))
+
+
+class _More(TypedDict, total=False):
+    labels: Mapping[str, tuple[str, ...] | None]
+    source: Source
+    across: Across
+    combinations: tuple[tuple[str, ...], ...]
+
+
+def _counter(name: str, text: str, **more: Unpack[_More]) -> Metric:
+    return Metric(name, Kind.COUNTER, text, **more)
+
+
+def _gauge(name: str, text: str, **more: Unpack[_More]) -> Metric:
+    return Metric(name, Kind.GAUGE, text, **more)
+
+
+def _histogram(name: str, text: str, buckets: tuple[float, ...], **more: Unpack[_More]) -> Metric:
+    return Metric(name, Kind.HISTOGRAM, text, buckets=buckets, **more)
+
+
+_UP_DOWN: Final[Mapping[str, tuple[str, ...] | None]] = {"direction": ("up", "down")}
+_TRAFFIC: Final[_More] = {
+    "labels": {"direction": ("up", "down"), "kind": None, "codec": None},
+    "source": Source.AGENTS,
+    "combinations": tuple(
+        (direction, kind, NO_CODEC) for kind, directions in OTHER_KINDS.items() for direction in directions
+    ),
+}
+
+METRICS: Final[tuple[Metric, ...]] = (
+    Metric(
+        "cutlayer_build",
+        Kind.INFO,
+        "What this worker runs.",
+        labels={"worker": None, "model": None, "version": None},
+        across=Across.MAX,
+    ),
+    # Bytes and messages, as agents count them.
+    _counter("cutlayer_raw_bytes_total", "Tensors that agents sent and received, as float32.", **_TRAFFIC),
+    _counter("cutlayer_payload_bytes_total", "MQTT payloads that agents sent and received.", **_TRAFFIC),
+    _counter("cutlayer_wire_bytes_total", "All MQTT packets that agents sent and received.", **_TRAFFIC),
+    _counter("cutlayer_messages_total", "Messages that agents sent and received.", **_TRAFFIC),
+    _gauge(
+        "cutlayer_run_bytes",
+        "Bytes of the run so far: raw (tensors as float32), payload and wire.",
+        labels={**_UP_DOWN, "measure": ("raw", "payload", "wire")},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _gauge(
+        "cutlayer_federated_averaging_bytes",
+        "What federated averaging of the same model would have moved for the epochs so far (computed).",
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    # Progress and quality.
+    _gauge("cutlayer_run_phase", "1 for the phase that the run is in.", labels={"phase": PHASES}, across=Across.MAX),
+    _gauge(
+        "cutlayer_run_progress_ratio",
+        "Training steps committed of those planned.",
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _gauge(
+        "cutlayer_run_epochs",
+        "Epochs that the agents have committed, on average.",
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _counter("cutlayer_windows_total", "Windows committed: optimizer steps.", across=Across.MAX),
+    _counter("cutlayer_steps_total", "Microbatches committed.", across=Across.MAX),
+    _counter("cutlayer_samples_total", "Training samples committed.", across=Across.MAX),
+    _gauge(
+        "cutlayer_loss",
+        "Mean loss in nats: train over the agents' last reports, test over their last evaluations.",
+        labels={"split": ("train", "test")},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _gauge(
+        "cutlayer_accuracy_ratio",
+        "Share of samples that are right: train over the agents' last reports, test over their last evaluations.",
+        labels={"split": ("train", "test")},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _gauge("cutlayer_weights_version", "Version of the weights.", across=Across.MAX),
+    _gauge("cutlayer_gradient_norm", "Norm of the last mean gradient before clipping.", across=Across.MAX),
+    _gauge("cutlayer_learning_rate", "Learning rate of the last optimizer step.", across=Across.MAX),
+    # Latency.
+    _histogram(
+        "cutlayer_round_trip_seconds",
+        "An agent's activations sent until their outputs are received.",
+        LATENCY_BUCKETS_S,
+        source=Source.AGENTS,
+    ),
+    _histogram(
+        "cutlayer_stage_seconds",
+        "Time of each stage of a step; tokenize, encode, network and loss are the agents', the others the worker's.",
+        LATENCY_BUCKETS_S,
+        labels={"stage": tuple(stage.value for stage in Stage)},
+    ),
+    # Windows, staleness, back-pressure.
+    _gauge(
+        "cutlayer_window_fill_ratio",
+        "Samples of the last window committed, of those that a window wants.",
+        across=Across.MAX,
+    ),
+    _gauge("cutlayer_window_open_samples", "Samples in the open window at this worker."),
+    _histogram(
+        "cutlayer_staleness_versions",
+        "Versions of the weights between a microbatch's forward pass and its commit.",
+        STALENESS_BUCKETS,
+    ),
+    _gauge("cutlayer_live_samples", "Samples whose graphs are alive."),
+    _gauge(
+        "cutlayer_credits",
+        "Microbatches that agents may have outstanding at this worker, and of those the ones that are.",
+        labels={"state": ("granted", "used")},
+    ),
+    _counter(
+        "cutlayer_activations_total",
+        "Microbatches that came with their tensors, or as references to activations that the worker has stored.",
+        labels={"source": ("tensors", "store")},
+    ),
+    # What goes wrong.
+    _counter("cutlayer_resends_total", "Messages that agents sent again.", source=Source.AGENTS),
+    _counter(
+        "cutlayer_duplicates_total",
+        "Messages that came twice.",
+        labels={"side": tuple(side.value for side in Side)},
+    ),
+    _counter(
+        "cutlayer_rejects_total",
+        "Messages that were not taken.",
+        labels={"side": tuple(side.value for side in Side), "reason": REFUSALS},
+    ),
+    _counter(
+        "cutlayer_reconnects_total",
+        "Connections to the broker that were lost and made again.",
+        labels={"side": tuple(side.value for side in Side)},
+    ),
+    # Who is there.
+    _gauge("cutlayer_agents", "Agents that hold a lease.", across=Across.MAX),
+    _gauge(
+        "cutlayer_agents_seen",
+        "Agents that have reported since this worker's start.",
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _gauge("cutlayer_workers", "Workers of the run that are online.", across=Across.MAX),
+    # This worker.
+    _gauge("cutlayer_broker_connected", "1 while this worker is connected to the broker."),
+    _counter(
+        "cutlayer_worker_wire_bytes_total",
+        "All MQTT packets of this worker's own connection, sent (down) and received (up).",
+        labels=_UP_DOWN,
+    ),
+    _counter(
+        "cutlayer_worker_payload_bytes_total",
+        "MQTT payloads that this worker sent (down) and received (up), by kind of message.",
+        labels={**_UP_DOWN, "kind": None},
+        combinations=tuple((direction, kind) for kind, direction in TENSOR_KINDS.items()),
+    ),
+    _histogram(
+        "cutlayer_message_size_bytes",
+        "Size of the messages with tensors, chunks put together.",
+        SIZE_BUCKETS_BYTES,
+        labels=_UP_DOWN,
+    ),
+    _gauge("cutlayer_checkpoint_window", "Window of the last checkpoint."),
+    _gauge("cutlayer_checkpoint_seconds", "Time that the last checkpoint took."),
+    _gauge("cutlayer_broker_budget_bytes", "Most bytes that the broker may have to hold for this worker."),
+    _gauge("cutlayer_agent_budget_bytes", "Most of them that are one agent's."),
+    # The pool.
+    _gauge("cutlayer_pool_workers", "Workers in the last round of the pool.", across=Across.MAX),
+    _counter(
+        "cutlayer_pool_rounds_total", "Rounds with the other workers of the pool.", labels={"result": ("ok", "failed")}
+    ),
+    _histogram("cutlayer_pool_round_seconds", "Time of one round.", ROUND_BUCKETS_S),
+    _counter("cutlayer_pool_takeovers_total", "Times that this worker took over the pool's weights."),
+    # The broker, of itself ($SYS, where it has it).
+    _gauge(
+        "cutlayer_broker_reports",
+        "1 where the broker tells of itself under $SYS.",
+        source=Source.BROKER,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_broker_received_bytes_total",
+        "Bytes that the broker has received.",
+        source=Source.BROKER,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_broker_sent_bytes_total", "Bytes that the broker has sent.", source=Source.BROKER, across=Across.MAX
+    ),
+    _counter(
+        "cutlayer_broker_publish_received_total",
+        "PUBLISH packets that the broker has received.",
+        source=Source.BROKER,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_broker_publish_sent_total",
+        "PUBLISH packets that the broker has sent.",
+        source=Source.BROKER,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_broker_publish_dropped_total",
+        "PUBLISH packets that the broker has dropped.",
+        source=Source.BROKER,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_broker_publish_received_bytes_total",
+        "MQTT payloads that the broker has received.",
+        source=Source.BROKER,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_broker_publish_sent_bytes_total",
+        "MQTT payloads that the broker has sent.",
+        source=Source.BROKER,
+        across=Across.MAX,
+    ),
+    _gauge(
+        "cutlayer_broker_clients", "Clients that are connected to the broker.", source=Source.BROKER, across=Across.MAX
+    ),
+    _gauge(
+        "cutlayer_broker_retained_messages", "Messages that the broker keeps.", source=Source.BROKER, across=Across.MAX
+    ),
+    _gauge("cutlayer_broker_heap_bytes", "Memory that the broker uses.", source=Source.BROKER, across=Across.MAX),
+    _gauge("cutlayer_broker_uptime_seconds", "Time since the broker's start.", source=Source.BROKER, across=Across.MAX),
+)
+"""All that `/metrics` shows, but for the standard `process_*` and `python_gc_*`."""
+
+AGENT_METRICS: Final[tuple[Metric, ...]] = (
+    _counter(
+        "cutlayer_agent_wire_bytes_total",
+        "All MQTT packets of one agent.",
+        labels={"agent": None, **_UP_DOWN},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_agent_raw_bytes_total",
+        "One agent's tensors as float32.",
+        labels={"agent": None, **_UP_DOWN},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_agent_samples_total",
+        "Training samples of one agent committed.",
+        labels={"agent": None},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_agent_steps_total",
+        "Training steps of one agent committed.",
+        labels={"agent": None},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _counter(
+        "cutlayer_agent_resends_total",
+        "Messages that one agent sent again.",
+        labels={"agent": None},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _gauge(
+        "cutlayer_agent_round_trip_seconds",
+        "One agent's round trip over its last reports.",
+        labels={"agent": None, "quantile": ("0.5", "0.95")},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _gauge(
+        "cutlayer_agent_progress_ratio",
+        "One agent's training steps committed.",
+        labels={"agent": None},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+    _gauge(
+        "cutlayer_agent_silence_seconds",
+        "Time since one agent's last report.",
+        labels={"agent": None},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
+)
+"""What `/metrics/clients` shows, for the agents with most bytes and `other` for the rest together."""
+
+_BY_NAME: Final = {entry.name: entry for entry in (*METRICS, *AGENT_METRICS)}
+assert len(_BY_NAME) == len(METRICS) + len(AGENT_METRICS), "a name stands twice"
+
+
+def metric(name: str) -> Metric:
+    """Return a metric by its name.
+
+    Raises:
+        KeyError: When there is none.
+    """
+    return _BY_NAME[name]
