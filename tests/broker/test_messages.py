@@ -37,6 +37,8 @@ from cutlayer.broker.messages import (
     RejectReason,
     ResendReason,
     RunPhase,
+    SeriesDistribution,
+    SeriesNumber,
     StageTime,
     Telemetry,
     Traffic,
@@ -68,14 +70,14 @@ GOLDEN = {
     "Resend": "960109cedeadbeef0c0000",
     "Phase": "95010acedeadbeef02d921616c6c206167656e7473206861766520646f6e652074686569722065706f636873",
     "TrainingDone": "93010bcedeadbeef",
-    "Goodbye": "95010ccedeadbeef01dc0014cf0000018bcfe5680007c20228ccc8cd050093cb3ff80000000000001e4093cb3fd0000000"
-    "0000001f20919501ab617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a46670313628"
-    "cdc800cd6590cd6978ce000186a0cd7530929200019278279193af746f6b656e697a655f656e636f646528cb3fe000000000000001"
-    "0203cb4012000000000000ce043b5fc0",
-    "Telemetry": "dc0016010dcf0000018bcfe5680007c20228ccc8cd050093cb3ff80000000000001e4093cb3fd00000000000001f2091"
-    "9501ab617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a46670313628cdc800cd6590"
-    "cd6978ce000186a0cd7530929200019278279193af746f6b656e697a655f656e636f646528cb3fe0000000000000010203cb401200"
-    "0000000000ce043b5fc0",
+    "Goodbye": "95010ccedeadbeef01dc0016cf0000018bcfe5680007c20228ccc8cd050093cb3ff80000000000001e4093cb3fd000000000"
+    "00001f20919501ab617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a4667031"
+    "3628cdc800cd6590cd6978ce000186a0cd7530929200019278279194a8746f6b656e697a6528cb3fe000000000000092925a"
+    "26925f02010203cb4012000000000000ce043b5fc0019192a56c6561736503",
+    "Telemetry": "dc0018010dcf0000018bcfe5680007c20228ccc8cd050093cb3ff80000000000001e4093cb3fd00000000000001f20919501"
+    "ab617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a46670313628cdc800cd65"
+    "90cd6978ce000186a0cd7530929200019278279194a8746f6b656e697a6528cb3fe000000000000092925a26925f02010203"
+    "cb4012000000000000ce043b5fc0019192a56c6561736503",
     "AgentState": "95010ec3cf0000018bcfe5680000",
     "WorkerState": "9c010fc3a8776f726b65722d30cf0000018bcfe56800c4200000000000000000000000000000000000000000000000"
     "000000000000000000000411a0c200",
@@ -85,6 +87,10 @@ GOLDEN = {
     "MissingChunks": "950113c4083132333435363738cd012c929200019211cd0104",
     "Probe": "950114ce00c0ffeecb41d954fc40100000c40400000000",
     "ProbeAnswer": "960115a8776f726b65722d30ce00c0ffeecb41d954fc40100000cb41d954fc40200000",
+    "WorkerReport": "990116a8776f726b65722d30cf0000018bcfe5680009af6469676974732d3031323361626364cb40000000000000009293af"
+    "6375746c617965725f6167656e747390cb401000000000000093b26375746c617965725f72756e5f627974657392a27570a3"
+    "726177cb412e8480000000009194b66375746c617965725f73746167655f7365636f6e647391a7666f727761726493000301"
+    "cb3fd0000000000000",
 }
 KINDS = sorted(GOLDEN)
 
@@ -233,12 +239,14 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "wire_sent_bytes": U53,
         "wire_received_bytes": U53,
         "round_trips": ([[], [[4_096, 1]]], [[[4_097, 1]], [[1]], [[0, 0]] * 4_097, None]),
-        "stages": ([[], [["s", 1, 0.5]] * 32], [[["s", 1, 0.5]] * 33, [["s", 1]], None]),
+        "stages": ([[], [["s", 1, 0.5, []]] * 32], [[["s", 1, 0.5, []]] * 33, [["s", 1, 0.5]], None]),
         "resends": U53,
         "duplicates": U53,
         "rejects": U53,
         "cpu_s": SECONDS,
         "peak_rss_bytes": U53,
+        "reconnects": U53,
+        "rejects_by": ([[], [["lease", 1]] * 64], [[["lease", 1]] * 65, [["lease"]], None]),
     },
     "AgentState": {"online": FLAG, "incarnation": U53, "answers": U53},
     "WorkerState": {
@@ -274,6 +282,15 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
     },
     "Probe": {"nonce": U53, "sent_at": SECONDS, "payload": ([b"", b"x" * 4_096], [b"x" * 4_097, "x", None])},
     "ProbeAnswer": {"worker": NAME, "nonce": U53, "sent_at": SECONDS, "answered_at": SECONDS},
+    "WorkerReport": {
+        "worker": NAME,
+        "incarnation": U53,
+        "sequence": U53,
+        "run_id": NAME,
+        "every_s": SECONDS,
+        "numbers": ([[], [["m", [], 0.5]] * 4_096], [[["m", [], 0.5]] * 4_097, [["m", []]], None]),
+        "distributions": ([[], [["m", [], [1], 0.5]] * 256], [[["m", [], [1], 0.5]] * 257, [["m", [], [1]]], None]),
+    },
 }
 
 # Records inside messages: class -> (message, path of list positions to one, fields).
@@ -315,7 +332,26 @@ NESTED: dict[type[Any], tuple[str, tuple[int, ...], dict[str, tuple[list[Any], l
             "wire_bytes": U53,
         },
     ),
-    StageTime: ("Telemetry", (14, 0), {"stage": NAME, "count": U53, "seconds": SECONDS}),
+    StageTime: (
+        "Telemetry",
+        (14, 0),
+        {"stage": NAME, "count": U53, "seconds": SECONDS, "buckets": ([[], [[4_096, 1]]], [[[4_097, 1]], [[1]], None])},
+    ),
+    SeriesNumber: (
+        "WorkerReport",
+        (5, 0),
+        {"name": NAME, "labels": ([[], ["x" * 256] * 8], [["x" * 257], ["x"] * 9, None]), "value": NUMBER},
+    ),
+    SeriesDistribution: (
+        "WorkerReport",
+        (6, 0),
+        {
+            "name": NAME,
+            "labels": ([[], ["x" * 256] * 8], [["x" * 257], ["x"] * 9, None]),
+            "counts": ([[], [1] * 64], [[1] * 65, [-1], None]),
+            "total": NUMBER,
+        },
+    ),
     NegotiatedCodecs: (
         "Welcome",
         (4,),

@@ -34,12 +34,15 @@ from cutlayer.broker.messages import (
     ResendReason,
     RunManifest,
     RunPhase,
+    SeriesDistribution,
+    SeriesNumber,
     StageTime,
     Telemetry,
     Traffic,
     TrainingDone,
     Welcome,
     WindowState,
+    WorkerReport,
     WorkerState,
 )
 
@@ -60,12 +63,14 @@ TELEMETRY = Telemetry(
     wire_sent_bytes=100_000,
     wire_received_bytes=30_000,
     round_trips=((0, 1), (120, 39)),
-    stages=(StageTime("tokenize_encode", 40, 0.5),),
+    stages=(StageTime("tokenize", 40, 0.5, ((90, 38), (95, 2))),),
     resends=1,
     duplicates=2,
     rejects=3,
     cpu_s=4.5,
     peak_rss_bytes=71_000_000,
+    reconnects=1,
+    rejects_by=(("lease", 3),),
 )
 
 EXAMPLES: dict[str, Message] = {
@@ -101,6 +106,15 @@ EXAMPLES: dict[str, Message] = {
         MissingChunks(b"12345678", 300, ((0, 1), (17, 260))),
         Probe(0xC0FFEE, 1_700_000_000.25, b"\x00" * 4),
         ProbeAnswer("worker-0", 0xC0FFEE, 1_700_000_000.25, 1_700_000_000.5),
+        WorkerReport(
+            "worker-0",
+            1_700_000_000_000,
+            9,
+            "digits-0123abcd",
+            2.0,
+            (SeriesNumber("cutlayer_agents", (), 4.0), SeriesNumber("cutlayer_run_bytes", ("up", "raw"), 1e6)),
+            (SeriesDistribution("cutlayer_stage_seconds", ("forward",), (0, 3, 1), 0.25),),
+        ),
     )
 }
 
@@ -117,6 +131,7 @@ SHAPES = st.one_of(
 ).map(tuple)
 TENSORS = st.builds(EncodedTensor, NAMES, SHAPES, DATA)
 NAMED_TENSORS = st.lists(st.tuples(NAMES, TENSORS), max_size=3).map(tuple)
+_BUCKETS = st.lists(st.tuples(st.integers(0, 4_096), U53S), max_size=3).map(tuple)
 SUMS = st.builds(MetricSums, st.floats(allow_nan=False, allow_infinity=False), U53S, U53S)
 TELEMETRIES = st.builds(
     Telemetry,
@@ -135,13 +150,15 @@ TELEMETRIES = st.builds(
     ).map(tuple),
     wire_sent_bytes=U53S,
     wire_received_bytes=U53S,
-    round_trips=st.lists(st.tuples(st.integers(0, 4_096), U53S), max_size=3).map(tuple),
-    stages=st.lists(st.builds(StageTime, NAMES, U53S, SECONDS), max_size=3).map(tuple),
+    round_trips=_BUCKETS,
+    stages=st.lists(st.builds(StageTime, NAMES, U53S, SECONDS, _BUCKETS), max_size=3).map(tuple),
     resends=U53S,
     duplicates=U53S,
     rejects=U53S,
     cpu_s=SECONDS,
     peak_rss_bytes=U53S,
+    reconnects=U53S,
+    rejects_by=st.lists(st.tuples(NAMES, U53S), max_size=3).map(tuple),
 )
 _WORDS = st.lists(NAMES, max_size=4).map(tuple)
 _INDICES = st.integers(0, MAX_CHUNKS - 1)
@@ -199,6 +216,18 @@ MESSAGES: dict[str, st.SearchStrategy[Message]] = {
     ),
     "Probe": st.builds(Probe, U53S, SECONDS, DATA),
     "ProbeAnswer": st.builds(ProbeAnswer, NAMES, U53S, SECONDS, SECONDS),
+    "WorkerReport": st.builds(
+        WorkerReport,
+        NAMES,
+        U53S,
+        U53S,
+        NAMES,
+        SECONDS,
+        st.lists(st.builds(SeriesNumber, NAMES, _WORDS, SECONDS), max_size=3).map(tuple),
+        st.lists(
+            st.builds(SeriesDistribution, NAMES, _WORDS, st.lists(U53S, max_size=4).map(tuple), SECONDS), max_size=2
+        ).map(tuple),
+    ),
 }
 ANY_MESSAGE = st.one_of(*MESSAGES.values())
 

@@ -2,6 +2,7 @@
 
 A message is one MessagePack array `[version, kind, field, ...]`, fields in the order declared here. A receiver
 refuses another version, an unknown kind and any field outside its limit, and ignores fields beyond those it knows.
+Those that tell of an agent or a worker are in `reports.py`.
 No message carries a label, raw data, a loss of a single sample or a name that means something outside the run.
 
 Who sends what:
@@ -9,6 +10,7 @@ Who sends what:
     agent -> worker     Hello, Activations, OutputGradients, TrainingDone, Goodbye, Telemetry, Probe
     worker -> agent     Welcome, Busy, Reject, Phase, Outputs, ActivationGradients, Resend, ProbeAnswer
     worker -> worker    WindowState
+    worker -> anybody   WorkerReport
     retained            AgentState, WorkerState, RunManifest, ModelChunk
     either way          Chunk (a piece of a message that is larger than one packet), MissingChunks
 """
@@ -23,6 +25,22 @@ import msgpack
 
 from cutlayer.broker.errors import MalformedMessage, OversizedMessage, WrongVersion
 from cutlayer.broker.manifest import MAX_MANIFEST_BYTES
+from cutlayer.broker.reports import (
+    MAX_EVALUATIONS as MAX_EVALUATIONS,
+    MAX_MODALITIES as MAX_MODALITIES,
+    MAX_NAME as MAX_NAME,
+    MAX_TOPIC as MAX_TOPIC,
+    MAX_TRAFFIC as MAX_TRAFFIC,
+    Direction as Direction,
+    Evaluation as Evaluation,
+    MetricSums as MetricSums,
+    SeriesDistribution as SeriesDistribution,
+    SeriesNumber as SeriesNumber,
+    StageTime as StageTime,
+    Telemetry as Telemetry,
+    Traffic as Traffic,
+    WorkerReport as WorkerReport,
+)
 from cutlayer.broker.wire import (
     U32,
     CheckFailed,
@@ -51,17 +69,12 @@ MAX_TENSOR_DIMENSIONS = 4
 MAX_DIMENSION = 65_536
 MAX_TENSOR_ELEMENTS = 64 << 20
 """256 MiB as float32."""
-MAX_MODALITIES = 16
-MAX_NAME = 64
-MAX_TOPIC = 256
 MAX_DETAIL = 512
 MAX_RANGES = 4_096
 """Committed ranges in a Welcome. A ledger with more holes than this is sent without the last ones."""
 MAX_MISSING_RANGES = 24
 """Ranges in a MissingChunks, which so fits the smallest packets that brokers are set to: it cannot go in chunks."""
-MAX_EVALUATIONS = 4_096
 MAX_CODECS = 64
-MAX_TRAFFIC = 256
 MAX_LIST = 4_100
 """Entries of any list: a few more than the longest field has, so that a field's own check names it."""
 MAX_TEXT_BYTES = 8_192
@@ -113,13 +126,6 @@ class GoodbyeReason(StrEnum):
     COMPLETED = "completed"
 
 
-class Direction(StrEnum):
-    """Up is agent to worker."""
-
-    UP = "up"
-    DOWN = "down"
-
-
 @dataclass(frozen=True, slots=True)
 class EncodedTensor:
     """A float32 tensor under a codec.
@@ -133,78 +139,6 @@ class EncodedTensor:
     codec: str = wire(text(MAX_NAME))
     shape: tuple[int, ...] = wire(shape(MAX_TENSOR_DIMENSIONS, MAX_DIMENSION, MAX_TENSOR_ELEMENTS))
     data: bytes = wire(binary(MAX_MESSAGE_BYTES))
-
-
-@dataclass(frozen=True, slots=True)
-class MetricSums:
-    """Sums over samples; never of fewer than `telemetry.MIN_REPORTED_SAMPLES`.
-
-    Attributes:
-        loss_sum: Sum of the loss, in nats for cross-entropy.
-        num_correct: Samples whose largest output is the label.
-        num_samples: Samples summed over.
-    """
-
-    loss_sum: float = wire(number())
-    num_correct: int = wire(uint())
-    num_samples: int = wire(uint())
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What an agent's own test samples say of the model.
-
-    Attributes:
-        epoch: Epochs of training the agent had committed.
-        given: Modalities given, joined by `+`.
-        final: Whether the weights are the run's last.
-        sums: Sums over the samples.
-        wire_bytes: Bytes that this agent had moved until then, both directions.
-    """
-
-    epoch: int = wire(uint(U32))
-    given: str = wire(text(MAX_MODALITIES * (MAX_NAME + 1)))
-    final: bool = wire(flag())
-    sums: MetricSums = wire(record(MetricSums))
-    wire_bytes: int = wire(uint())
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Bytes of one kind of message in one direction, since the agent's start.
-
-    Attributes:
-        direction: Up or down.
-        kind: The message's class name.
-        codec: Codec of its tensors, empty where it has none.
-        messages: Messages.
-        raw_bytes: Their tensors as float32.
-        payload_bytes: MQTT payloads.
-        wire_bytes: Whole MQTT packets.
-    """
-
-    direction: Direction = wire(choice(Direction))
-    kind: str = wire(text(MAX_NAME))
-    codec: str = wire(text(MAX_NAME))
-    messages: int = wire(uint())
-    raw_bytes: int = wire(uint())
-    payload_bytes: int = wire(uint())
-    wire_bytes: int = wire(uint())
-
-
-@dataclass(frozen=True, slots=True)
-class StageTime:
-    """Time an agent has spent in one stage of a step.
-
-    Attributes:
-        stage: Name of the stage.
-        count: Times it ran.
-        seconds: Seconds in all, by the agent's monotonic clock.
-    """
-
-    stage: str = wire(text(MAX_NAME))
-    count: int = wire(uint())
-    seconds: float = wire(number(0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,56 +356,6 @@ class TrainingDone:
 
 
 @dataclass(frozen=True, slots=True)
-class Telemetry:
-    """An agent's cumulative counters since its start. The last ones, marked `final`, come with its Goodbye.
-
-    Attributes:
-        incarnation: The agent's.
-        sequence: Counts up, so that a late one is known.
-        final: No more will come.
-        epoch: Epochs committed.
-        steps: Training steps committed, earlier incarnations' included.
-        total_steps: Training steps of all its epochs.
-        samples: Training samples committed since start.
-        train: Sums over the training samples since start.
-        recent: Sums over the samples since the report before.
-        evaluations: All evaluations since start.
-        traffic: Bytes by direction, kind of message and codec.
-        wire_sent_bytes: All that was written to the broker, control packets included.
-        wire_received_bytes: All that was read from the broker.
-        round_trips: (bucket, count) of `telemetry.LogHistogram`: activations sent to outputs received.
-        stages: Time by stage.
-        resends: Messages sent again.
-        duplicates: Messages received twice.
-        rejects: Messages received that broke the protocol.
-        cpu_s: Processor seconds, user and system.
-        peak_rss_bytes: Largest resident memory.
-    """
-
-    KIND: ClassVar[int] = 13
-    incarnation: int = wire(uint())
-    sequence: int = wire(uint())
-    final: bool = wire(flag())
-    epoch: int = wire(uint(U32))
-    steps: int = wire(uint())
-    total_steps: int = wire(uint())
-    samples: int = wire(uint())
-    train: MetricSums = wire(record(MetricSums))
-    recent: MetricSums = wire(record(MetricSums))
-    evaluations: tuple[Evaluation, ...] = wire(many(record(Evaluation), MAX_EVALUATIONS))
-    traffic: tuple[Traffic, ...] = wire(many(record(Traffic), MAX_TRAFFIC))
-    wire_sent_bytes: int = wire(uint())
-    wire_received_bytes: int = wire(uint())
-    round_trips: tuple[tuple[int, int], ...] = wire(many(pair(uint(4096), uint()), 4096))
-    stages: tuple[StageTime, ...] = wire(many(record(StageTime), 32))
-    resends: int = wire(uint())
-    duplicates: int = wire(uint())
-    rejects: int = wire(uint())
-    cpu_s: float = wire(number(0.0))
-    peak_rss_bytes: int = wire(uint())
-
-
-@dataclass(frozen=True, slots=True)
 class Goodbye:
     """An agent gives its lease back, with its last counters. Sent again until a Phase `ended` answers it.
 
@@ -650,6 +534,7 @@ Message = (
     | MissingChunks
     | Probe
     | ProbeAnswer
+    | WorkerReport
 )
 
 MESSAGE_TYPES: dict[int, type[Message]] = {kind.KIND: kind for kind in Message.__args__}

@@ -10,6 +10,7 @@
     cutlayer/workers/<worker>/state                                     retained, with a will
     cutlayer/workers/<worker>/inbox/<agent>                             Hello, TrainingDone, Goodbye
     cutlayer/workers/<worker>/window                                    worker -> workers of its pool
+    cutlayer/workers/<worker>/report                                    worker -> whoever watches the run
 
 An agent's topic may have several levels (`clinic/07`); a worker's name has one.
 """
@@ -24,6 +25,7 @@ from cutlayer.broker.errors import SettingsError
 
 __all__ = [
     "RUN",
+    "WORKER_REPORTS",
     "WORKER_STATES",
     "WORKER_WINDOWS",
     "AgentTopics",
@@ -37,6 +39,7 @@ ROOT = "cutlayer"
 RUN = f"{ROOT}/run"
 WORKER_STATES = f"{ROOT}/workers/+/state"
 WORKER_WINDOWS = f"{ROOT}/workers/+/window"
+WORKER_REPORTS = f"{ROOT}/workers/+/report"
 MAX_AGENT_TOPIC = 200
 
 _LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -81,6 +84,11 @@ class WorkerTopics:
     def window(self) -> str:
         """What it holds of the open window, for the other workers of its pool."""
         return f"{ROOT}/workers/{self.name}/window"
+
+    @property
+    def report(self) -> str:
+        """Its metrics, for whoever watches."""
+        return f"{ROOT}/workers/{self.name}/report"
 
     @property
     def inboxes(self) -> str:
