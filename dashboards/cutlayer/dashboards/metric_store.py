@@ -7,6 +7,7 @@ that is known beforehand exists from the start, so that panels show 0 and not "n
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -15,8 +16,6 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     HistogramMetricFamily,
     InfoMetricFamily,
-)
-from prometheus_client.core import (
     Metric as MetricFamily,
 )
 from prometheus_client.registry import Collector
@@ -57,6 +56,22 @@ class Distribution:
         """Count a value so many times."""
         self.counts[bisect.bisect_left(self.bounds, value)] += times
         self.total += value * times
+
+    def quantile(self, share: float) -> float:
+        """Return a quantile as Prometheus' `histogram_quantile` does: linear within a bucket, from 0 in the first.
+
+        Above the last bound it is that bound; of no values it is not a number.
+        """
+        rank, seen = share * self.count, 0
+        for index, count in enumerate(self.counts):
+            if seen + count >= rank and count:
+                if index == len(self.bounds):
+                    return self.bounds[-1]
+                lower = self.bounds[index - 1] if index else min(0.0, self.bounds[0])
+                upper = self.bounds[index]
+                return lower + (upper - lower) * (rank - seen) / count
+            seen += count
+        return math.nan
 
     def copy(self) -> Distribution:
         """Return one that does not change."""

@@ -11,7 +11,6 @@ Grafana cannot disagree about what a panel shows. Both follow the same rules:
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -295,7 +294,7 @@ def evaluate(query: Query, snapshots: Snapshots) -> dict[Group, float]:
             return {group: each.total / each.count for group, each in merged.items() if each.count}
         case Quantile():
             merged = _distributions(query, snapshots)
-            return {group: _quantile(each, query.share) for group, each in merged.items() if each.count}
+            return {group: each.quantile(query.share) for group, each in merged.items() if each.count}
         case Ratio():
             above, below = evaluate(query.above, snapshots), evaluate(query.below, snapshots)
             return {group: above[group] / below[group] for group in above if below.get(group, 0.0) > 0}
@@ -370,20 +369,6 @@ def _distributions(query: _Selection, snapshots: Snapshots) -> dict[Group, Distr
             for index, (new, old) in enumerate(zip(now.counts, then.counts, strict=True)):
                 sums.counts[index] += new - old
     return merged
-
-
-def _quantile(distribution: Distribution, share: float) -> float:
-    """Return a quantile as Prometheus' `histogram_quantile` does: linear within a bucket, from 0 in the first."""
-    rank, seen = share * distribution.count, 0
-    for index, count in enumerate(distribution.counts):
-        if seen + count >= rank and count:
-            if index == len(distribution.bounds):
-                return distribution.bounds[-1]
-            lower = distribution.bounds[index - 1] if index else min(0.0, distribution.bounds[0])
-            upper = distribution.bounds[index]
-            return lower + (upper - lower) * (rank - seen) / count
-        seen += count
-    return math.nan
 
 
 def _sums(query: _Selection, numbers: Mapping[SeriesKey, float]) -> dict[Group, float]:

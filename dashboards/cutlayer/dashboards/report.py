@@ -193,5 +193,4 @@ def _flattened(settings: Mapping[str, object], prefix: str = "") -> list[tuple[s
 
 
 def _num_agents(run: RunRecord) -> str:
-    num_agents = len({process.id for process in run.processes if process.role == "agent"})
-    return f"{num_agents} agent{'' if num_agents == 1 else 's'}"
+    return f"{run.num_agents} agent{'' if run.num_agents == 1 else 's'}"

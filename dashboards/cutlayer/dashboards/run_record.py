@@ -22,13 +22,16 @@ __all__ = [
     "FederatedAveraging",
     "Moved",
     "ProcessUsage",
+    "Rejects",
     "RoundTrip",
     "RunRecord",
+    "StageLatency",
     "TrafficRow",
     "load_run",
     "parse_run",
 ]
 
+SECONDS_A_DAY = 24 * 60 * 60
 JOINT = "joint"
 """Key of the accuracy with all modalities given."""
 
@@ -125,6 +128,34 @@ class RoundTrip(_Record):
     p95: Seconds | None
 
 
+class StageLatency(_Record):
+    """Time of one stage of a step.
+
+    Attributes:
+        count: Times it ran: a microbatch at an agent, a group of microbatches at the worker.
+        mean_s: Mean.
+        p50_s: Median.
+        p95_s: 95th percentile; quantiles are None where the agents' times came without a histogram.
+    """
+
+    count: Count
+    mean_s: Seconds
+    p50_s: Seconds | None = None
+    p95_s: Seconds | None = None
+
+
+class Rejects(_Record):
+    """Messages that were not taken, by label."""
+
+    agent: dict[str, Count] = {}
+    worker: dict[str, Count] = {}
+
+    @property
+    def total(self) -> int:
+        """On both sides."""
+        return sum(self.agent.values()) + sum(self.worker.values())
+
+
 class ProcessUsage(_Record):
     """What one process has used, by the kernel's count."""
 
@@ -160,6 +191,9 @@ class RunRecord(_Record):
         manifest: The run manifest.
         versions: What the run depended on.
         demo: How the demo was called; empty for runs by hand.
+        reconnects: Connections of agents that were lost and made again; None in older records.
+        rejects: Messages that were not taken; None in older records.
+        stages: Time of each stage of a step, in their order; empty in older records.
     """
 
     format: Literal[1]
@@ -184,6 +218,26 @@ class RunRecord(_Record):
     manifest: dict[str, object]
     versions: dict[str, str]
     demo: dict[str, object] = {}
+    reconnects: Count | None = None
+    rejects: Rejects | None = None
+    stages: dict[str, StageLatency] = {}
+
+    @property
+    def num_agents(self) -> int:
+        """Agents that took part, however often they came back."""
+        return len({process.id for process in self.processes if process.role == "agent"})
+
+    @property
+    def bytes_per_agent_day(self) -> float | None:
+        """Wire bytes of a mean agent in a day at this run's pace, or None where nothing was measured."""
+        if not self.num_agents or not self.duration_s:
+            return None
+        return self.bytes.total.wire / self.num_agents / self.duration_s * SECONDS_A_DAY
+
+    @property
+    def best(self) -> EpochResult | None:
+        """The epoch with the highest test accuracy, the first of equals; None where none was evaluated."""
+        return max(self.history, key=lambda row: row.accuracy, default=None)
 
     @property
     def single_modalities(self) -> dict[str, float]:

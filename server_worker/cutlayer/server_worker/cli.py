@@ -108,8 +108,8 @@ def start(
 
     Ctrl-C (or SIGTERM, which exits with 0) finishes what agents have outstanding here and saves a checkpoint;
     `--resume` goes on from it with the agents still connected. With `--pool` several workers train one encoder: they
-    join, leave and die as they like, and agents spread over them. At the end run.json in the output folder says what
-    was reached and what it cost.
+    join, leave and die as they like, and agents spread over them. At the end a summary says what was reached and what
+    it cost, and run.json in the output folder says it to programs.
 
     **Examples**
 
@@ -151,9 +151,21 @@ def start(
         connect_timeout_s=connect_timeout,
     )
     with GracefulStop("saving a checkpoint; Ctrl-C again to stop at once") as stop:
-        program.run(stop.should_stop)
+        path = program.run(stop.should_stop)
+    if path is not None and not quiet and log_format == "text":
+        _print_summary(path)
     if stop.received is signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def _print_summary(path: Path) -> None:
+    from rich.console import Console
+
+    from cutlayer.dashboards.run_record import load_run, parse_run
+    from cutlayer.dashboards.summary import summary
+
+    Console().print(summary(parse_run(load_run(path), str(path))))
+    typer.echo(path)
 
 
 def _parse_setting(pair: str) -> tuple[str, object]:

@@ -125,8 +125,12 @@ class Program:
         self._http_host = http_host
         self._http = HttpServer(self._metrics.registry, self._health, host=http_host, port=http_port)
 
-    def run(self, should_stop: Callable[[], bool]) -> None:
-        """Serve until the run has ended or `should_stop` says so, then write run.json."""
+    def run(self, should_stop: Callable[[], bool]) -> Path | None:
+        """Serve until the run has ended or `should_stop` says so, then write run.json.
+
+        Returns:
+            Path of run.json, or None where nothing was committed and so nothing is written.
+        """
         manifest = self.session.manifest
         log.info("model %s: %d parameters", manifest.model, manifest.num_parameters)
         log.info("%s", self._budget)
@@ -137,10 +141,12 @@ class Program:
             self._runtime.run(should_stop)
         finally:
             self._http.close()
-        if self.session.window:
-            path = self._output / "run.json"
-            write_json(path, self._summary())
-            log.info("%s", path)
+        if not self.session.window:
+            return None
+        path = self._output / "run.json"
+        write_json(path, self._summary())
+        log.info("%s", path)
+        return path
 
     def _summary(self) -> dict[str, Any]:
         runtime, now = self._runtime, time.monotonic()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Evaluation, MetricSums, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
 from cutlayer.broker.telemetry import LogHistogram
+from cutlayer.dashboards.catalogue import Stage
+from cutlayer.dashboards.metric_store import Distribution
 
 __all__ = ["RUN_FORMAT", "RunBook", "federated_averaging_bytes", "versions"]
 
@@ -130,8 +133,40 @@ class RunBook:
             merged.merge(LogHistogram(telemetry.round_trips))
         return merged
 
+    def stages(self) -> dict[str, dict[str, float]]:
+        """Return the time of each stage that agents have timed: how often, mean, median and 95th percentile."""
+        sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+        times: dict[str, LogHistogram] = defaultdict(LogHistogram)
+        for _, telemetry in self.latest():
+            for entry in telemetry.stages:
+                sums[entry.stage][0] += entry.count
+                sums[entry.stage][1] += entry.seconds
+                times[entry.stage].merge(LogHistogram(entry.buckets))
+        return {
+            stage: _stage(int(count), seconds, times[stage].quantile(0.5), times[stage].quantile(0.95))
+            for stage, (count, seconds) in sums.items()
+            if count
+        }
+
+    def rejects(self) -> dict[str, int]:
+        """Return the messages that agents have not taken, by label."""
+        counts: Counter[str] = Counter()
+        for _, telemetry in self.latest():
+            for label, count in telemetry.rejects_by:
+                counts[label] += count
+        return dict(sorted(counts.items()))
+
     def as_json(
-        self, *, worker: str, windows: int, committed_samples: int, duration_s: float, training_s: float, reason: str
+        self,
+        *,
+        worker: str,
+        windows: int,
+        committed_samples: int,
+        duration_s: float,
+        training_s: float,
+        reason: str,
+        worker_stages: Mapping[str, Distribution] | None = None,
+        worker_rejects: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
         """Return the content of `run.json`.
 
@@ -142,6 +177,8 @@ class RunBook:
             duration_s: Seconds from the start of training to the end of the run.
             training_s: Seconds of that until the last commit.
             reason: Why the run ended.
+            worker_stages: The stages that the worker has timed.
+            worker_rejects: The messages that it has not taken, by label.
         """
         latest = self.latest()
         round_trips = self.round_trips()
@@ -178,6 +215,9 @@ class RunBook:
             "round_trip_s": {"p50": round_trips.quantile(0.5), "p95": round_trips.quantile(0.95)},
             "resends": sum(entry.resends for _, entry in latest),
             "duplicates": sum(entry.duplicates for _, entry in latest),
+            "reconnects": sum(entry.reconnects for _, entry in latest),
+            "rejects": {"agent": self.rejects(), "worker": dict(sorted((worker_rejects or {}).items()))},
+            "stages": _in_order_of_a_step({**_stages_of(worker_stages or {}), **self.stages()}),
             "processes": processes,
             "seed": manifest.seed,
             "manifest": manifest.model_dump(mode="json"),
@@ -219,6 +259,28 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _stages_of(timed: Mapping[str, Distribution]) -> dict[str, dict[str, float]]:
+    return {
+        stage: _stage(times.count, times.total, times.quantile(0.5), times.quantile(0.95))
+        for stage, times in timed.items()
+        if times.count
+    }
+
+
+def _stage(count: int, seconds: float, p50_s: float | None, p95_s: float | None) -> dict[str, Any]:
+    return {"count": count, "mean_s": seconds / count, "p50_s": p50_s, "p95_s": p95_s}
+
+
+def _in_order_of_a_step(stages: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    known = [stage.value for stage in Stage]
+    return {
+        stage: stages[stage]
+        for stage in sorted(
+            stages, key=lambda stage: (stage not in known, known.index(stage) if stage in known else 0, stage)
+        )
+    }
 
 
 def _num_samples(sums: list[MetricSums]) -> int:

@@ -24,10 +24,10 @@ from cutlayer.broker.launcher import BrokerProcess, launch_broker
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.dashboards.report import render_report
 from cutlayer.dashboards.run_record import load_run, parse_run
+from cutlayer.dashboards.summary import summary
 from cutlayer.simulation.demo_processes import Children, Command, ProcessDied, last_lines, usage_of
 from cutlayer.simulation.demo_settings import WORKER, DemoSettings, agent_commands, make_run_folder, worker_command
 from cutlayer.simulation.live_view import LiveTable, PlainLines, View
-from cutlayer.simulation.summary import summary
 from cutlayer.simulation.telemetry_feed import TelemetryFeed
 
 __all__ = ["REPORT_FILE", "RUN_FILE", "run_demo", "write_text"]

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from cutlayer.dashboards.federated_comparison import federated_averaging_text
 from cutlayer.dashboards.run_record import parse_run
-from cutlayer.simulation.summary import summary
+from cutlayer.dashboards.summary import summary
 from support.synthetic_run import synthetic_run
 
 
