@@ -63,8 +63,11 @@ def steps_per_second(run: Path, num_sites: int, epochs: int) -> float:
         for topic, (client, plan) in sites.items():
             if step >= plan.total_steps:
                 continue
-            microbatch = client.tokenize("train", plan.train_indices(step), names, codecs.activations)
-            tokens = {name: decode_tensor(tensor, what=name) for name, tensor in microbatch.tensors}
+            microbatch = client.tokenize("train", plan.train_indices(step), names)
+            tokens = {
+                name: decode_tensor(encode_tensor(codecs.activations, tokens_BND), what=name)
+                for name, tokens_BND in microbatch.tokens
+            }
             items.append(ForwardItem((topic, "train", step), "train", tokens))
             labels[topic, "train", step] = client, microbatch.labels_B
         forwarded = engine.forward(items)

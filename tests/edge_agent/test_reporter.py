@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.messages import Direction, MetricSums, Telemetry, serialize
-from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES
+from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.losses import LossResult
 from cutlayer.edge_agent.reporter import Reporter
@@ -137,9 +137,34 @@ def test_progress_and_stages_are_reported() -> None:
     entry = report(reporter)
     assert (entry.epoch, entry.steps, entry.total_steps) == (1, 105, 200)
     assert [(stage.stage, stage.count) for stage in entry.stages] == [("loss", 2)]
+    assert sum(count for _, count in entry.stages[0].buckets) == 2
     assert entry.stages[0].seconds >= 0
     assert entry.peak_rss_bytes > 1_000_000
     assert entry.cpu_s > 0
+
+
+def test_network_is_what_the_worker_has_not_taken_of_a_round_trip() -> None:
+    reporter, _ = make()
+    reporter.answered(0.5, 0.2)
+    reporter.answered(0.1, 0.4)  # a worker that answers from memory tells the time of its first answer
+    entry = report(reporter)
+    [network] = entry.stages
+    assert (network.stage, network.count) == ("network", 2)
+    assert network.seconds == pytest.approx(0.3)
+    assert LogHistogram(network.buckets).quantile(1.0) == pytest.approx(0.3, rel=0.03)
+    assert LogHistogram(entry.round_trips).quantile(1.0) == pytest.approx(0.5, rel=0.03)
+
+
+def test_reconnects_and_rejects_by_reason_are_reported() -> None:
+    reporter, _ = make()
+    reporter.num_reconnects = 2
+    reporter._courier.refuse("lease")
+    reporter._courier.refuse("lease")
+    reporter._courier.refuse("state")
+    entry = report(reporter)
+    assert entry.reconnects == 2
+    assert entry.rejects == 3
+    assert entry.rejects_by == (("lease", 2), ("state", 1))
 
 
 def test_epochs_are_told_on_the_terminal_once(caplog: pytest.LogCaptureFixture) -> None:

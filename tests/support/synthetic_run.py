@@ -79,7 +79,7 @@ def synthetic_telemetry(
         wire_sent_bytes=sum(row.wire_bytes for row in traffic if row.direction is Direction.UP) + 500,
         wire_received_bytes=sum(row.wire_bytes for row in traffic if row.direction is Direction.DOWN) + 300,
         round_trips=round_trips.counts(),
-        stages=(StageTime("tokenize_encode", steps, steps * 0.004),),
+        stages=(StageTime("tokenize", steps, steps * 0.003), StageTime("encode", steps, steps * 0.001)),
         resends=1,
         duplicates=0,
         rejects=0,

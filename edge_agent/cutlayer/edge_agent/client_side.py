@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cutlayer.broker.errors import ManifestUnsatisfiable
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import EncodedTensor
-from cutlayer.broker.tensors import check_tensor, decode_tensor, encode_tensor
+from cutlayer.broker.tensors import check_tensor, decode_tensor
 from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.edge_agent.batches import Dataset, Split
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
@@ -27,14 +27,14 @@ CACHE_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A microbatch, ready to go up.
+    """A microbatch at the cut.
 
     Attributes:
-        tensors: (modality, tokens (B, N, D)) of each modality given.
+        tokens: (modality, float32 (B, N, D)) of each modality given.
         labels_B: Its labels, int64; they stay here.
     """
 
-    tensors: tuple[tuple[str, EncodedTensor], ...]
+    tokens: tuple[tuple[str, NDArray[np.float32]], ...]
     labels_B: NDArray[np.int64]
 
 
@@ -69,21 +69,20 @@ class ClientSide:
         self._samples: dict[tuple[Split, int], _Sample] = {}
         self._cached_bytes = 0
 
-    def tokenize(self, split: Split, indices: NDArray[np.int64], given: tuple[str, ...], codec: str) -> Tokenized:
-        """Turn samples into encoded activations.
+    def tokenize(self, split: Split, indices: NDArray[np.int64], given: tuple[str, ...]) -> Tokenized:
+        """Turn samples into activations.
 
         Args:
             split: `train` or `test`.
             indices: Sample numbers, int64 (B).
             given: Modalities to give.
-            codec: Codec of the activations.
         """
         samples = self._read(split, indices)
-        tensors = []
+        tokens = []
         for name in given:
             patches_BNP = np.stack([sample.patches[name] for sample in samples])
-            tensors.append((name, encode_tensor(codec, self._tokenizers[name].project(patches_BNP))))
-        return Tokenized(tuple(tensors), np.array([sample.label for sample in samples], dtype=np.int64))
+            tokens.append((name, self._tokenizers[name].project(patches_BNP)))
+        return Tokenized(tuple(tokens), np.array([sample.label for sample in samples], dtype=np.int64))
 
     def loss(self, outputs: EncodedTensor, labels_B: NDArray[np.int64], codec: str) -> LossResult:
         """Compute loss and gradient of some samples from their outputs.

@@ -9,10 +9,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.messages import MAX_EVALUATIONS, Evaluation, MetricSums, StageTime, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
+from cutlayer.broker.reports import MAX_REJECT_LABELS
 from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram
 from cutlayer.edge_agent.losses import LossResult
 from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
@@ -20,6 +22,12 @@ from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
 __all__ = ["Reporter"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Stage:
+    seconds: float = 0.0
+    histogram: LogHistogram = field(default_factory=LogHistogram)
 
 
 class Reporter:
@@ -32,6 +40,7 @@ class Reporter:
 
     def __init__(self, incarnation: int, courier: Courier) -> None:
         self.num_duplicates = 0
+        self.num_reconnects = 0
         self.num_samples = 0
         self.round_trips = LogHistogram()
         self.due_at: float | None = None
@@ -45,7 +54,7 @@ class Reporter:
         self._reported = MetricSums(0.0, 0, 0)
         self._counted_steps: set[int] = set()
         self._evaluations: list[Evaluation] = []
-        self._stages: dict[str, tuple[int, float]] = {}
+        self._stages: dict[str, _Stage] = {}
         self._epoch_shown = 0
 
     def start(self, items: WorkItems, every_s: float, now: float) -> None:
@@ -63,8 +72,23 @@ class Reporter:
         """Time one stage of a step."""
         start = time.perf_counter()
         yield
-        count, seconds = self._stages.get(name, (0, 0.0))
-        self._stages[name] = (count + 1, seconds + time.perf_counter() - start)
+        self.timed(name, time.perf_counter() - start)
+
+    def timed(self, name: str, seconds: float) -> None:
+        """Count a stage that took so many seconds."""
+        stage = self._stages.setdefault(name, _Stage())
+        stage.seconds += seconds
+        stage.histogram.add(seconds)
+
+    def answered(self, round_trip_s: float, server_s: float) -> None:
+        """Count one round trip; what the worker has not taken of it went into both ways and the waiting for a link.
+
+        Args:
+            round_trip_s: Activations sent until outputs received, by this agent's clock.
+            server_s: Activations received until outputs sent, by the worker's.
+        """
+        self.round_trips.add(round_trip_s)
+        self.timed("network", max(round_trip_s - server_s, 0.0))
 
     def trained(self, step: int, result: LossResult) -> None:
         """Take the loss of a training microbatch; a step that is repeated counts once."""
@@ -132,10 +156,15 @@ class Reporter:
             wire_sent_bytes=wire.sent_bytes,
             wire_received_bytes=wire.received_bytes,
             round_trips=self.round_trips.counts(),
-            stages=tuple(StageTime(name, count, spent_s) for name, (count, spent_s) in self._stages.items()),
+            stages=tuple(
+                StageTime(name, len(stage.histogram), stage.seconds, stage.histogram.counts())
+                for name, stage in self._stages.items()
+            ),
             resends=num_repeats,
             duplicates=self.num_duplicates,
             rejects=sum(self._courier.rejects.values()),
             cpu_s=cpu_seconds(),
             peak_rss_bytes=peak_rss_bytes(),
+            reconnects=self.num_reconnects,
+            rejects_by=tuple(sorted(self._courier.rejects.items())[:MAX_REJECT_LABELS]),
         )

@@ -193,6 +193,7 @@ class AgentRuntime:
                 case Received():
                     self._take(event, now)
                 case Connected():
+                    self.reporter.num_reconnects += self._was_connected
                     self._was_connected = self._is_connected = True
                     log.info("connected to %s (packets up to %d B)", self._url, event.max_packet_bytes)
                     self._enrolment.wait(now)

@@ -116,16 +116,20 @@ class Workbench:
         item = self.items.next(may_train=may_train)
         if item is None:
             return None
-        with self._reporter.stage("tokenize_encode"):
+        with self._reporter.stage("tokenize"):
+            tokenized = self._client.tokenize(item.split, item.indices, item.given)
+        with self._reporter.stage("encode"):
             try:
-                tokenized = self._client.tokenize(item.split, item.indices, item.given, codecs.activations)
+                tensors = tuple(
+                    (name, encode_tensor(codecs.activations, tokens_BND)) for name, tokens_BND in tokenized.tokens
+                )
             except CodecError as error:
                 raise RunError(
                     f"activations cannot be encoded as {codecs.activations!r}, which the worker asks for: {error}\n"
                     "  fix: choose another codec in the run settings"
                 ) from error
         self._in_flight[item.mode, item.step] = _InFlight(item, tokenized.labels_B)
-        return Microbatch(item.step, item.mode, len(item.indices), tokenized.tensors)
+        return Microbatch(item.step, item.mode, len(item.indices), tensors)
 
     def outputs(self, received: OutputsReceived, send: Callable[[EncodedTensor], None]) -> None:
         """Take outputs: give `send` the gradient of a training step, and count the result of an evaluation.
@@ -136,7 +140,7 @@ class Workbench:
         flight = self._in_flight.get((received.mode, received.step))
         if flight is None:
             return
-        self._reporter.round_trips.add(received.round_trip_s)
+        self._reporter.answered(received.round_trip_s, received.server_s)
         try:
             with self._reporter.stage("loss"):
                 result = self._client.loss(received.outputs, flight.labels_B, received.codecs.outputs)
