@@ -61,8 +61,13 @@ class LogHistogram:
         for bucket in sorted(self._counts):
             seen += self._counts[bucket]
             if seen >= share * total:
-                return float(self._FIRST_S * self._RATIO ** (bucket - 0.5)) if bucket else self._FIRST_S
+                return self.middle_s(bucket)
         raise AssertionError("the shares of all buckets add up to one")
+
+    @classmethod
+    def middle_s(cls, bucket: int) -> float:
+        """Return the duration in seconds that stands for all in a bucket."""
+        return float(cls._FIRST_S * cls._RATIO ** (bucket - 0.5)) if bucket else cls._FIRST_S
 
     def counts(self) -> tuple[tuple[int, int], ...]:
         """Return (bucket, count) pairs, sorted."""
