@@ -126,6 +126,43 @@ def test_a_denied_subscription_is_fatal_and_names_the_filter(protocol: ProtocolC
         assert "clinic/08/#" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "granted", "denied"),
+    [("3.1.1", "90 03 4944 01", "90 03 4944 80"), ("5", "90 04 4944 00 01", "90 04 4944 00 87")],
+    ids=["3.1.1", "5"],
+)
+def test_a_denied_subscription_that_is_optional_changes_nothing(
+    protocol: ProtocolChoice, granted: str, denied: str
+) -> None:
+    accept = accept_5() if protocol == "5" else accept_3_1_1()
+    body = b"\0\6mine/x" + (b"\0" if protocol == "5" else b"")
+    message = bytes([0x30, len(body)]) + body
+    script = [(CONNECT, accept), (SUBSCRIBE, bytes.fromhex(granted)), (SUBSCRIBE, bytes.fromhex(denied) + message)]
+    with scripted_broker(script) as port, mqtt_client(url(port), "x", protocol=protocol) as client:
+        client.transport.subscribe("$SYS/broker/uptime", is_optional=True)
+        client.connect(None, "mine/#")
+        assert client.next(Received).topic == "mine/x"
+        client.expect_nothing(Disconnected)
+
+
+def test_an_optional_subscription_over_which_a_broker_hangs_up_is_given_up() -> None:
+    granted = bytes.fromhex("90 04 4944 00 01")
+    hangs_up = [(CONNECT, accept_5()), (SUBSCRIBE, granted), (SUBSCRIBE, b"!")]
+    script = [(CONNECT, accept_5()), (SUBSCRIBE, granted)]
+    with (
+        scripted_broker(hangs_up, hangs_up, script) as port,
+        mqtt_client(url(port), "x", protocol="5") as client,
+    ):
+        client.transport.subscribe("$SYS/broker/uptime", is_optional=True)
+        client.connect(None, "mine/#")
+        for _ in range(2):
+            assert client.next(Disconnected).fatal is None
+            client.next(Connected)
+        client.expect_nothing(Disconnected, for_s=0.5)
+        assert isinstance(client.transport, MqttTransport)
+        assert not client.transport._connection._subscriptions._optional
+
+
 def test_a_denied_publish_is_fatal_and_names_the_topic() -> None:
     script = [(CONNECT, accept_5()), (PUBLISH, bytes.fromhex("40 03 4944 87"))]
     with scripted_broker(script) as port, mqtt_client(url(port), "x", protocol="5") as client:

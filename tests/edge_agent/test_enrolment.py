@@ -24,10 +24,10 @@ class Noting(MemoryTransport):
         super().__init__(MemoryBroker(lambda: 0.0), "agent")
         self.asked: list[str] = []
 
-    def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, *, qos: int = 1, is_optional: bool = False) -> None:
         """Note and subscribe."""
         self.asked.append(topic_filter)
-        super().subscribe(topic_filter, qos=qos)
+        super().subscribe(topic_filter, qos=qos, is_optional=is_optional)
 
 
 @pytest.fixture

@@ -198,9 +198,9 @@ class FaultyTransport:
         self._send_due(self._clock())
         return wire_bytes
 
-    def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, *, qos: int = 1, is_optional: bool = False) -> None:
         """Ask for a topic filter."""
-        self._inner.subscribe(topic_filter, qos=qos)
+        self._inner.subscribe(topic_filter, qos=qos, is_optional=is_optional)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Give a topic filter up."""

@@ -134,8 +134,9 @@ class MemoryTransport:
             self._broker.advance()
         return packet.wire_bytes
 
-    def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, *, qos: int = 1, is_optional: bool = False) -> None:
         """Ask for a topic filter; it is asked for again after each reconnect."""
+        del is_optional  # this broker denies nothing
         with self._broker.changed:
             self._broker.advance()
             self._filters[topic_filter] = qos

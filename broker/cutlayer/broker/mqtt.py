@@ -103,9 +103,9 @@ class MqttTransport:
             return wire_bytes
         return wire_bytes if self._send(waiting) else 0
 
-    def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
-        """Ask for a topic filter; it is asked for again after each reconnect."""
-        self._connection.subscribe(topic_filter, qos)
+    def subscribe(self, topic_filter: str, *, qos: int = 1, is_optional: bool = False) -> None:
+        """Ask for a topic filter; it is asked for again after each reconnect, an optional one until it is denied."""
+        self._connection.subscribe(topic_filter, qos, is_optional=is_optional)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Give a topic filter up."""

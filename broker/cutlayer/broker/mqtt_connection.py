@@ -105,9 +105,9 @@ class MqttConnection:
         self._will = will
         self._start_client()
 
-    def subscribe(self, topic_filter: str, qos: int) -> None:
+    def subscribe(self, topic_filter: str, qos: int, *, is_optional: bool = False) -> None:
         """Ask for a topic filter, now and after each reconnect."""
-        self._subscriptions.add(topic_filter, qos)
+        self._subscriptions.add(topic_filter, qos, is_optional=is_optional)
         if self.up and self._client is not None:
             self._subscriptions.ask(self._client, self.protocol, {topic_filter: qos})
 
@@ -242,6 +242,7 @@ class MqttConnection:
             return
         accepted = self.up
         self.up = False
+        self._subscriptions.connection_ended()
         self._welcome = self._welcome_after = None
         self._early.clear()
         self._ended.set()

@@ -142,8 +142,14 @@ class Transport(Protocol):
             PacketTooLarge: When the packet is over `max_packet_bytes`.
         """
 
-    def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
-        """Ask for a topic filter; it is asked for again after each reconnect."""
+    def subscribe(self, topic_filter: str, *, qos: int = 1, is_optional: bool = False) -> None:
+        """Ask for a topic filter; it is asked for again after each reconnect.
+
+        Args:
+            topic_filter: The filter.
+            qos: 0 or 1.
+            is_optional: Whether all goes on without it where the broker denies it; otherwise that is fatal.
+        """
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Give a topic filter up."""
