@@ -133,7 +133,7 @@ def test_history_has_a_row_an_epoch_with_the_bytes_moved_until_then(book: RunBoo
 
 def test_history_of_an_agent_that_came_back_counts_the_bytes_of_both_processes(book: RunBook) -> None:
     before = telemetry(evaluation("audio+image", 10, 100, epoch=1, final=False, wire_bytes=1_000))
-    moved = sum(entry.wire_bytes for entry in before.traffic)
+    moved = before.wire_sent_bytes + before.wire_received_bytes
     book.take("clinic/07", before)
     book.take("clinic/07", telemetry(evaluation("audio+image", 20, 100, epoch=2, wire_bytes=7), incarnation=2))
     assert [row["wire_bytes"] for row in book.history()] == [1_000, moved + 7]

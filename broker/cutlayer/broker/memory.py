@@ -86,6 +86,8 @@ class MemoryTransport:
                 wire.sent_packets,
                 wire.received_packets,
                 wire.dropped_packets + num_refused,
+                wire.sent_publish_bytes,
+                wire.received_publish_bytes,
             )
 
     @property
@@ -227,6 +229,7 @@ class MemoryTransport:
     def on_publish(self, packet: Publish) -> None:
         """A packet arrives."""
         self._wire.received_bytes += packet.wire_bytes
+        self._wire.received_publish_bytes += packet.wire_bytes
         self._wire.received_packets += 1
         if packet.qos:
             self._wire.sent_bytes += PUBACK_BYTES
@@ -277,6 +280,7 @@ class MemoryTransport:
         connection, packet, broker = self._connection, self._on_its_way[key], self._broker
         assert connection is not None
         self._wire.sent_bytes += packet.wire_bytes
+        self._wire.sent_publish_bytes += packet.wire_bytes
         self._wire.sent_packets += 1
         passage = connection.up.plan(
             packet.wire_bytes, broker.now_s, qos=packet.qos, exempt=broker.exempt(packet.topic)

@@ -88,6 +88,8 @@ class MqttConnection:
             sent_packets=self._sent.num_publishes,
             received_packets=self._received.num_publishes,
             dropped_packets=self._events.num_refused,
+            sent_publish_bytes=self._sent.num_publish_bytes,
+            received_publish_bytes=self._received.num_publish_bytes,
         )
 
     @property

@@ -153,11 +153,13 @@ def disconnect_size(*, protocol: Protocol, reason_code: int = 0) -> int:
 
 
 class PacketCounter:
-    """Counts bytes and PUBLISH packets in a stream of MQTT packets that comes in pieces of any size."""
+    """Counts bytes, PUBLISH packets and their bytes in a stream of MQTT packets that comes in pieces of any size."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
         self.num_publishes = 0
+        self.num_publish_bytes = 0
+        self._in_publish = False
         self.begin()
 
     def begin(self) -> None:
@@ -176,14 +178,18 @@ class PacketCounter:
                 step = min(self._body_left, len(data) - position)
                 self._body_left -= step
                 position += step
+                self.num_publish_bytes += step if self._in_publish else 0
                 continue
             byte = data[position]
             position += 1
             if not self._in_header:
                 self._in_header = True
-                self.num_publishes += byte >> 4 == PUBLISH_TYPE
+                self._in_publish = byte >> 4 == PUBLISH_TYPE
+                self.num_publishes += self._in_publish
+                self.num_publish_bytes += self._in_publish
                 self._length = self._shift = 0
                 continue
+            self.num_publish_bytes += self._in_publish
             self._length |= (byte & 0x7F) << self._shift
             self._shift += 7
             if not byte & 0x80:

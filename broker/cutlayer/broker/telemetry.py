@@ -9,13 +9,25 @@ from typing import get_type_hints
 
 from cutlayer.broker.messages import MAX_TRAFFIC, MESSAGE_TYPES, Direction, EncodedTensor, Message, Traffic
 from cutlayer.broker.tensors import raw_bytes
+from cutlayer.broker.transport import WireCount
 
-__all__ = ["MIN_REPORTED_SAMPLES", "LogHistogram", "TrafficMeter", "message_codec", "message_raw_bytes"]
+__all__ = [
+    "MIN_REPORTED_SAMPLES",
+    "MQTT_KIND",
+    "LogHistogram",
+    "TrafficMeter",
+    "control_traffic",
+    "message_codec",
+    "message_raw_bytes",
+]
 
 MIN_REPORTED_SAMPLES = 32
 """No sum over fewer samples leaves an agent, nor can one be had as a difference of two sums."""
 
-MAX_CODECS_APART = MAX_TRAFFIC - len(Direction) * len(MESSAGE_TYPES)
+MQTT_KIND = "mqtt"
+"""In the place of a kind of message: packets that carry none, such as CONNECT, PUBACK and PINGREQ."""
+
+MAX_CODECS_APART = MAX_TRAFFIC - len(Direction) * (len(MESSAGE_TYPES) + 1)
 """Rows of traffic beyond which a codec has no row of its own: its name comes from a peer, before any check."""
 OTHER_CODEC = "other"
 
@@ -116,9 +128,15 @@ class TrafficMeter:
             for (direction, kind, codec), sums in sorted(self._sums.items())
         )
 
-    def wire_bytes(self) -> int:
-        """Return the bytes of all messages so far, both directions."""
-        return sum(sums.wire_bytes for sums in self._sums.values())
+
+def control_traffic(wire: WireCount) -> tuple[Traffic, Traffic]:
+    """Return what MQTT itself takes of an agent's connection, in the form of the messages' counts."""
+    up_bytes = wire.sent_bytes - wire.sent_publish_bytes
+    down_bytes = wire.received_bytes - wire.received_publish_bytes
+    return (
+        Traffic(Direction.UP, MQTT_KIND, "", 0, 0, 0, up_bytes),
+        Traffic(Direction.DOWN, MQTT_KIND, "", 0, 0, 0, down_bytes),
+    )
 
 
 def message_tensors(message: Message) -> list[EncodedTensor]:

@@ -97,6 +97,8 @@ class WireCount:
         received_packets: PUBLISH packets read.
         dropped_packets: PUBLISH packets given up by this process because a queue was full, or because there
             was no connection for a QoS 0 packet.
+        sent_publish_bytes: Of the bytes written, those of PUBLISH packets; the others are MQTT's own.
+        received_publish_bytes: Of the bytes read, likewise.
     """
 
     sent_bytes: int = 0
@@ -104,6 +106,8 @@ class WireCount:
     sent_packets: int = 0
     received_packets: int = 0
     dropped_packets: int = 0
+    sent_publish_bytes: int = 0
+    received_publish_bytes: int = 0
 
 
 class Transport(Protocol):

@@ -25,7 +25,6 @@ from cutlayer.dashboards.metric_store import MetricStore
 
 __all__ = ["add_growth", "initialise_traffic", "traffic_of"]
 
-MQTT: str = "mqtt"
 _TRAFFIC = (
     "cutlayer_messages_total",
     "cutlayer_raw_bytes_total",
@@ -74,31 +73,23 @@ def add_growth(store: MetricStore, now: Telemetry, before: Telemetry | None, cod
         if stage.stage in _STAGES:
             _add_stage(store, stage, stages.get(stage.stage))
     agent = Side.AGENT.value
-    store.add("cutlayer_resends_total", _more(now.resends, before and before.resends))
-    store.add("cutlayer_duplicates_total", _more(now.duplicates, before and before.duplicates), agent)
-    store.add("cutlayer_reconnects_total", _more(now.reconnects, before and before.reconnects), agent)
+    store.add("cutlayer_resends_total", _more(now.resends, None if before is None else before.resends))
+    store.add("cutlayer_duplicates_total", _more(now.duplicates, None if before is None else before.duplicates), agent)
+    store.add("cutlayer_reconnects_total", _more(now.reconnects, None if before is None else before.reconnects), agent)
     reasons, reasons_before = _reasons(now), Counter[str]() if before is None else _reasons(before)
     for reason, count in reasons.items():
         store.add("cutlayer_rejects_total", max(count - reasons_before[reason], 0), agent, reason)
 
 
 def traffic_of(telemetry: Telemetry, codecs: frozenset[str]) -> dict[TrafficKey, Sizes]:
-    """Return messages and bytes by direction, kind and codec; `mqtt` has all packets that carry no message.
-
-    So the wire bytes of one direction add up to all that crossed the agent's connection.
-    """
+    """Return messages and bytes by direction, kind and codec."""
     sums: dict[TrafficKey, list[int]] = {}
-    wire = {"up": telemetry.wire_sent_bytes, "down": telemetry.wire_received_bytes}
     for row in telemetry.traffic:
         kind = row.kind if row.kind in _KINDS else OTHER
         codec = row.codec if row.codec in codecs else OTHER
         entry = sums.setdefault((row.direction.value, kind, codec if row.codec else NO_CODEC), [0, 0, 0, 0])
         for index, size in enumerate((row.messages, row.raw_bytes, row.payload_bytes, row.wire_bytes)):
             entry[index] += size
-        wire[row.direction.value] -= row.wire_bytes
-    # A packet is in its message's row when it is handed over, and in the connection's count when it has left.
-    for direction, rest in wire.items():
-        sums[direction, MQTT, NO_CODEC] = [0, 0, 0, max(rest, 0)]
     return {key: (entry[0], entry[1], entry[2], entry[3]) for key, entry in sums.items()}
 
 

@@ -15,7 +15,7 @@ from cutlayer.broker.courier import Courier
 from cutlayer.broker.messages import MAX_EVALUATIONS, Evaluation, MetricSums, StageTime, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
 from cutlayer.broker.reports import MAX_REJECT_LABELS
-from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram
+from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram, control_traffic
 from cutlayer.edge_agent.losses import LossResult
 from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
 
@@ -103,7 +103,8 @@ class Reporter:
         evaluation.num_left -= 1
         if evaluation.num_left:
             return
-        self._evaluations.append(evaluation.result(self._courier.traffic.wire_bytes()))
+        wire = self._courier.transport.wire
+        self._evaluations.append(evaluation.result(wire.sent_bytes + wire.received_bytes))
         sums = evaluation.sums
         log.info(
             "epoch %d%s: accuracy %.3f, loss %.3f on %d own test samples given %s",
@@ -152,7 +153,7 @@ class Reporter:
             train=self._reported,
             recent=recent,
             evaluations=tuple(self._evaluations[-MAX_EVALUATIONS:]),
-            traffic=self._courier.traffic.snapshot(),
+            traffic=self._courier.traffic.snapshot() + control_traffic(wire),
             wire_sent_bytes=wire.sent_bytes,
             wire_received_bytes=wire.received_bytes,
             round_trips=self.round_trips.counts(),

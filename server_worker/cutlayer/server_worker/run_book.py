@@ -235,7 +235,7 @@ class RunBook:
             evaluations += [
                 (agent, evaluation, moved[agent] + evaluation.wire_bytes) for evaluation in entry.evaluations
             ]
-            moved[agent] += sum(traffic.wire_bytes for traffic in entry.traffic)
+            moved[agent] += entry.wire_sent_bytes + entry.wire_received_bytes
         return evaluations
 
     def _given(self, evaluation: Evaluation) -> str:
