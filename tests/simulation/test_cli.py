@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cutlayer.dashboards.comparison import load_runs
+from cutlayer.dashboards.comparison_report import render_comparison
 from cutlayer.dashboards.report import render_report
 from cutlayer.simulation.demo_processes import console_script
 from support.synthetic_run import synthetic_run
@@ -28,7 +30,10 @@ def run_json(tmp_path: Path) -> Path:
     [
         (["--help"], ["cutlayer demo", "cutlayer broker start", "edge-agent start --topic clinic/07", "Exit codes"]),
         (["demo", "--help"], ["cutlayer demo --agents 8", "--alpha", "--no-live", "runs/NAME/logs", "Exit codes"]),
-        (["report", "--help"], ["cutlayer report runs/demo/run.json", "--output"]),
+        (
+            ["report", "--help"],
+            ["cutlayer report runs/demo/run.json", "cutlayer report runs/*/run.json --json", "--output"],
+        ),
         (["broker", "start", "--help"], ["cutlayer broker start"]),
     ],
 )
@@ -76,6 +81,42 @@ def test_report_that_cannot_be_written_is_an_error_with_a_fix(run_json: Path, tm
     assert done.returncode == 2
     assert "cannot write" in done.stderr
     assert "fix: choose another --output" in done.stderr
+
+
+def test_several_runs_are_compared_in_a_table_and_on_a_page_beside_the_first(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, run_id) for name, run_id in (("a", "digits-1"), ("b", "digits-2"))]
+    done = cutlayer("report", *map(str, paths))
+    page = tmp_path / "a" / "comparison.html"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == str(page)
+    assert "digits-2" in done.stdout
+    assert page.read_text(encoding="utf-8") == render_comparison(load_runs(paths))
+    assert not (tmp_path / "a" / "report.html").exists()
+
+
+def test_comparison_for_scripts_is_json_and_writes_nothing(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, name) for name in ("a", "b")]
+    done = cutlayer("report", *map(str, paths), "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [run["label"] for run in json.loads(done.stdout)["runs"]] == ["a", "b"]
+    assert [path.name for path in tmp_path.rglob("*.html")] == []
+
+
+def test_one_run_of_another_format_stops_the_comparison(tmp_path: Path) -> None:
+    good, bad = write_run(tmp_path / "a", "a"), tmp_path / "other.json"
+    bad.write_text('{"format": 2}', encoding="utf-8")
+    done = cutlayer("report", str(good), str(bad))
+    assert done.returncode == 2
+    assert f"{bad} is no record of a run: format" in done.stderr
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.rglob("*.html")] == []
+
+
+def write_run(folder: Path, run_id: str) -> Path:
+    folder.mkdir()
+    path = folder / "run.json"
+    path.write_text(json.dumps(synthetic_run() | {"run_id": run_id}), encoding="utf-8")
+    return path
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from cutlayer.dashboards.units import bytes_text
 
 __all__ = [
+    "ACCENT",
     "DOWN",
     "INK",
-    "JOINT",
     "MAX_BARS",
     "MUTED",
     "RUNS",
@@ -51,14 +51,14 @@ MAX_LABEL: Final = 24
 
 # Stand-ins that nothing else uses; the report's style sheet gives the variables their values.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
-JOINT, SINGLE, UP, DOWN = "#040404", "#050505", "#060606", "#070707"
+ACCENT, SINGLE, UP, DOWN = "#040404", "#050505", "#060606", "#070707"
 RUNS: Final = ("#040404", "#060606", "#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
 """A colour each for runs that are compared; the first three are also those of one run's plots."""
 _VARIABLES: Final = {
     INK: "--ink",
     MUTED: "--muted",
     GRID: "--grid",
-    JOINT: "--joint",
+    ACCENT: "--joint",
     SINGLE: "--single",
     UP: "--up",
     DOWN: "--down",

@@ -7,8 +7,8 @@ from collections import defaultdict
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cutlayer.dashboards.plot_style import (
+    ACCENT,
     DOWN,
-    JOINT as JOINT_COLOUR,
     MAX_BARS,
     SINGLE,
     UP,
@@ -31,9 +31,7 @@ def accuracy_by_epoch(run: RunRecord) -> str:
     """Draw test accuracy against epoch, with the level of guessing."""
     with plot_style():
         figure, axes = new_figure()
-        axes.plot(
-            [row.epoch for row in run.history], [row.accuracy for row in run.history], color=JOINT_COLOUR, marker="o"
-        )
+        axes.plot([row.epoch for row in run.history], [row.accuracy for row in run.history], color=ACCENT, marker="o")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         accuracy_axis(axes, run.num_classes)
@@ -47,7 +45,7 @@ def accuracy_by_bytes(run: RunRecord) -> str:
         axes.plot(
             [row.wire_bytes for row in run.history],
             [row.accuracy for row in run.history],
-            color=JOINT_COLOUR,
+            color=ACCENT,
             marker="o",
         )
         axes.set_xlabel("bytes on the wire, all agents, both directions")
@@ -63,7 +61,7 @@ def accuracy_by_modality(run: RunRecord) -> str:
     rows = [Bar(f"{name} alone", share, percent_text(share), SINGLE) for name, share in singles[:MAX_BARS]]
     if JOINT in run.accuracy:
         joint = run.accuracy[JOINT]
-        rows.insert(0, Bar("all modalities", joint, percent_text(joint), JOINT_COLOUR))
+        rows.insert(0, Bar("all modalities", joint, percent_text(joint), ACCENT))
     with plot_style():
         figure, axes = new_figure(bar_height(len(rows)))
         draw_bars(axes, rows)

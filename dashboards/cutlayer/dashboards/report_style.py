@@ -11,11 +11,13 @@ STYLE_SHEET: Final = """
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1c2430; --muted: #5b6675; --grid: #dfe4ea;
   --joint: #1f6feb; --single: #8aa4c8; --up: #d9730d; --down: #128a7d;
+  --run-4: #a23bb5; --run-5: #b3261e; --run-6: #7a6a00; --run-7: #00799c; --run-8: #6b6f76;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #11151b; --card: #1a2029; --ink: #e6eaf0; --muted: #9aa7b8; --grid: #303947;
     --joint: #6ea8ff; --single: #5f7798; --up: #f0a35e; --down: #4cc2b2;
+    --run-4: #d58be4; --run-5: #ff8a80; --run-6: #d6c34a; --run-7: #58c4e6; --run-8: #b0b6be;
   }
 }
 * { box-sizing: border-box; }
@@ -45,6 +47,7 @@ th { color: var(--muted); font-weight: 500; }
 tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child, .name { text-align: left; }
 th:last-child, td:last-child { padding-right: 0; }
+.part th { padding-top: 1rem; color: var(--ink); font-weight: 700; }
 .words td:last-child { white-space: normal; min-width: 12rem; }
 summary { font-weight: 600; cursor: pointer; }
 details table { margin-top: .75rem; }

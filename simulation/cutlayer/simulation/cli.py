@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,8 @@ import typer
 
 from cutlayer.broker.broker_cli import app as broker_app
 from cutlayer.broker.command_line import EXIT_CODES, VersionOption, configure_logging, run_app
-from cutlayer.broker.errors import SettingsError
 from cutlayer.simulation.doctor_cli import doctor
+from cutlayer.simulation.report_cli import report, require_plots
 
 __all__ = ["app", "main"]
 
@@ -23,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(broker_app, name="broker")
 app.command(epilog=f"{EXIT_CODES} A doctor that finds no problem exits 0, whatever it warns of.")(doctor)
+app.command(epilog=EXIT_CODES)(report)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks.")]
 
@@ -87,7 +87,7 @@ def demo(
     `cutlayer demo --mode synchronous --codec identity --broker mosquitto --name exact`
     """
     configure_logging("text", quiet=True, debug=debug)
-    _require_plots()
+    require_plots()
     from rich.console import Console
 
     from cutlayer.simulation.demo import run_demo
@@ -158,44 +158,6 @@ def simulate(
         f"{result.num_duplicates} duplicates recognized, {result.num_kills} agents killed and back, "
         f"at most {result.most_live} microbatches at the worker"
     )
-
-
-@app.command()
-def report(
-    run_json: Annotated[Path, typer.Argument(metavar="RUN_JSON", help="A run.json.")],
-    output: Annotated[
-        Path | None, typer.Option(help="File to write; report.html beside the run.json when left out.")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Write the HTML report of a finished run again; its path is printed.
-
-    **Examples**
-
-    `cutlayer report runs/demo/run.json`
-
-    `cutlayer report runs/demo/run.json --output /tmp/report.html`
-    """
-    configure_logging("text", quiet=True, debug=debug)
-    _require_plots()
-    from cutlayer.dashboards.report import render_report
-    from cutlayer.dashboards.run_record import load_run
-    from cutlayer.simulation.demo import REPORT_FILE, write_text
-
-    document = render_report(load_run(run_json))
-    path = output or run_json.with_name(REPORT_FILE)
-    try:
-        write_text(path, document)
-    except OSError as error:
-        raise SettingsError(f"cannot write {path}: {error.strerror}", "choose another --output") from error
-    typer.echo(path)
-
-
-def _require_plots() -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise SettingsError(
-            "matplotlib, which draws the report's plots, is not installed", "pip install 'cutlayer[server]'"
-        )
 
 
 def main() -> None:
