@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -248,6 +249,14 @@ def test_second_agent_of_the_same_topic_ends_and_the_first_goes_on(broker: Broke
         newcomer = max(state.incarnation for state in states)
         assert newcomer > claim.incarnation
         assert any(state.incarnation == claim.incarnation and state.answers == newcomer for state in states)
+
+
+def test_agent_serves_its_own_metrics_where_it_is_asked_to(broker: BrokerProcess, tmp_path: Path) -> None:
+    with start(broker, tmp_path / "log", "shown/1", "--metrics-port", "0") as agent:
+        agent.wait_for("metrics at http://127.0.0.1:")
+        address = agent.text().split("metrics at ")[1].split()[0]
+        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 - loopback
+            assert b"cutlayer_wire_bytes_total" in answer.read()
 
 
 def test_agent_that_was_killed_can_be_started_again_at_once(broker: BrokerProcess, tmp_path: Path) -> None:

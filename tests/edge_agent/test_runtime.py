@@ -444,9 +444,9 @@ def test_agent_that_waits_asks_again_ever_more_rarely() -> None:
     asked = []
     subscribe = scene.network._members[TOPICS.root].transport.subscribe
 
-    def note(topic_filter: str, *, qos: int = 1) -> None:
+    def note(topic_filter: str, *, qos: int = 1, is_optional: bool = False) -> None:
         asked.append((scene.network.clock(), topic_filter))
-        subscribe(topic_filter, qos=qos)
+        subscribe(topic_filter, qos=qos, is_optional=is_optional)
 
     scene.network._members[TOPICS.root].transport.subscribe = note  # type: ignore[method-assign]
     scene.settle()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import signal
 import time
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -30,6 +32,8 @@ from cutlayer.broker.errors import SettingsError
 
 __all__ = ["app", "main"]
 
+log = logging.getLogger(__name__)
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -47,6 +51,16 @@ DataOption = Annotated[
     list[str] | None,
     typer.Option(help="Option of the data set as KEY=VALUE, such as alpha=0.5 (label skew); may be repeated."),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        help="Serve this agent's own /metrics on a port, 0 for a free one. Off when left out: the worker exports what "
+        "agents report, so most sites need no open port.",
+        min=0,
+        max=65_535,
+    ),
+]
+MetricsHost = Annotated[str, typer.Option(help="Address of that port. Nothing there is protected by a password.")]
 ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.", min=0.0)]
 LogFormat = Annotated[str, typer.Option(help="text or json (one object a line).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
@@ -64,6 +78,8 @@ def start(
     data: Data,
     shard: ShardText = "0/1",
     data_option: DataOption = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     connect_timeout: ConnectTimeout = 20.0,
     broker: BrokerUrl = DEFAULT_BROKER,
     username: Username = None,
@@ -126,7 +142,14 @@ def start(
             connect_timeout_s=connect_timeout, software=f"cutlayer {importlib.metadata.version('cutlayer')}"
         ),
     )
-    with GracefulStop("leaving the run; Ctrl-C again to stop at once") as stop:
+    with ExitStack() as stack:
+        if metrics_port is not None:
+            from cutlayer.edge_agent.metrics import AgentMetrics
+
+            metrics = stack.enter_context(AgentMetrics(metrics_port, metrics_host))
+            runtime.reporter.on_report = metrics.take
+            log.info("metrics at http://%s:%d/metrics", metrics_host, metrics.port)
+        stop = stack.enter_context(GracefulStop("leaving the run; Ctrl-C again to stop at once"))
         runtime.run(stop.should_stop)
     if stop.received is signal.SIGINT:
         raise KeyboardInterrupt

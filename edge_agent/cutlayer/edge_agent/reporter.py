@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -42,6 +42,7 @@ class Reporter:
         self.num_duplicates = 0
         self.num_reconnects = 0
         self.num_samples = 0
+        self.on_report: Callable[[Telemetry], None] = lambda _: None
         self.round_trips = LogHistogram()
         self.due_at: float | None = None
         self._incarnation = incarnation
@@ -142,7 +143,7 @@ class Reporter:
             self._epoch_shown = items.epoch
             log.info("epoch %d of %d is committed", items.epoch, items.plan.epochs)
         wire = self._courier.transport.wire
-        return Telemetry(
+        telemetry = Telemetry(
             incarnation=self._incarnation,
             sequence=self._sequence,
             final=is_final,
@@ -169,3 +170,5 @@ class Reporter:
             reconnects=self.num_reconnects,
             rejects_by=tuple(sorted(self._courier.rejects.items())[:MAX_REJECT_LABELS]),
         )
+        self.on_report(telemetry)
+        return telemetry
