@@ -351,8 +351,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         SIZE_BUCKETS_BYTES,
         labels=_UP_DOWN,
     ),
-    _gauge("cutlayer_checkpoint_window", "Window of the last checkpoint."),
-    _gauge("cutlayer_checkpoint_seconds", "Time that the last checkpoint took."),
+    _gauge("cutlayer_checkpoint_window", "Window of the last checkpoint.", across=Across.MAX),
+    _gauge("cutlayer_checkpoint_seconds", "Time that the last checkpoint took.", across=Across.MAX),
     _gauge("cutlayer_broker_budget_bytes", "Most bytes that the broker may have to hold for this worker."),
     _gauge("cutlayer_agent_budget_bytes", "Most of them that are one agent's."),
     # The pool.

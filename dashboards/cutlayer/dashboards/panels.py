@@ -27,6 +27,7 @@ class Unit(StrEnum):
     PER_SECOND = "cps"
     TIMES = "suffix:x"
     MONEY = "currencyUSD"
+    SCIENTIFIC = "sci"
 
 
 class Shape(StrEnum):
@@ -39,7 +40,9 @@ class Shape(StrEnum):
     """The last value of each group, as bars beside each other's names."""
     HEATMAP = "heatmap"
     AGAINST = "against"
-    """The second target's value against the first one's."""
+    """The other targets' values against the first one's."""
+    TABLE = "table"
+    """A line for each group, a column for each target."""
 
 
 Colour = Literal["up", "down", "good", "bad", "warn", "neutral", "raw", "payload", "wire"]
@@ -63,12 +66,14 @@ class Target:
         legend: Name of its line; `{{label}}` stands for the value of a label that the query keeps.
         colour: What it means, or empty for a colour of the drawer's own choice.
         is_below: Whether it is drawn downwards.
+        unit: Of its column, in a table; None for the panel's.
     """
 
     query: Query
     legend: str
     colour: Colour | Literal[""] = ""
     is_below: bool = False
+    unit: Unit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from cutlayer.dashboards.catalogue import AGENT_METRICS, Across, Kind, Metric, m
 from cutlayer.dashboards.metric_store import Distribution, MetricStore, SeriesKey
 
 __all__ = [
+    "Buckets",
     "Group",
     "Increase",
     "Mean",
@@ -33,6 +34,8 @@ __all__ = [
     "Times",
     "Top",
     "Value",
+    "Within",
+    "Written",
     "evaluate",
     "metrics_of",
     "promql",
@@ -98,6 +101,37 @@ class Quantile(_Selection):
 
 
 @dataclass(frozen=True, slots=True)
+class Buckets(_Selection):
+    """A histogram's buckets, for a heatmap: values per second up to each bound, which is the last label kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Within(_Selection):
+    """The share of a histogram's values up to one of its bounds.
+
+    Attributes:
+        bound: The bound.
+        variable: A variable of the dashboard that takes the bound's place in Grafana.
+    """
+
+    bound: float = 1.0
+    variable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """PromQL as it stands, for series that only Prometheus has (`process_*`, `up`, `ALERTS`): no snapshot answers it.
+
+    Attributes:
+        text: The query; `MATCHERS` and `WINDOW` stand for what other selectors have.
+        names: The metrics that it reads, as the catalogue or Prometheus' client library calls them.
+    """
+
+    text: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ratio:
     """One query by another, group by group; absent where the divisor is not above 0."""
 
@@ -130,7 +164,7 @@ class Top:
     count: int
 
 
-Query = Value | Rate | Increase | Mean | Quantile | Ratio | Minus | Times | Top
+Query = Value | Rate | Increase | Mean | Quantile | Buckets | Within | Written | Ratio | Minus | Times | Top
 
 
 def metrics_of(query: Query) -> set[str]:
@@ -142,6 +176,8 @@ def metrics_of(query: Query) -> set[str]:
             return metrics_of(query.first) | metrics_of(query.second)
         case Times() | Top():
             return metrics_of(query.query)
+        case Written():
+            return set(query.names)
         case _:
             return {query.name}
 
@@ -178,6 +214,22 @@ def promql(query: Query, *, matchers: str = MATCHERS, window: str = RATE_WINDOW,
         case Quantile():
             buckets = f"rate({_selector(query, query.name + '_bucket', matchers)}[{window}])"
             return f"histogram_quantile({query.share:g}, {_aggregate(query, buckets, extra=('le',))})"
+        case Buckets():
+            return _aggregate(
+                query, f"rate({_selector(query, query.name + '_bucket', matchers)}[{window}])", extra=("le",)
+            )
+        case Within():
+            bound = f"${query.variable}" if query.variable and matchers else repr(float(query.bound))
+            below = _selector(
+                query, query.name + "_bucket", ",".join(part for part in (matchers, f'le="{bound}"') if part)
+            )
+            count = _selector(query, query.name + "_count", matchers)
+            return (
+                f"{_aggregate(query, f'rate({below}[{window}])')} / "
+                f"({_aggregate(query, f'rate({count}[{window}])')} > 0)"
+            )
+        case Written():
+            return query.text.replace("MATCHERS", matchers).replace("WINDOW", window)
         case Ratio():
             return f"({write(query.above)}) / ({write(query.below)} > 0)"
         case Minus():
@@ -295,6 +347,13 @@ def evaluate(query: Query, snapshots: Snapshots) -> dict[Group, float]:
         case Quantile():
             merged = _distributions(query, snapshots)
             return {group: each.quantile(query.share) for group, each in merged.items() if each.count}
+        case Buckets():
+            return _buckets(query, snapshots)
+        case Within():
+            merged = _distributions(query, snapshots)
+            return {group: _share(each, query.bound) for group, each in merged.items() if each.count}
+        case Written():
+            return {}
         case Ratio():
             above, below = evaluate(query.above, snapshots), evaluate(query.below, snapshots)
             return {group: above[group] / below[group] for group in above if below.get(group, 0.0) > 0}
@@ -369,6 +428,26 @@ def _distributions(query: _Selection, snapshots: Snapshots) -> dict[Group, Distr
             for index, (new, old) in enumerate(zip(now.counts, then.counts, strict=True)):
                 sums.counts[index] += new - old
     return merged
+
+
+def _buckets(query: _Selection, snapshots: Snapshots) -> dict[Group, float]:
+    latest, earliest = snapshots.latest, snapshots.earliest
+    found: dict[Group, float] = {}
+    for group, each in _distributions(query, snapshots).items():
+        assert latest is not None
+        assert earliest is not None
+        seen = 0
+        for bound, count in zip((*map(repr, each.bounds), "+Inf"), each.counts, strict=True):
+            seen += count
+            found[*group, bound] = seen / (latest.at - earliest.at)
+    return found
+
+
+def _share(distribution: Distribution, bound: float) -> float:
+    within = sum(
+        count for upper, count in zip(distribution.bounds, distribution.counts, strict=False) if upper <= bound
+    )
+    return within / distribution.count
 
 
 def _sums(query: _Selection, numbers: Mapping[SeriesKey, float]) -> dict[Group, float]:
