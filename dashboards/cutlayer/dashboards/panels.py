@@ -153,7 +153,17 @@ def run_bytes(measure: str, *directions: str) -> Query:
     return Value("cutlayer_run_bytes", where=where)
 
 
-ROUND_TRIP = "cutlayer_round_trip_seconds"
+def as_told(query: Query) -> Query:
+    """Return a query of the broker's own figures that is absent, and not 0, where the broker tells none."""
+    return Ratio(query, Value("cutlayer_broker_reports"))
+
+
+ROUND_TRIP: Final = "cutlayer_round_trip_seconds"
+SENT_AGAIN: Final = Ratio(
+    Rate("cutlayer_resends_total"),
+    Rate("cutlayer_messages_total", where={"direction": "up", "kind": ("Activations", "OutputGradients")}),
+)
+"""Messages that agents sent again, of those that carry tensors."""
 
 NUMBERS: Final = (
     Panel(
@@ -231,18 +241,7 @@ NUMBERS: Final = (
         "Messages that agents had to send again, of the microbatches' messages: lost packets, silent workers.",
         Unit.SHARE,
         Shape.NUMBER,
-        (
-            Target(
-                Ratio(
-                    Rate("cutlayer_resends_total"),
-                    Rate(
-                        "cutlayer_messages_total",
-                        where={"direction": "up", "kind": ("Activations", "OutputGradients")},
-                    ),
-                ),
-                "sent again",
-            ),
-        ),
+        (Target(SENT_AGAIN, "sent again"),),
         width=3,
         height=4,
         thresholds=(Threshold(0, "good"), Threshold(0.01, "warn"), Threshold(0.05, "bad")),
@@ -344,8 +343,8 @@ BROKER: Final = Panel(
     Unit.BYTES_PER_SECOND,
     Shape.LINES,
     (
-        Target(Rate("cutlayer_broker_received_bytes_total"), "received", "up"),
-        Target(Rate("cutlayer_broker_sent_bytes_total"), "sent", "down"),
+        Target(as_told(Rate("cutlayer_broker_received_bytes_total")), "received", "up"),
+        Target(as_told(Rate("cutlayer_broker_sent_bytes_total")), "sent", "down"),
     ),
     empty_text="this broker tells nothing of itself ($SYS)",
 )

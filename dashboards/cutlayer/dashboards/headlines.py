@@ -1,0 +1,128 @@
+"""The four questions of the overview, answered in words: for somebody who has never seen a panel of it.
+
+Each answer comes from the metrics that the panels show, by the same queries; what is not known yet says so.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Final
+
+from cutlayer.dashboards.panels import SENT_AGAIN, Colour, run_bytes
+from cutlayer.dashboards.query import Query, Rate, Snapshots, Value, evaluate, metrics_of
+from cutlayer.dashboards.units import bytes_text, latency_text, percent_text
+
+__all__ = ["HEADLINE_METRICS", "Headline", "headlines"]
+
+STANDS_OUT: Final = 2.0
+"""A site is slow when it takes so many times as long as the other sites' median."""
+SLOWEST_WORTH_NAMING_S: Final = 0.05
+"""Below this, differences between sites are of no use to anybody."""
+EVEN_SHARE: Final = 0.55
+"""A direction costs more than the other from this share on."""
+
+_AGENTS: Final = Value("cutlayer_agents")
+_PHASE: Final = Value("cutlayer_run_phase", ("phase",))
+_CONNECTED: Final = Value("cutlayer_broker_connected")
+_REJECTS: Final = Rate("cutlayer_rejects_total")
+_SITES: Final = Value("cutlayer_agent_round_trip_seconds", ("agent",), {"quantile": "0.95"})
+_UP: Final = run_bytes("wire", "up")
+_DOWN: Final = run_bytes("wire", "down")
+_RAW: Final = run_bytes("raw")
+_QUERIES: Final[tuple[Query, ...]] = (
+    _AGENTS, _PHASE, _CONNECTED, _REJECTS, _SITES, _UP, _DOWN, _RAW, SENT_AGAIN,
+)  # fmt: skip
+HEADLINE_METRICS: Final = frozenset(name for query in _QUERIES for name in metrics_of(query))
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One question and its answer.
+
+    Attributes:
+        question: As a person asks it.
+        answer: A few words.
+        detail: The figures behind them; may be empty.
+        meaning: Whether that is good or bad.
+    """
+
+    question: str
+    answer: str
+    detail: str
+    meaning: Colour
+
+
+def headlines(snapshots: Snapshots) -> tuple[Headline, ...]:
+    """Answer the questions of the overview.
+
+    Args:
+        snapshots: The values now and a while ago.
+    """
+    return (_health(snapshots), _slow_site(snapshots), _direction(snapshots), _savings(snapshots))
+
+
+def _health(snapshots: Snapshots) -> Headline:
+    question = "Is the run well?"
+    phase = next((group[0] for group, value in evaluate(_PHASE, snapshots).items() if value > 0), "")
+    num_agents = int(_number(_AGENTS, snapshots) or 0)
+    sites = f"{num_agents} site{'' if num_agents == 1 else 's'}"
+    again = _number(SENT_AGAIN, snapshots) or 0.0
+    rejected = _number(_REJECTS, snapshots) or 0.0
+    if phase == "ended":
+        return Headline(question, "It has ended", "What is shown is its last minutes.", "neutral")
+    if not _number(_CONNECTED, snapshots):
+        return Headline(question, "No broker", "The worker has no connection to its broker.", "bad")
+    if not num_agents:
+        return Headline(question, "Waiting for sites", "No agent is here yet, or none any more.", "warn")
+    if again >= 0.05:
+        return Headline(question, "Messages get lost", f"{percent_text(again)} of them were sent again.", "bad")
+    if rejected > 0:
+        return Headline(question, "Messages are not taken", f"{rejected * 60:.0f} a minute are rejected.", "bad")
+    if phase == "waiting":
+        return Headline(question, "Waiting to start", f"{sites} here, more are wanted.", "neutral")
+    detail = f"{percent_text(again)} of messages were sent again." if again >= 0.01 else "Nothing is lost or rejected."
+    return Headline(question, f"Yes: {sites} {phase}", detail, "warn" if again >= 0.01 else "good")
+
+
+def _slow_site(snapshots: Snapshots) -> Headline:
+    question = "Which site is slow?"
+    sites = {group[0]: value for group, value in evaluate(_SITES, snapshots).items() if value > 0}
+    if not sites:
+        return Headline(question, "Not known yet", "No site has reported a round trip.", "neutral")
+    slowest = max(sites, key=lambda site: sites[site])
+    if len(sites) == 1:
+        return Headline(question, "One site only", f"{slowest} waits {latency_text(sites[slowest])}.", "neutral")
+    others = statistics.median(value for site, value in sites.items() if site != slowest)
+    figures = f"{latency_text(sites[slowest])} for a round trip; the others' median is {latency_text(others)}."
+    if sites[slowest] >= STANDS_OUT * others and sites[slowest] >= SLOWEST_WORTH_NAMING_S:
+        return Headline(question, slowest, figures, "warn")
+    return Headline(question, "None stands out", f"The slowest, {slowest}: {figures}", "good")
+
+
+def _direction(snapshots: Snapshots) -> Headline:
+    question = "Which direction costs most?"
+    up, down = _number(_UP, snapshots) or 0.0, _number(_DOWN, snapshots) or 0.0
+    if up + down <= 0:
+        return Headline(question, "Not known yet", "No site has reported bytes.", "neutral")
+    name, share = ("Up", up / (up + down)) if up >= down else ("Down", down / (up + down))
+    figures = f"{bytes_text(up)} from the sites (up), {bytes_text(down)} to them (down)."
+    if share < EVEN_SHARE:
+        return Headline(question, "Both alike", figures, "neutral")
+    return Headline(question, f"{name}: {percent_text(share)}", figures, "up" if up >= down else "down")
+
+
+def _savings(snapshots: Snapshots) -> Headline:
+    question = "What does the codec save?"
+    raw = _number(_RAW, snapshots) or 0.0
+    wire = (_number(_UP, snapshots) or 0.0) + (_number(_DOWN, snapshots) or 0.0)
+    if raw <= 0:
+        return Headline(question, "Not known yet", "No site has sent tensors.", "neutral")
+    figures = f"{bytes_text(raw)} of tensors took {bytes_text(wire)} on the wire."
+    if wire >= raw:
+        return Headline(question, "Nothing", figures, "bad")
+    return Headline(question, f"{percent_text(1 - wire / raw)}", f"{figures}", "good")
+
+
+def _number(query: Query, snapshots: Snapshots) -> float | None:
+    return evaluate(query, snapshots).get(())
