@@ -72,7 +72,7 @@ NUMBERS: Final = (
     ),
     _number(
         "Dropped",
-        "PUBLISH packets that the broker has dropped, in all. Each was lost by a full queue; its sender sends it again.",
+        "PUBLISH packets that the broker has dropped, in all: its queues were full, and the senders send again.",
         Value("cutlayer_broker_publish_dropped_total"),
         Threshold(0, "good"),
         Threshold(1, "warn"),

@@ -38,7 +38,7 @@ def _number(title: str, description: str, unit: Unit, query: Query, *thresholds:
 def _sizes(direction: str) -> Panel:
     return Panel(
         f"Message size, {direction}",
-        f"Messages with tensors that went {direction}, a second, by size: chunks put together, as the worker sees them.",
+        f"Messages with tensors that went {direction}, by size, a second: chunks put together, as workers see them.",
         Unit.BYTES,
         Shape.HEATMAP,
         (Target(Buckets("cutlayer_message_size_bytes", where={"direction": direction}), "{{le}}"),),

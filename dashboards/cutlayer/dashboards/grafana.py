@@ -10,7 +10,7 @@ import json
 from typing import Final
 
 from cutlayer.dashboards.grafana_panels import DATASOURCE, Json, panel_json
-from cutlayer.dashboards.grafana_variables import annotations, variables
+from cutlayer.dashboards.grafana_variables import time_marks, variables
 from cutlayer.dashboards.panels import Board, Panel, Row
 
 __all__ = ["SCHEMA_VERSION", "TAG", "dashboard_json", "dashboard_text"]
@@ -44,7 +44,7 @@ def dashboard_json(board: Board) -> Json:
         "weekStart": "",
         "fiscalYearStartMonth": 0,
         "links": [_links()],
-        "annotations": {"list": annotations()},
+        "annotations": {"list": time_marks()},
         "templating": {"list": variables(board)},
         "panels": _panels(board),
     }

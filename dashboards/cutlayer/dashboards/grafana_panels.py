@@ -15,7 +15,7 @@ __all__ = ["AGENT_SCRAPE_INTERVAL", "DATASOURCE", "Json", "panel_json"]
 Json = dict[str, Any]
 DATASOURCE: Final[Json] = {"type": "prometheus", "uid": "${datasource}"}
 AGENT_SCRAPE_INTERVAL: Final = "15s"
-"""How often `/metrics/clients` is scraped (prometheus.yml). Rates look back four times as long: two samples at least."""
+"""How often `/metrics/clients` is scraped (prometheus.yml). Rates look back four times as long."""
 
 _AGENT_NAMES: Final = frozenset(entry.name for entry in AGENT_METRICS)
 _INSTANT: Final = (Shape.BARS, Shape.TABLE)
@@ -89,7 +89,7 @@ def _drawn(panel: Panel) -> Json:
             is_stacked = panel.shape is Shape.STACK
             return {
                 "color": {"mode": "palette-classic"},
-                "min": None if any(target.is_below for target in panel.targets) else 0,
+                **({} if any(target.is_below for target in panel.targets) else {"min": 0}),
                 "custom": {
                     "drawStyle": "line",
                     "lineWidth": 1 if is_stacked else 2,

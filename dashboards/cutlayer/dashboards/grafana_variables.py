@@ -11,7 +11,7 @@ from cutlayer.dashboards.panels import Board
 from cutlayer.dashboards.query import AGENT_MATCHERS, MATCHERS, promql
 from cutlayer.dashboards.sites_board import SITE_VARIABLE
 
-__all__ = ["annotations", "variables"]
+__all__ = ["time_marks", "variables"]
 
 SLO_CHOICES_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds of the round trip's buckets: a share within anything else could only be guessed."""
@@ -42,7 +42,7 @@ def variables(board: Board) -> list[Json]:
     ]
     optional = {
         "codec": _queried(
-            "codec", "Codec", f'label_values(cutlayer_raw_bytes_total{{{MATCHERS},codec!="none"}}, codec)'
+            "codec", "Codec", f'label_values(cutlayer_raw_bytes_total{{{MATCHERS},codec!="none"}}, codec)', every=None
         ),
         SITE_VARIABLE: _queried(
             SITE_VARIABLE, "Site", f"label_values(cutlayer_agent_wire_bytes_total{{{AGENT_MATCHERS}}}, agent)"
@@ -53,8 +53,11 @@ def variables(board: Board) -> list[Json]:
     return found + [variable for name, variable in optional.items() if f"${name}" in text]
 
 
-def _queried(name: str, label: str, query: str) -> Json:
-    """Return a variable that Prometheus knows the values of: several may be chosen, all are at first."""
+def _queried(name: str, label: str, query: str, every: str | None = ".+") -> Json:
+    """Return a variable that Prometheus knows the values of: several may be chosen, all are at first.
+
+    `every` is what stands for all of them, None for their list: a codec's must not match messages that have none.
+    """
     return {
         "name": name,
         "label": label,
@@ -63,7 +66,7 @@ def _queried(name: str, label: str, query: str) -> Json:
         "definition": query,
         "query": {"qryType": 1, "query": query, "refId": "PrometheusVariableQueryEditor-VariableQuery"},
         "regex": "",
-        "allValue": ".+",
+        "allValue": every,
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
         "hide": 0,
         "includeAll": True,
@@ -111,7 +114,7 @@ def _price() -> Json:
     }
 
 
-def annotations() -> list[Json]:
+def time_marks() -> list[Json]:
     """Return the marks of every dashboard: what happened, beside what it did to the figures."""
     phase = f"max by (phase) (cutlayer_run_phase{{{MATCHERS}}}"
     epochs = f"floor(max(cutlayer_run_epochs{{{MATCHERS}}}"

@@ -105,7 +105,7 @@ SITES: Final = Board(
             (
                 _by_site(
                     "Round trip, 95 %",
-                    "Time within which nineteen of twenty of a site's microbatches are answered, over its last reports.",
+                    "Time within which nineteen of twenty of a site's microbatches are answered, by its last reports.",
                     Unit.SECONDS,
                     _value(ROUND_TRIP, quantile="0.95"),
                     width=8,
