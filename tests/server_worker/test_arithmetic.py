@@ -139,7 +139,14 @@ def test_a_microbatch_goes_through_forward_backward_and_step() -> None:
     committed = [event for event in desk.events if isinstance(event, WindowCommitted)]
     assert [(event.window, event.num_samples, event.num_microbatches) for event in committed] == [(1, 8, 2)]
     timed = [(event.stage, event.num_samples) for event in desk.events if isinstance(event, StageTimed)]
-    assert timed == [("decode", 0), ("forward", 8), ("encode", 0), ("backward", 8), ("commit", 8)]
+    assert timed == [
+        *(("queue", 4), ("queue", 4)),
+        ("decode", 0),
+        ("forward", 8),
+        ("publish", 0),
+        ("backward", 8),
+        ("commit", 8),
+    ]
 
 
 def test_an_evaluation_leaves_no_graph() -> None:

@@ -116,7 +116,7 @@ def test_events_tell_the_run_in_order(network: VirtualNetwork) -> None:
     assert sum(event.num_samples for event in windows) == 32
     assert [event.num_agents for event in worker.events if isinstance(event, AgentCountChanged)] == [1, 0]
     stages = {event.stage for event in worker.events if isinstance(event, StageTimed)}
-    assert stages == {"decode", "forward", "encode", "backward", "commit"}
+    assert stages == {"queue", "decode", "forward", "publish", "backward", "commit"}
     assert worker.metric("cutlayer_steps_total") == 8
     assert worker.metric("cutlayer_agents") == 0
 
@@ -294,7 +294,7 @@ def test_first_refusal_of_a_kind_is_told_and_all_are_counted(
         for _ in range(50):
             stranger.say(WorkerTopics("w0").inbox_of("a"), b"nonsense")
         run_until_over(network, worker, [network.add_agent("site/0", small_dataset(0))])
-    assert worker.metric("cutlayer_messages_refused_total", reason="malformed") == 50
+    assert worker.metric("cutlayer_rejects_total", side="worker", reason="malformed") == 50
     assert sum("refused (malformed)" in record.getMessage() for record in caplog.records) == 1
 
 

@@ -81,7 +81,7 @@ class Scene:
         run_until_over(self.network, self.worker, self.agents)
 
     def refused(self, reason: str) -> float:
-        return self.worker.metric("cutlayer_messages_refused_total", reason=reason)
+        return self.worker.metric("cutlayer_rejects_total", side="worker", reason=reason)
 
     def rejects(self) -> int:
         return sum(entry.rejects for topic, entry in self.worker.book.latest() if topic == "site/0")

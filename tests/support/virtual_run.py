@@ -77,7 +77,13 @@ class Worker:
             lease_seed=network.next_incarnation(),
         )
         self.book = RunBook(self.manifest, self.built.num_tokenizer_parameters)
-        self.metrics = WorkerMetrics(name, self.built.name)
+        self.metrics = WorkerMetrics(
+            name,
+            self.manifest,
+            num_client_parameters=self.built.num_tokenizer_parameters,
+            incarnation=self.session.incarnation,
+            clock=network.clock,
+        )
         self.events: list[Event] = []
         self.transport = network.transport(name)
         self.runtime = WorkerRuntime(

@@ -114,6 +114,10 @@ class PoolMembers:
         """Other workers that serve the run."""
         return sum(member.is_online for member in self._of_the_run())
 
+    def serving(self) -> tuple[str, ...]:
+        """Return the names of the other workers that serve the run."""
+        return tuple(name for name, member in self._members.items() if member.is_online and self._is_of_the_run(member))
+
     @property
     def num_online(self) -> int:
         """Other workers that serve this run or another one."""
@@ -132,7 +136,10 @@ class PoolMembers:
         return max(phases, key=lambda entry: order.index(entry[0]), default=(RunPhase.WAITING, ""))
 
     def _of_the_run(self) -> list[_Member]:
-        return [member for member in self._members.values() if member.manifest_digest == self.manifest_digest]
+        return [member for member in self._members.values() if self._is_of_the_run(member)]
+
+    def _is_of_the_run(self, member: _Member) -> bool:
+        return member.manifest_digest == self.manifest_digest
 
     def round_ended(self, generation: int, window: int) -> None:
         """Forget what the others held of the round's window: they say it anew.

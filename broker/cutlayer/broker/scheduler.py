@@ -330,6 +330,7 @@ class Scheduler:
         group = self._groups[number]
         for key in group.ready:
             self.exchanges[key].gradients = None
+            self.exchanges[key].in_window_at = now
             self._in_window.append(key)
             self._window_samples += self.exchanges[key].num_samples
         group.ready, group.first_ready_at = [], None

@@ -34,6 +34,7 @@ class Exchange:
         outputs_at: When it did, and its outputs went.
         outputs: The answer, kept for an agent that asks again.
         gradients: The output gradients, until their backward pass.
+        in_window_at: When that was done.
     """
 
     key: Key
@@ -46,6 +47,7 @@ class Exchange:
     outputs_at: float | None = None
     outputs: Outputs | None = None
     gradients: EncodedTensor | None = None
+    in_window_at: float | None = None
 
 
 @dataclass(slots=True)

@@ -49,6 +49,7 @@ from cutlayer.broker.work import Backward, Key, Work
 from cutlayer.broker.worker_roster import WorkerRoster
 from cutlayer.broker.worker_run import WorkerLimits, WorkerRun
 from cutlayer.broker.worker_steps import ContentRefused, WorkerSteps
+from cutlayer.broker.worker_view import WorkerView
 
 __all__ = ["WorkerLimits", "WorkerSession"]
 
@@ -73,6 +74,9 @@ class WorkerSession:
         window: Windows already committed.
         version: Version of the weights.
         known_samples: Samples of each agent that the run has seen.
+
+    Attributes:
+        view: Figures for the driver.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class WorkerSession:
         )
         self.name = name
         self.incarnation = incarnation
+        self.view = WorkerView(self._run)
         self._is_synchronous = manifest.window.mode == "synchronous"
         self._topics = WorkerTopics(name)
         self._roster = WorkerRoster(self._run, self._advance)

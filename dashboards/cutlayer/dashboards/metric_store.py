@@ -16,6 +16,8 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     HistogramMetricFamily,
     InfoMetricFamily,
+)
+from prometheus_client.core import (
     Metric as MetricFamily,
 )
 from prometheus_client.registry import Collector
@@ -122,6 +124,25 @@ class MetricStore:
         if key not in self._distributions:
             self.initialise(name, *labels)
         self._distributions[key].add(value, times)
+
+    def observe_all(self, name: str, times: Mapping[float, int], *labels: str, total: float | None = None) -> None:
+        """Count values in a histogram, each so many times.
+
+        Args:
+            name: The histogram.
+            times: How often each value.
+            *labels: Its label values.
+            total: The sum of the values, where it is known better than from them.
+        """
+        key = (name, labels)
+        if key not in self._distributions:
+            self.initialise(name, *labels)
+        distribution = self._distributions[key]
+        before = distribution.total
+        for value, count in times.items():
+            distribution.add(value, count)
+        if total is not None:
+            distribution.total = before + total
 
     def numbers(self) -> dict[SeriesKey, float]:
         """Return a copy of the counters and gauges."""

@@ -94,9 +94,11 @@ def traffic_of(telemetry: Telemetry, codecs: frozenset[str]) -> dict[TrafficKey,
 
 
 def _add_stage(store: MetricStore, now: StageTime, before: StageTime | None) -> None:
-    grown = list(_grown(now.buckets, before.buckets if before is not None else ()))
-    for seconds, times in grown:
-        store.observe("cutlayer_stage_seconds", seconds, now.stage, times=times)
+    grown = dict(_grown(now.buckets, before.buckets if before is not None else ()))
+    if grown:
+        # Buckets have no better sum than that of their middles; the agent has the true one.
+        total = max(now.seconds - (before.seconds if before is not None else 0.0), 0.0)
+        store.observe_all("cutlayer_stage_seconds", grown, now.stage, total=total)
 
 
 def _grown(now: Iterable[tuple[int, int]], before: Iterable[tuple[int, int]]) -> Iterator[tuple[float, int]]:

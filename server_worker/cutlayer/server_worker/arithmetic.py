@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -16,6 +16,8 @@ from cutlayer.broker.messages import Mode
 from cutlayer.broker.tensors import decode_tensor, encode_tensor
 from cutlayer.broker.work import Backward, Forward, Key, Release
 from cutlayer.broker.worker_session import WorkerSession
+from cutlayer.broker.worker_view import WindowMember
+from cutlayer.dashboards.catalogue import Stage
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import CommitResult, Engine, ForwardItem
 from cutlayer.server_worker.events import EventHandler, StageTimed, WindowCommitted
@@ -56,9 +58,14 @@ class Arithmetic:
 
     def forward(self, work: Forward) -> None:
         """Run microbatches forward and send their outputs."""
+        began_at = self._clock()
+        for key, message in work.microbatches:
+            received_at = self._session.view.received_at(key)
+            if received_at is not None:
+                self._emit(StageTimed(Stage.QUEUE, max(began_at - received_at, 0.0), message.num_samples))
         items: list[ForwardItem] = []
         mode: Literal["train", "eval"] = "train" if work.mode is Mode.TRAIN else "eval"
-        with self.timed("decode", 0):
+        with self.timed(Stage.DECODE, 0):
             for key, message in work.microbatches:
                 try:
                     tokens = {
@@ -70,7 +77,7 @@ class Arithmetic:
                 items.append(ForwardItem(_engine_key(key), mode, tokens))
         if not items:
             return
-        with self.timed("forward", sum(item.num_samples for item in items)):
+        with self.timed(Stage.FORWARD, sum(item.num_samples for item in items)):
             forwarded = self.engine.forward(items)
         if forwarded.refused and not forwarded.outputs and not self._is_sound(items[0]):
             raise RunError(_diverged("outputs", forwarded.version))
@@ -79,13 +86,13 @@ class Arithmetic:
                 self._do(self._session.fail_content(key, "its activations give outputs that are not finite"))
         if forwarded.group_id is not None:
             self._groups[work.group] = forwarded.group_id
-        with self.timed("encode", 0):
+        with self.timed(Stage.PUBLISH, 0):
             outputs = {
                 key: encode_tensor(self._output_codec(key), forwarded.outputs[_engine_key(key)])
                 for key, _ in work.microbatches
                 if _engine_key(key) in forwarded.outputs
             }
-        self._do(self._session.forwarded(work.group, outputs, forwarded.version, self._clock()))
+            self._do(self._session.forwarded(work.group, outputs, forwarded.version, self._clock()))
 
     def _is_sound(self, like: ForwardItem) -> bool:
         """Whether the weights give finite outputs for zeros: then it is the activations that do not."""
@@ -101,7 +108,7 @@ class Arithmetic:
             except WireError as error:
                 self._do(self._session.fail_content(key, str(error)))
                 return  # the session has taken the member out of its group and asks again
-        with self.timed("backward", sum(len(gradient) for gradient in gradients.values())):
+        with self.timed(Stage.BACKWARD, sum(len(gradient) for gradient in gradients.values())):
             result = self.engine.backward(self._groups[work.group], gradients, last=work.last)
         if result.refused:
             raise RunError(_diverged("gradients", self.engine.version))
@@ -124,15 +131,32 @@ class Arithmetic:
         Raises:
             RunError: When training has diverged.
         """
-        with self.timed("commit", num_samples):
+        with self.timed(Stage.COMMIT, num_samples):
             result = self.engine.commit(num_samples, progress)
         if not result.applied:
             raise RunError(_diverged("gradients", result.version))
         self.last_commit_at = self._clock()
         return result
 
-    def emit_committed(self, result: CommitResult, num_samples: int, num_microbatches: int) -> None:
-        """Tell of a window that the session knows to be committed."""
+    def emit_committed(
+        self,
+        result: CommitResult,
+        num_samples: int,
+        num_microbatches: int,
+        *,
+        wanted_samples: int = 0,
+        members: Sequence[WindowMember] = (),
+    ) -> None:
+        """Tell of a window that the session knows to be committed.
+
+        Args:
+            result: Of the optimizer step.
+            num_samples: Samples of all workers in it.
+            num_microbatches: Microbatches of all workers in it.
+            wanted_samples: Samples that the window wanted.
+            members: The microbatches of this worker in it.
+        """
+        now = self._clock()
         self._emit(
             WindowCommitted(
                 window=self._session.window,
@@ -142,6 +166,10 @@ class Arithmetic:
                 gradient_norm=result.gradient_norm,
                 learning_rate=result.learning_rate,
                 live_samples=self.engine.live_samples,
+                wanted_samples=wanted_samples,
+                # The step has made one more version of the weights that it was taken with.
+                staleness=tuple(max(result.version - 1 - member.version, 0) for member in members),
+                waits_s=tuple(max(now - member.since, 0.0) for member in members),
             )
         )
 
@@ -151,7 +179,7 @@ class Arithmetic:
         return codecs.outputs
 
     @contextmanager
-    def timed(self, stage: str, num_samples: int) -> Iterator[None]:
+    def timed(self, stage: Stage, num_samples: int) -> Iterator[None]:
         """Tell how long a stage takes."""
         start = time.perf_counter()
         yield

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cutlayer.broker.messages import RunPhase, Telemetry
+from cutlayer.broker.messages import Direction, RunPhase, Telemetry, Traffic
 
 __all__ = [
     "AgentCountChanged",
+    "BrokerReported",
     "BudgetComputed",
     "CheckpointSaved",
     "ConnectionChanged",
@@ -21,7 +22,9 @@ __all__ = [
     "StageTimed",
     "StateTakenOver",
     "TelemetryTaken",
+    "TensorsMoved",
     "WindowCommitted",
+    "WorkerSampled",
 ]
 
 
@@ -89,6 +92,9 @@ class WindowCommitted:
         gradient_norm: Norm of the mean gradient before clipping.
         learning_rate: Learning rate of the step.
         live_samples: Samples whose graphs are alive.
+        wanted_samples: Samples that a window wants.
+        staleness: Of each microbatch of this worker in it, versions between its forward pass and this step.
+        waits_s: Of each of them, seconds from its backward pass to now.
     """
 
     window: int
@@ -98,15 +104,74 @@ class WindowCommitted:
     gradient_norm: float
     learning_rate: float
     live_samples: int
+    wanted_samples: int = 0
+    staleness: tuple[int, ...] = ()
+    waits_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TelemetryTaken:
-    """An agent's counters came; `previous` are those of the same process before them."""
+    """An agent's counters came.
+
+    Attributes:
+        agent: The agent's topic.
+        telemetry: Its counters.
+        previous: Those of the same process before them.
+        is_counted_here: Whether this worker is the one of its pool that adds up what agents count: all hear it.
+    """
 
     agent: str
     telemetry: Telemetry
     previous: Telemetry | None
+    is_counted_here: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsMoved:
+    """A message with tensors was received (up) or sent (down).
+
+    Attributes:
+        direction: Up or down.
+        kind: The message's class name.
+        payload_bytes: Its MQTT payloads, all chunks.
+    """
+
+    direction: Direction
+    kind: str
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSampled:
+    """How things stand, once a second or so.
+
+    Attributes:
+        wire_sent_bytes: All that this worker has written to the broker, since its start.
+        wire_received_bytes: All that it has read.
+        traffic: Its messages since its start.
+        open_samples: Samples in the open window.
+        live_samples: Samples whose graphs are alive.
+        credits_granted: Microbatches that agents may have outstanding here.
+        credits_used: Microbatches that are here.
+        num_workers: Workers of the run that are online.
+    """
+
+    wire_sent_bytes: int
+    wire_received_bytes: int
+    traffic: tuple[Traffic, ...]
+    open_samples: int
+    live_samples: int
+    credits_granted: int
+    credits_used: int
+    num_workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerReported:
+    """The broker has told one figure of itself; `metric` is the catalogue's name of it."""
+
+    metric: str
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +208,9 @@ Event = (
     | StageTimed
     | WindowCommitted
     | TelemetryTaken
+    | TensorsMoved
+    | WorkerSampled
+    | BrokerReported
     | CheckpointSaved
     | RoundEnded
     | StateTakenOver

@@ -39,6 +39,7 @@ from cutlayer.server_worker.rounds import compare_manifests
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
+from cutlayer.server_worker.worker_reports import WorkerReports
 
 __all__ = ["Program", "Resumed", "make_engine", "make_manifest", "make_session", "resume_from", "write_json"]
 
@@ -103,7 +104,12 @@ class Program:
             is_pooled=pool is not None,
         )
         self._budget_problems = tuple(self._budget.problems(broker))
-        self._metrics = WorkerMetrics(name, built.name)
+        self._metrics = WorkerMetrics(
+            name,
+            resumed.manifest,
+            num_client_parameters=built.num_tokenizer_parameters,
+            incarnation=self.session.incarnation,
+        )
         self._metrics(BudgetComputed(self._budget.total_bytes, self._budget.agent_bytes))
         transport = MqttTransport(broker, client_id=f"cutlayer-worker-{name}", identity=name)
         self._runtime = WorkerRuntime(
@@ -115,11 +121,13 @@ class Program:
             checkpoints=store,
             pool=None if pool is None else make_pool(settings, pool, name, built.encoder.head.weight.device),
             on_event=self._metrics,
+            reports=WorkerReports(self._metrics.store, self._metrics.agents),
             url=broker.url,
             options=WorkerOptions(
                 connect_timeout_s=connect_timeout_s,
                 checkpoint_every_windows=settings.worker.checkpoint_every_windows,
                 drain_s=settings.worker.drain_s,
+                asks_broker=True,
             ),
         )
         self._http_host = http_host

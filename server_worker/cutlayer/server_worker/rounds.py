@@ -170,9 +170,14 @@ class Rounds:
     def _commit(self, result: RoundResult, verdict: Verdict, now: float) -> None:
         assert result.sums is not None, "a window that closes has sums"
         self._arithmetic.engine.set_gradient_sums(result.sums, verdict.present)
+        is_in_it = self._session.name not in verdict.rejected
+        members = self._session.view.window_members() if is_in_it else ()
+        wanted_samples = self._session.view.wanted_samples
         step = self._arithmetic.step(verdict.num_samples, self._session.progress(verdict))
         self._do(self._session.round_committed(verdict, step.version, result.generation, now))
-        self._arithmetic.emit_committed(step, verdict.num_samples, len(verdict.steps))
+        self._arithmetic.emit_committed(
+            step, verdict.num_samples, len(verdict.steps), wanted_samples=wanted_samples, members=members
+        )
 
     def _take_over(self, checkpoint: Checkpoint, generation: int, now: float) -> None:
         """Continue from another replica's state.

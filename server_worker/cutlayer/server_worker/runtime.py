@@ -11,48 +11,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import JsonValue
-
-from cutlayer.broker.actions import (
-    AgentJoined,
-    AgentLeft,
-    Duplicate,
-    Fail,
-    PhaseReached,
-    Publish,
-    Refused,
-    Subscribe,
-    TelemetryReceived,
-    Unsubscribe,
-    WorkerAction,
-)
+from cutlayer.broker.actions import PhaseReached, Publish
 from cutlayer.broker.courier import Courier
-from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, RunError, WireError
+from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import Direction, Probe, RunManifest, RunPhase, WindowState, WorkerState, serialize
+from cutlayer.broker.messages import Direction, RunManifest, RunPhase, serialize
 from cutlayer.broker.model_chunks import cut_model
-from cutlayer.broker.probe import ProbeDesk
 from cutlayer.broker.topics import RUN, WORKER_STATES, WORKER_WINDOWS, WorkerTopics, model_chunk
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from cutlayer.broker.work import Backward, Commit, Forward, Release, Work
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.server_worker.arithmetic import Arithmetic
-from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointNotSaved, CheckpointStore
+from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
+from cutlayer.server_worker.dispatcher import Dispatcher
 from cutlayer.server_worker.engine import Engine
-from cutlayer.server_worker.events import (
-    AgentCountChanged,
-    CheckpointSaved,
-    ConnectionChanged,
-    DuplicateReceived,
-    EventHandler,
-    MessageRefused,
-    PhaseChanged,
-    TelemetryTaken,
-)
+from cutlayer.server_worker.events import ConnectionChanged, EventHandler, PhaseChanged
 from cutlayer.server_worker.pool import Pool
 from cutlayer.server_worker.rounds import Rounds
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.saver import Saver
+from cutlayer.server_worker.self_observer import SelfObserver
+from cutlayer.server_worker.worker_reports import WorkerReports
 
 __all__ = ["WorkerOptions", "WorkerRuntime"]
 
@@ -72,6 +52,7 @@ class WorkerOptions:
         checkpoint_every_windows: Windows from one checkpoint to the next.
         drain_s: How long a worker that is stopped goes on with what agents have outstanding at it.
         part_s: How long a worker of a pool waits at the end of the run for the last round.
+        asks_broker: Whether it asks the broker for what that tells of itself.
     """
 
     connect_timeout_s: float = 20.0
@@ -79,6 +60,7 @@ class WorkerOptions:
     checkpoint_every_windows: int = 50
     drain_s: float = 10.0
     part_s: float = 10.0
+    asks_broker: bool = False
 
 
 class WorkerRuntime:
@@ -93,6 +75,7 @@ class WorkerRuntime:
         checkpoints: Where to save, or None.
         pool: The other replicas of the encoder; None for a worker that trains alone.
         on_event: Takes events.
+        reports: Makes what the worker tells of its metrics over the broker; None for nothing.
         url: The broker's address, for errors.
         options: How the worker behaves.
         clock: Seconds, monotonic.
@@ -109,6 +92,7 @@ class WorkerRuntime:
         checkpoints: CheckpointStore | None = None,
         pool: Pool | None = None,
         on_event: EventHandler = lambda _: None,
+        reports: WorkerReports | None = None,
         url: str = "memory",
         options: WorkerOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -117,35 +101,46 @@ class WorkerRuntime:
         self._courier = Courier(transport, Direction.DOWN)
         self._session = session
         self._engine = engine
-        self._arithmetic = Arithmetic(session, engine, self._do, on_event, clock)
-        self._rounds = (
-            None if pool is None else Rounds(pool, session, self._arithmetic, self._snapshot, self._do, on_event, clock)
+        self._options = options or WorkerOptions()
+        self._observer = SelfObserver(transport, self._courier, session, engine, on_event, reports)
+        self._dispatcher = Dispatcher(
+            transport,
+            self._courier,
+            session,
+            book,
+            is_pooled=pool is not None,
+            on_phase=self._phase_reached,
+            emit=on_event,
         )
+        self._do = self._dispatcher.do
+        self._saver = Saver(checkpoints, session, engine, self._options.checkpoint_every_windows, on_event)
+        self._arithmetic = Arithmetic(session, engine, self._do, on_event, clock)
+        self._rounds = None
+        if pool is not None:
+            self._rounds = Rounds(pool, session, self._arithmetic, self._saver.snapshot, self._do, on_event, clock)
         self._tokenizer_file = tokenizer_file
-        self._checkpoints = checkpoints
         self._emit = on_event
         self._url = url
-        self._options = options or WorkerOptions()
         self._clock = clock
         self._topics = WorkerTopics(session.name)
-        self._probes = ProbeDesk(session.name)
         self._started_at = clock()
         self._was_connected = False
         self._problem = ""
-        self._warned_of: set[str] = set()
         self._claimed_at: float | None = None
-        self._is_serving = False
         self._part_by: float | None = None
         self._rounds_before_parting = 0
         self._has_parted = False
-        self._was_announced = False
         self.book = book
-        self.is_connected = False
         self.training_started_at: float | None = None
 
     @property
     def _manifest(self) -> Manifest:
         return self._session.manifest
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to the broker."""
+        return self._dispatcher.is_connected
 
     @property
     def last_commit_at(self) -> float | None:
@@ -189,7 +184,7 @@ class WorkerRuntime:
 
     def _drain(self) -> None:
         """Finish what agents have outstanding here, while they send what is new elsewhere or wait."""
-        if not self._is_serving or not self.is_connected or not self._session.num_live:
+        if not self._dispatcher.is_serving or not self.is_connected or not self._session.num_live:
             return
         give_up_at = self._clock() + self._options.drain_s
         log.info("finishing %d microbatches", self._session.num_live)
@@ -209,7 +204,8 @@ class WorkerRuntime:
 
     def stop(self) -> None:
         """Save what is committed and tell everybody that this worker is gone."""
-        self.save_checkpoint()
+        self._saver.save()
+        self._observer.look(self._clock(), at_once=True)
         if not self.is_connected:
             return
         self._courier.send(self._session.state(is_online=False))
@@ -228,12 +224,13 @@ class WorkerRuntime:
         Raises:
             CutlayerError: When the worker cannot go on.
         """
-        if self._is_serving and self._rounds is not None and self._rounds.poll(now):
-            self._checkpoint_if_due()  # before agents are told what is committed
+        if self._dispatcher.is_serving and self._rounds is not None and self._rounds.poll(now):
+            self._saver.save_if_due()  # before agents are told what is committed
         for event in self._transport.poll():
             match event:
                 case Received():
-                    self._take(event, now)
+                    if not self._observer.takes(event):
+                        self._dispatcher.take(event, now)
                 case Connected():
                     self._connected(event, now)
                 case Disconnected():
@@ -241,12 +238,13 @@ class WorkerRuntime:
         if not self._was_connected and now - self._started_at > self._options.connect_timeout_s:
             detail = f"no connection within {self._options.connect_timeout_s:g} s"
             raise BrokerUnreachable(self._url, f"{detail} ({self._problem})" if self._problem else detail)
-        if not self._is_serving:
+        if not self._dispatcher.is_serving:
             self._claim(now)
-        if not self._is_serving:
+        if not self._dispatcher.is_serving:
             return now + 0.05
         self._courier.tick(now)
         self._do(self._session.tick(now))
+        self._observer.look(now)
         if self._rounds is not None and self._session.phase is RunPhase.ENDED:
             self._part(self._rounds, now)
         deadlines: list[float | None] = [now + LONGEST_SLEEP_S]
@@ -286,13 +284,15 @@ class WorkerRuntime:
     # Connection -----------------------------------------------------------------------------------------------
 
     def _connected(self, event: Connected, now: float) -> None:
-        self._was_connected = self.is_connected = True
+        self._was_connected = self._dispatcher.is_connected = True
         self._emit(ConnectionChanged(is_connected=True))
         log.info("connected to %s (packets up to %d B)", self._url, event.max_packet_bytes)
         self._transport.subscribe(WORKER_STATES)
+        if self._options.asks_broker:
+            self._observer.ask_broker()
         if self._rounds is not None:
             self._transport.subscribe(WORKER_WINDOWS)
-        if self._is_serving:
+        if self._dispatcher.is_serving:
             self._serve()  # a broker that was restarted may have forgotten everything
         else:
             self._claimed_at = now + self._options.claim_s
@@ -306,11 +306,11 @@ class WorkerRuntime:
         elif not self._was_connected and not self._problem:
             log.warning("%s; trying for %g s", event.reason, self._options.connect_timeout_s)
         self._problem = event.reason.removeprefix(f"no connection to {self._url}: ")
-        self.is_connected = False
+        self._dispatcher.is_connected = False
         self._session.disconnected()
 
     def _serve(self) -> None:
-        self._is_serving = True
+        self._dispatcher.is_serving = True
         for chunk in cut_model(self._tokenizer_file):
             topic = model_chunk(self._manifest.tokenizers.digest, chunk.index)
             self._courier.send(Publish(topic, chunk, retain=True))
@@ -318,91 +318,7 @@ class WorkerRuntime:
         self._do(self._session.connected())
         log.info("serving run %s as %s", self._manifest.run_id, self._session.name)
 
-    # Messages in, actions out ---------------------------------------------------------------------------------
-
-    def _take(self, packet: Received, now: float) -> None:
-        num_before = self._courier.rejects.total()
-        message = self._courier.receive(packet)
-        if self._courier.rejects.total() > num_before:
-            self._refused(self._courier.last_reject, f"a packet on {packet.topic} breaks the protocol")
-        try:
-            match message:
-                case None:
-                    if packet.payload:
-                        self._session.heard(packet.topic, now)
-                case WorkerState():
-                    self._other_worker(packet.topic, message, now)
-                case WindowState() if self._rounds is None:
-                    pass
-                case Probe():
-                    self._do(self._probes.receive(packet.topic, message, now, time.time()))
-                case _:
-                    self._do(self._session.receive(packet.topic, message, now))
-        except WireError as error:
-            self._refused(error.label, f"{packet.topic}: {error}")
-
-    def _refused(self, label: str, detail: str) -> None:
-        # Whoever sends nonsense sends it again and again: the first is told, all are counted.
-        log.log(logging.DEBUG if label in self._warned_of else logging.WARNING, "refused (%s): %s", label, detail)
-        self._warned_of.add(label)
-        self._emit(MessageRefused(label))
-
-    def _other_worker(self, topic: str, state: WorkerState, now: float) -> None:
-        if state.worker == self._session.name:
-            self._own_state(state)
-            return
-        if state.online and not self._is_serving and (self._rounds is None or not state.pool_generation):
-            raise RunError(
-                f"worker {state.worker} already serves a run on this broker\n"
-                "  fix: stop it, use another broker, or start all workers of the run with --pool"
-            )
-        if self._rounds is not None:
-            self._do(self._session.receive(topic, state, now))
-
-    def _own_state(self, state: WorkerState) -> None:
-        own = self._session.incarnation
-        self._was_announced |= state.incarnation == own
-        # Where two processes take the MQTT session from each other, the newer one's will is all that the older
-        # sees of it. At the start it may be of a process from before this machine's clock was put back.
-        if state.incarnation > own and (state.online or self._was_announced):
-            raise IdentityTaken(state.worker)
-        if not state.online and state.incarnation <= own and self._is_serving and self.is_connected:
-            # A will that fired late, after this connection was there: what is retained must be true again.
-            self._do([self._session.state()])
-
-    def _do(self, actions: list[WorkerAction]) -> None:
-        for action in actions:
-            match action:
-                case Publish():
-                    self._courier.send(action)
-                case Subscribe():
-                    self._transport.subscribe(action.topic_filter)
-                case Unsubscribe():
-                    self._transport.unsubscribe(action.topic_filter)
-                case AgentJoined():
-                    log.info(
-                        "agent %s %s with %d samples",
-                        action.agent,
-                        "is back" if action.returning else "joined",
-                        action.num_samples,
-                    )
-                    self._emit(AgentCountChanged(len(self._session.leases)))
-                case AgentLeft():
-                    log.info("agent %s left: %s", action.agent, action.reason)
-                    self._courier.forget(action.agent)
-                    self._emit(AgentCountChanged(len(self._session.leases)))
-                case TelemetryReceived():
-                    previous = self.book.of(action.agent, action.telemetry.incarnation)
-                    if self.book.take(action.agent, action.telemetry):
-                        self._emit(TelemetryTaken(action.agent, action.telemetry, previous))
-                case PhaseReached():
-                    self._phase_reached(action)
-                case Duplicate():
-                    self._emit(DuplicateReceived(action.kind))
-                case Refused():
-                    self._refused(action.label, action.detail)
-                case Fail():
-                    raise action.error
+    # Work -----------------------------------------------------------------------------------------------------
 
     def _phase_reached(self, action: PhaseReached) -> None:
         log.info("the run is %s%s", action.phase, f": {action.reason}" if action.reason else "")
@@ -411,9 +327,7 @@ class WorkerRuntime:
         self._emit(PhaseChanged(action.phase))
         if action.phase is RunPhase.EVALUATING:
             # Agents leave from here on: a worker that dies now must not wait for them to train again.
-            self.save_checkpoint()
-
-    # Work -----------------------------------------------------------------------------------------------------
+            self._saver.save()
 
     def _compute(self, work: Work, now: float) -> None:
         match work:
@@ -430,33 +344,11 @@ class WorkerRuntime:
                 self._arithmetic.release(work)
 
     def _commit(self, work: Commit) -> None:
+        view = self._session.view
+        wanted_samples, members = view.wanted_samples, view.window_members()
         step = self._arithmetic.step(work.num_samples, work.progress)
         self._do(self._session.committed(step.version, self._clock()))
-        self._arithmetic.emit_committed(step, work.num_samples, work.num_microbatches)
-        self._checkpoint_if_due()
-
-    def _checkpoint_if_due(self) -> None:
-        if self._session.window % self._options.checkpoint_every_windows == 0:
-            self.save_checkpoint()
-
-    def save_checkpoint(self) -> None:
-        """Save weights, optimizer, counters and ledger; a full disk is reported and the run goes on."""
-        if self._checkpoints is None:
-            return
-        start = time.perf_counter()
-        try:
-            self._checkpoints.save(self._snapshot())
-        except CheckpointNotSaved as error:
-            log.warning("%s", error)
-            return
-        self._emit(CheckpointSaved(self._session.window, time.perf_counter() - start))
-
-    def _snapshot(self) -> Checkpoint:
-        session = self._session
-        meta: dict[str, JsonValue] = {
-            "manifest": self._manifest.to_bytes().decode(),
-            "window": session.window,
-            "committed_samples": session.committed_samples,
-            "known_samples": dict(session.known_samples),
-        }
-        return Checkpoint(self._engine.state_dict(), session.ledger.to_bytes(), meta)
+        self._arithmetic.emit_committed(
+            step, work.num_samples, work.num_microbatches, wanted_samples=wanted_samples, members=members
+        )
+        self._saver.save_if_due()

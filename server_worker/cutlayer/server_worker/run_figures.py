@@ -1,0 +1,111 @@
+"""What a run has cost and reached so far, kept up to date report by report: gauges that all workers of a pool show.
+
+The same figures as `RunBook`'s, from the same reports; but a report of one agent of a thousand takes no longer here
+than that of the only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.messages import Direction, MetricSums, Telemetry
+from cutlayer.dashboards.metric_store import MetricStore
+from cutlayer.server_worker.run_book import federated_averaging_bytes
+
+__all__ = ["RunFigures"]
+
+_NOTHING = MetricSums(0.0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    incarnation: int
+    steps: int
+    total_steps: int
+
+    @property
+    def share(self) -> float:
+        return min(self.steps / self.total_steps, 1.0) if self.total_steps else 0.0
+
+
+class RunFigures:
+    """Gauges of one run.
+
+    Args:
+        store: Where they stand.
+        manifest: The run.
+        num_client_parameters: Parameters of the tokenizers.
+    """
+
+    def __init__(self, store: MetricStore, manifest: Manifest, num_client_parameters: int) -> None:
+        self._store = store
+        self._epochs = manifest.epochs
+        self._one_round_bytes = federated_averaging_bytes(manifest.num_parameters + num_client_parameters, 1, 1)
+        self._all_modalities = "+".join(sorted(manifest.modalities))
+        self._bytes: dict[tuple[str, str], int] = {}
+        self._progress: dict[str, _Progress] = {}
+        self._steps = self._total_steps = 0
+        self._shares = 0.0
+        self._splits = {"train": _Split(), "test": _Split()}
+
+    def take(self, agent: str, now: Telemetry, before: Telemetry | None) -> None:
+        """Take an agent's report; `before` is the one before it of the same process."""
+        for labels, moved in _bytes(now).items():
+            self._bytes[labels] = self._bytes.get(labels, 0) + moved - (0 if before is None else _bytes(before)[labels])
+            self._store.set("cutlayer_run_bytes", self._bytes[labels], *labels)
+        self._go_on(agent, _Progress(now.incarnation, now.steps, now.total_steps))
+        self._splits["train"].take(agent, now.recent)
+        num_known = 0 if before is None else len(before.evaluations)
+        for evaluation in now.evaluations[num_known:]:
+            if evaluation.given == self._all_modalities:
+                self._splits["test"].take(agent, evaluation.sums)
+        for split, sums in self._splits.items():
+            if sums.num_samples:
+                self._store.set("cutlayer_loss", sums.loss_sum / sums.num_samples, split)
+                self._store.set("cutlayer_accuracy_ratio", sums.num_correct / sums.num_samples, split)
+
+    def _go_on(self, agent: str, now: _Progress) -> None:
+        before = self._progress.get(agent)
+        if before is not None and before.incarnation > now.incarnation:
+            return  # the last words of an earlier process
+        self._progress[agent] = now
+        self._steps += now.steps - (before.steps if before else 0)
+        self._total_steps += now.total_steps - (before.total_steps if before else 0)
+        self._shares += now.share - (before.share if before else 0.0)
+        epochs = self._epochs * self._shares
+        self._store.set("cutlayer_agents_seen", len(self._progress))
+        self._store.set("cutlayer_run_epochs", epochs / len(self._progress))
+        self._store.set("cutlayer_federated_averaging_bytes", self._one_round_bytes * epochs)
+        if self._total_steps:
+            self._store.set("cutlayer_run_progress_ratio", min(self._steps / self._total_steps, 1.0))
+
+
+class _Split:
+    """Sums over the agents' latest samples."""
+
+    def __init__(self) -> None:
+        self.loss_sum = 0.0
+        self.num_correct = self.num_samples = 0
+        self._latest: dict[str, MetricSums] = {}
+
+    def take(self, agent: str, sums: MetricSums) -> None:
+        """Put an agent's sums in place of its earlier ones, unless they are over nothing."""
+        if not sums.num_samples:
+            return
+        before = self._latest.get(agent, _NOTHING)
+        self._latest[agent] = sums
+        self.loss_sum += sums.loss_sum - before.loss_sum
+        self.num_correct += sums.num_correct - before.num_correct
+        self.num_samples += sums.num_samples - before.num_samples
+
+
+def _bytes(telemetry: Telemetry) -> Mapping[tuple[str, str], int]:
+    """Return the bytes of a process by direction and measure."""
+    up, down = Direction.UP.value, Direction.DOWN.value
+    moved = {(direction, measure): 0 for direction in (up, down) for measure in ("raw", "payload")}
+    for row in telemetry.traffic:
+        moved[row.direction.value, "raw"] += row.raw_bytes
+        moved[row.direction.value, "payload"] += row.payload_bytes
+    return {**moved, (up, "wire"): telemetry.wire_sent_bytes, (down, "wire"): telemetry.wire_received_bytes}

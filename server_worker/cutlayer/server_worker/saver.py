@@ -1,0 +1,72 @@
+"""When a worker saves what, and that a disk that is full does not end it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from pydantic import JsonValue
+
+from cutlayer.broker.worker_session import WorkerSession
+from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointNotSaved, CheckpointStore
+from cutlayer.server_worker.counting_engine import CountingEngine
+from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.events import CheckpointSaved, EventHandler
+
+__all__ = ["Saver"]
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves one worker's state.
+
+    Args:
+        store: Where to save; None for nowhere.
+        session: The conversation: counters and ledger.
+        engine: The arithmetic: weights and optimizer.
+        every_windows: Windows from one checkpoint to the next.
+        emit: Takes events.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore | None,
+        session: WorkerSession,
+        engine: Engine | CountingEngine,
+        every_windows: int,
+        emit: EventHandler,
+    ) -> None:
+        self._store = store
+        self._session = session
+        self._engine = engine
+        self._every_windows = every_windows
+        self._emit = emit
+
+    def save_if_due(self) -> None:
+        """Save when so many windows are committed."""
+        if self._session.window % self._every_windows == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Save weights, optimizer, counters and ledger; a full disk is reported and the run goes on."""
+        if self._store is None:
+            return
+        start = time.perf_counter()
+        try:
+            self._store.save(self.snapshot())
+        except CheckpointNotSaved as error:
+            log.warning("%s", error)
+            return
+        self._emit(CheckpointSaved(self._session.window, time.perf_counter() - start))
+
+    def snapshot(self) -> Checkpoint:
+        """Return the state as it is now."""
+        session = self._session
+        meta: dict[str, JsonValue] = {
+            "manifest": session.manifest.to_bytes().decode(),
+            "window": session.window,
+            "committed_samples": session.committed_samples,
+            "known_samples": dict(session.known_samples),
+        }
+        return Checkpoint(self._engine.state_dict(), session.ledger.to_bytes(), meta)
