@@ -32,6 +32,7 @@ class BrokerOptions:
         client_ca: Certificates (PEM) of which one must have signed each client's certificate (Mosquitto).
         password_file: Users that may connect, one `name:password` a line. Everybody may when left out.
         acl_file: Who may use which topics, as Mosquitto's manual describes it (Mosquitto).
+        figures_s: Seconds between two times that it tells of itself under `$SYS` (Mosquitto; amqtt does not).
         log_file: File for what the broker prints; a temporary one when left out.
 
     Raises:
@@ -47,6 +48,7 @@ class BrokerOptions:
     client_ca: Path | None = None
     password_file: Path | None = None
     acl_file: Path | None = None
+    figures_s: int = 5
     log_file: Path | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class BrokerOptions:
                 f"max_packet_bytes is {self.max_packet_bytes}",
                 f"use {MIN_MAX_PACKET_BYTES} to {MAX_PACKET_BYTES} bytes",
             )
+        if self.figures_s < 1:
+            raise SettingsError(f"figures_s is {self.figures_s}", "use whole seconds from 1 up")
         if (self.certificate is None) != (self.key is None):
             raise SettingsError("TLS needs both a certificate and its key", "give --tls-cert and --tls-key")
         if self.client_ca is not None and self.certificate is None:

@@ -63,6 +63,7 @@ def write_configuration(options: BrokerOptions, port: int, directory: Path, user
         "max_queued_messages 1000",  # more than agents x credits: a drop is then a bug
         f"memory_limit {MEMORY_LIMIT_BYTES}",  # disconnects loudly before the kernel kills it
         "persistence false",  # agents resend; nothing in flight is worth a disk write
+        f"sys_interval {options.figures_s}",
         "connection_messages false",
         "log_dest stderr",
         *(f"log_type {level}" for level in ("error", "warning")),
