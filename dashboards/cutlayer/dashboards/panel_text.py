@@ -10,7 +10,7 @@ from cutlayer.dashboards.panels import Panel, Target, Unit
 from cutlayer.dashboards.query import Group, Minus, Query, Ratio, Times, Top, Written
 from cutlayer.dashboards.units import bytes_text, latency_text
 
-__all__ = ["labels_of", "legend_text", "panel_text", "value_text"]
+__all__ = ["group_labels", "labels_of", "legend_text", "panel_text", "value_text"]
 
 _LABEL: Final = re.compile(r"\{\{(\w+)\}\}")
 
