@@ -39,8 +39,8 @@ NUM_KEPT: Final = 300
 """Pictures of the lines: ten minutes at one every two seconds, more than any terminal is wide."""
 SILENT_AFTER: Final = 5.0
 """A worker that has not reported for so many of its own intervals counts no longer."""
-LATE_AFTER: Final = 2.5
-"""The others are not waited for longer than so many intervals."""
+WAIT_FOR_OTHERS: Final = 1.5
+"""News wait for the other workers' for so many intervals at most."""
 MAX_WORKERS: Final = 1_024
 
 
@@ -138,7 +138,6 @@ class TopFeed:
     def _begin_anew(self) -> None:
         self._history = History(OVERVIEW, NUM_KEPT, RATE_S)
         self._snapshots = Snapshots(RATE_S)
-        self._taken_at = self._clock()
         for worker in self._workers.values():
             worker.report, worker.is_new = None, False
 
@@ -185,13 +184,15 @@ class TopFeed:
         return self._workers.setdefault(name, _Worker())
 
     def _look(self) -> bool:
-        """Take a picture if it is time for one."""
+        """Take a picture if it is time for one: all workers that are there have news, or some have waited for long."""
         now = self._clock()
         present = {name: worker for name, worker in self._workers.items() if _is_present(worker, now)}
-        if not any(worker.is_new for worker in present.values()):
+        news = [worker for worker in present.values() if worker.is_new]
+        if not news:
             return False
-        interval_s = max(worker.report.every_s for worker in present.values() if worker.report is not None)
-        if not all(worker.is_new for worker in present.values()) and now < self._taken_at + LATE_AFTER * interval_s:
+        is_complete = len(news) == len(present) and not any(_is_awaited(worker) for worker in self._workers.values())
+        longest_s = max(worker.report.every_s for worker in news if worker.report is not None)
+        if not is_complete and now < min(worker.reported_at for worker in news) + WAIT_FOR_OTHERS * longest_s:
             return False
         snapshot = Snapshot(
             now,
@@ -200,7 +201,6 @@ class TopFeed:
         )
         self._snapshots.add(snapshot)
         self._history.add(time.time(), snapshot)
-        self._taken_at = now
         for worker in present.values():
             worker.is_new = False
         return True
@@ -221,6 +221,11 @@ def _is_present(worker: _Worker, now: float) -> bool:
     if report is None or now - worker.reported_at > SILENT_AFTER * max(report.every_s, 1.0):
         return False
     return state is None or state.online or state.incarnation < report.incarnation
+
+
+def _is_awaited(worker: _Worker) -> bool:
+    """Return whether a worker is online and has not reported yet."""
+    return worker.report is None and worker.state is not None and worker.state.online
 
 
 _EMPTY: Final = MetricStore()

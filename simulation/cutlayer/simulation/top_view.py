@@ -50,7 +50,10 @@ class TopScreen:
         if self._height is not None and len(lines) > self._height:
             num_more = len(lines) - self._height + 1
             lines = [*lines[: self._height - 1], Text(f"{num_more} more lines in a higher window", "dim")]
-        yield from lines
+        for line in lines:
+            if options.ascii_only:
+                line.plain = line.plain.replace("\N{HORIZONTAL ELLIPSIS}", ".").encode("ascii", "replace").decode()
+            yield line
 
 
 def render(state: TopState, width: int, glyphs: Glyphs | None = None, *, waited_s: float = 0.0) -> list[Text]:
