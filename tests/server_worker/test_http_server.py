@@ -1,83 +1,195 @@
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
+import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.server_worker.http_routes import Request, Response, Route
 from cutlayer.server_worker.http_server import HttpServer
 
-FACTS = {"connected": True, "agents": 3}
+LONG = b"a line that is worth its compression\n" * 100
 
 
-@pytest.fixture
-def health() -> dict[str, Any]:
-    return {"is_healthy": True}
+def hello(request: Request) -> Response:
+    return Response(f"hello {request.query.get('name', 'world')}".encode())
 
 
-@pytest.fixture
-def server(health: dict[str, Any]) -> Iterator[HttpServer]:
-    registry = CollectorRegistry()
-    Counter("cutlayer_windows", "Windows.", registry=registry).inc(7)
-    running = HttpServer(registry, lambda: (health["is_healthy"], FACTS), port=0)
+def refuse(_: Request) -> Response:
+    raise ValueError("top=many is no number")
+
+
+def fail(_: Request) -> Response:
+    raise RuntimeError("a table is empty")
+
+
+ROUTES: Mapping[str, Route] = {
+    "/": hello,
+    "/api/stats.json": hello,
+    "/metrics": hello,
+    "/long": lambda _: Response(LONG),
+    "/refuses": refuse,
+    "/fails": fail,
+}
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HttpServer]:
+    running = HttpServer(ROUTES, port=0)
     yield running
     running.close()
 
 
-def ask(server: HttpServer, path: str, method: str = "GET") -> tuple[int, str, bytes]:
+def ask(server: HttpServer, path: str, method: str = "GET", **headers: str) -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
-    connection.request(method, path)
+    connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
-    answer = response.status, response.getheader("Content-Type", ""), response.read()
+    answer = Answer(response.status, dict(response.getheaders()), response.read())
     connection.close()
     return answer
 
 
-def test_metrics_are_shown_as_prometheus_reads_them(server: HttpServer) -> None:
-    status, kind, body = ask(server, "/metrics")
-    assert status == 200
-    assert kind.startswith("text/plain; version=")
-    assert b"cutlayer_windows_total 7.0" in body
+def test_each_path_has_its_answer(server: HttpServer) -> None:
+    answer = ask(server, "/metrics?name=you")
+    assert (answer.status, answer.body) == (200, b"hello you")
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
 
 
-def test_healthy_worker_says_200_and_what_it_does(server: HttpServer) -> None:
-    status, kind, body = ask(server, "/healthz")
-    assert (status, kind, json.loads(body)) == (200, "application/json", FACTS)
+def test_head_is_told_what_get_would_bring(server: HttpServer) -> None:
+    head, get = ask(server, "/long", "HEAD"), ask(server, "/long")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["Content-Length"] == get.headers["Content-Length"] == str(len(LONG))
 
 
-def test_worker_without_a_broker_says_503(server: HttpServer, health: dict[str, Any]) -> None:
-    health["is_healthy"] = False
-    status, _, body = ask(server, "/healthz")
-    assert (status, json.loads(body)) == (503, FACTS)
+@pytest.mark.parametrize("path", ["/metrics/", "/../etc/passwd", "/healthz.json", "/favicon.ico", "/assets/page.js"])
+def test_other_paths_are_not_found_and_those_that_are_there_named(server: HttpServer, path: str) -> None:
+    answer = ask(server, path)
+    assert answer.status == 404
+    for known in ROUTES:
+        assert known.encode() in answer.body
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics/", "/../etc/passwd", "/healthz.json", "/favicon.ico"])
-def test_other_paths_are_not_found(server: HttpServer, path: str) -> None:
-    status, _, body = ask(server, path)
-    assert status == 404
-    assert b"/metrics" in body
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS"])
-@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/elsewhere"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/elsewhere"])
 def test_other_methods_are_not_allowed(server: HttpServer, method: str, path: str) -> None:
-    status, _, _ = ask(server, path, method)
-    assert status == 405
+    answer = ask(server, path, method)
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1", "127.0.0.1:9108", "[::1]", "[::1]:9108"])
+@pytest.mark.parametrize("path", ["/", "/api/stats.json"])
+def test_page_is_served_under_the_names_of_this_machine(server: HttpServer, path: str, host: str) -> None:
+    assert ask(server, path, Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9108", "localhost.evil.example", "", "127.0.0.1.nip.io"]
+)
+@pytest.mark.parametrize("path", ["/", "/api/stats.json"])
+def test_page_is_refused_under_foreign_names(server: HttpServer, path: str, host: str) -> None:
+    answer = ask(server, path, Host=host)
+    assert answer.status == 403
+    assert b"--http-allow-host" in answer.body
+
+
+@pytest.mark.parametrize("host", ["server_worker:9108", "evil.example", ""])
+def test_prometheus_is_served_under_any_name(server: HttpServer, host: str) -> None:
+    assert ask(server, "/metrics", Host=host).status == 200
+
+
+def test_other_addresses_than_loopback_serve_the_page_under_any_name() -> None:
+    server = HttpServer(ROUTES, host="0.0.0.0", port=0)  # noqa: S104 - what a container binds
+    try:
+        assert ask(server, "/", Host="gpu-box.lan:9108").status == 200
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - what a container binds
+def test_given_names_are_served_and_no_others(address: str) -> None:
+    server = HttpServer(ROUTES, host=address, port=0, allowed_hosts=["Monitor.Clinic.example"])
+    try:
+        assert ask(server, "/", Host="monitor.clinic.example:443").status == 200
+        assert ask(server, "/", Host="localhost:9108").status == 200
+        assert ask(server, "/", Host="evil.example").status == 403
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/elsewhere"])
+def test_every_answer_forbids_guessing_framing_and_reading_from_elsewhere(server: HttpServer, path: str) -> None:
+    headers = ask(server, path).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "Access-Control-Allow-Origin" not in headers
+
+
+@pytest.mark.parametrize("accepted", ["gzip", "deflate, gzip;q=0.8", "br, *", "GZIP"])
+def test_long_answers_are_compressed_for_whoever_takes_that(server: HttpServer, accepted: str) -> None:
+    answer = ask(server, "/long", Accept_Encoding=accepted)
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    assert len(answer.body) < len(LONG) / 5
+    assert gzip.decompress(answer.body) == LONG
+
+
+@pytest.mark.parametrize("accepted", ["", "identity", "br", "gzip;q=0"])
+def test_others_have_them_as_they_are(server: HttpServer, accepted: str) -> None:
+    answer = ask(server, "/long", Accept_Encoding=accepted)
+    assert "Content-Encoding" not in answer.headers
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    assert answer.body == LONG
+
+
+def test_short_answers_are_not_compressed(server: HttpServer) -> None:
+    assert "Content-Encoding" not in ask(server, "/metrics", Accept_Encoding="gzip").headers
+
+
+def test_query_that_cannot_be_answered_says_why(server: HttpServer) -> None:
+    answer = ask(server, "/refuses")
+    assert (answer.status, answer.body) == (400, b"top=many is no number\n")
+
+
+def test_route_that_fails_is_logged_and_the_others_go_on(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer = ask(server, "/fails")
+    assert (answer.status, b"a table is empty" in answer.body) == (500, False)
+    assert "a table is empty" in caplog.text
+    assert ask(server, "/metrics").status == 200
+
+
+@pytest.mark.parametrize("query", ["&" * 500, "a=1&" * 500, "%ff%00=%zz", "since=" + "9" * 5000])
+def test_strange_queries_do_no_harm(server: HttpServer, query: str) -> None:
+    assert ask(server, f"/metrics?{query}").status in (200, 400)
 
 
 def test_who_connects_and_says_nothing_keeps_nobody_waiting(server: HttpServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port)):
-        assert ask(server, "/healthz")[0] == 200
+        assert ask(server, "/metrics").status == 200
 
 
 def test_open_connection_does_not_delay_the_end() -> None:
-    server = HttpServer(CollectorRegistry(), lambda: (True, {}), port=0)
+    server = HttpServer(ROUTES, port=0)
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
         silent.sendall(b"GET /met")
         time.sleep(0.1)
@@ -87,7 +199,7 @@ def test_open_connection_does_not_delay_the_end() -> None:
 
 
 def test_closed_server_listens_no_more() -> None:
-    server = HttpServer(CollectorRegistry(), lambda: (True, {}), port=0)
+    server = HttpServer(ROUTES, port=0)
     server.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port))
@@ -95,11 +207,11 @@ def test_closed_server_listens_no_more() -> None:
 
 def test_port_that_is_taken_is_named_with_the_fix(server: HttpServer) -> None:
     with pytest.raises(SettingsError) as caught:
-        HttpServer(CollectorRegistry(), lambda: (True, {}), port=server.port)
+        HttpServer(ROUTES, port=server.port)
     assert str(server.port) in caught.value.problem
     assert "--http-port" in caught.value.fix
 
 
 def test_host_that_is_no_address_is_named() -> None:
     with pytest.raises(SettingsError, match=r"no\.such\.host\.invalid"):
-        HttpServer(CollectorRegistry(), lambda: (True, {}), host="no.such.host.invalid", port=0)
+        HttpServer(ROUTES, host="no.such.host.invalid", port=0)

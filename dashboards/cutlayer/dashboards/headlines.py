@@ -13,25 +13,28 @@ from cutlayer.dashboards.panels import SENT_AGAIN, Colour, run_bytes
 from cutlayer.dashboards.query import Query, Rate, Snapshots, Value, evaluate, metrics_of
 from cutlayer.dashboards.units import bytes_text, latency_text, percent_text
 
-__all__ = ["HEADLINE_METRICS", "Headline", "headlines"]
+__all__ = ["AGENTS", "HEADLINE_METRICS", "Headline", "headlines"]
 
 STANDS_OUT: Final = 2.0
 """A site is slow when it takes so many times as long as the other sites' median."""
 SLOWEST_WORTH_NAMING_S: Final = 0.05
 """Below this, differences between sites are of no use to anybody."""
+GONE_AFTER_S: Final = 60.0
+"""Who has not reported for so long is not slow but away."""
 EVEN_SHARE: Final = 0.55
 """A direction costs more than the other from this share on."""
 
-_AGENTS: Final = Value("cutlayer_agents")
+AGENTS: Final = Value("cutlayer_agents")
 _PHASE: Final = Value("cutlayer_run_phase", ("phase",))
 _CONNECTED: Final = Value("cutlayer_broker_connected")
 _REJECTS: Final = Rate("cutlayer_rejects_total")
-_SITES: Final = Value("cutlayer_agent_round_trip_seconds", ("agent",), {"quantile": "0.95"})
+_SITES: Final = Value("cutlayer_agent_round_trip_seconds", ("agent",), {"share": "0.95"})
+_SILENCE: Final = Value("cutlayer_agent_silence_seconds", ("agent",))
 _UP: Final = run_bytes("wire", "up")
 _DOWN: Final = run_bytes("wire", "down")
 _RAW: Final = run_bytes("raw")
 _QUERIES: Final[tuple[Query, ...]] = (
-    _AGENTS, _PHASE, _CONNECTED, _REJECTS, _SITES, _UP, _DOWN, _RAW, SENT_AGAIN,
+    AGENTS, _PHASE, _CONNECTED, _REJECTS, _SITES, _SILENCE, _UP, _DOWN, _RAW, SENT_AGAIN,
 )  # fmt: skip
 HEADLINE_METRICS: Final = frozenset(name for query in _QUERIES for name in metrics_of(query))
 
@@ -65,7 +68,7 @@ def headlines(snapshots: Snapshots) -> tuple[Headline, ...]:
 def _health(snapshots: Snapshots) -> Headline:
     question = "Is the run well?"
     phase = next((group[0] for group, value in evaluate(_PHASE, snapshots).items() if value > 0), "")
-    num_agents = int(_number(_AGENTS, snapshots) or 0)
+    num_agents = int(_number(AGENTS, snapshots) or 0)
     sites = f"{num_agents} site{'' if num_agents == 1 else 's'}"
     again = _number(SENT_AGAIN, snapshots) or 0.0
     rejected = _number(_REJECTS, snapshots) or 0.0
@@ -87,7 +90,12 @@ def _health(snapshots: Snapshots) -> Headline:
 
 def _slow_site(snapshots: Snapshots) -> Headline:
     question = "Which site is slow?"
-    sites = {group[0]: value for group, value in evaluate(_SITES, snapshots).items() if value > 0}
+    silence = evaluate(_SILENCE, snapshots)
+    sites = {
+        group[0]: value
+        for group, value in evaluate(_SITES, snapshots).items()
+        if value > 0 and silence.get(group, 0.0) < GONE_AFTER_S
+    }
     if not sites:
         return Headline(question, "Not known yet", "No site has reported a round trip.", "neutral")
     slowest = max(sites, key=lambda site: sites[site])

@@ -83,7 +83,7 @@ class History:
     def __init__(self, board: Board, num_kept: int, rate_s: float) -> None:
         self.num_taken = 0
         """Times in all, those that are forgotten included."""
-        self._num_kept = num_kept
+        self.num_kept = num_kept
         self._times: deque[float] = deque(maxlen=num_kept)
         self._answers: list[_Answer] = []
         self._targets = [
@@ -111,12 +111,12 @@ class History:
                 if math.isfinite(value):
                     values[target.key, group] = _rounded(value)
         for new in now.keys() - self._kept.keys():
-            self._kept[new] = deque([None] * len(self._times), maxlen=self._num_kept)
+            self._kept[new] = deque([None] * len(self._times), maxlen=self.num_kept)
         for key, kept in self._kept.items():
             kept.append(now.get(key))
         self._times.append(at)
         self.num_taken += 1
-        if self.num_taken % self._num_kept == 0:
+        if self.num_taken % self.num_kept == 0:
             self._forget()
 
     def times(self, since: int) -> list[float]:

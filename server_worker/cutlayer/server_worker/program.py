@@ -8,7 +8,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -27,16 +27,20 @@ from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.topics import WorkerTopics
 from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
 from cutlayer.compression import CodecError, codec_from_name
+from cutlayer.dashboards.live_page import load_live_page
+from cutlayer.dashboards.live_stats import LiveStats, RunFacts
+from cutlayer.server_worker.agent_table import MAX_TOP
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.events import BudgetComputed
+from cutlayer.server_worker.http_routes import health_route, metrics_route, page_route, stats_route
 from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.pool import Pool
 from cutlayer.server_worker.rounds import compare_manifests
-from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_book import RunBook, versions
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 from cutlayer.server_worker.worker_reports import WorkerReports
@@ -57,8 +61,9 @@ class Program:
         output: Folder for run.json and checkpoints; None for runs/<name of the run>.
         resume: Whether to go on from a checkpoint.
         pool: Address of the lighthouse of the worker's pool; None for a worker that trains alone.
-        http_host: Address of /metrics and /healthz.
+        http_host: Address of the live page, /metrics and /healthz.
         http_port: Port; 0 for a free one.
+        http_allowed_hosts: Host names under which the page is served, besides those of loopback.
         connect_timeout_s: How long the first connection is tried.
 
     Raises:
@@ -78,6 +83,7 @@ class Program:
         pool: str | None,
         http_host: str,
         http_port: int,
+        http_allowed_hosts: Sequence[str] = (),
         connect_timeout_s: float,
     ) -> None:
         WorkerTopics(name)
@@ -93,6 +99,7 @@ class Program:
         engine = make_engine(settings, built)
         resumed = resume_from(store, engine, manifest) if resume else Resumed(manifest)
         self._name = name
+        self._version = versions().get("cutlayer", "")
         self.session = make_session(
             settings, resumed.manifest, name, is_pooled=pool is not None, resumed=resumed, version=engine.version
         )
@@ -130,8 +137,21 @@ class Program:
                 asks_broker=True,
             ),
         )
+        self._stats = LiveStats(
+            {name: self._metrics.store}, self._facts, numbers=lambda: self._metrics.agents.numbers(MAX_TOP)
+        )
         self._http_host = http_host
-        self._http = HttpServer(self._metrics.registry, self._health, host=http_host, port=http_port)
+        self._http = HttpServer(
+            {
+                "/": page_route(load_live_page()),
+                "/api/stats.json": stats_route(self._stats),
+                "/metrics": metrics_route(self._metrics.registry),
+                "/healthz": health_route(self._health),
+            },
+            host=http_host,
+            port=http_port,
+            allowed_hosts=http_allowed_hosts,
+        )
 
     def run(self, should_stop: Callable[[], bool]) -> Path | None:
         """Serve until the run has ended or `should_stop` says so, then write run.json.
@@ -144,10 +164,13 @@ class Program:
         log.info("%s", self._budget)
         for problem in self._budget_problems:
             log.warning("broker budget: %s", problem)
-        log.info("metrics at http://%s:%d/metrics", self._http_host, self._http.port)
+        address = f"http://{self._http_host}:{self._http.port}"
+        log.info("live page at %s/, metrics at %s/metrics", address, address)
+        self._stats.start()
         try:
             self._runtime.run(should_stop)
         finally:
+            self._stats.finish()
             self._http.close()
         if not self.session.window:
             return None
@@ -160,16 +183,30 @@ class Program:
         runtime, now = self._runtime, time.monotonic()
         started_at = now if runtime.training_started_at is None else runtime.training_started_at
         committed_at = started_at if runtime.last_commit_at is None else runtime.last_commit_at
-        ended = self.session.phase is RunPhase.ENDED
         content = runtime.book.as_json(
             worker=self._name,
             windows=self.session.window,
             committed_samples=self.session.committed_samples,
             duration_s=now - started_at,
             training_s=committed_at - started_at,
-            reason=self.session.reason if ended else "the worker was stopped",
+            reason=self._reason,
         )
         return {**content, "broker_budget": self._budget.as_json()}
+
+    @property
+    def _reason(self) -> str:
+        """Why it is over, once it is."""
+        return self.session.reason if self.session.phase is RunPhase.ENDED else "the worker was stopped"
+
+    def _facts(self) -> RunFacts:
+        return RunFacts(
+            run=self.session.manifest.run_id,
+            worker=self._name,
+            model=self.session.manifest.model,
+            version=self._version,
+            phase=self.session.phase.value,
+            reason=self._reason,
+        )
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
         facts = {
