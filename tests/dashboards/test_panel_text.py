@@ -42,8 +42,8 @@ def test_legend_names_the_labels_that_the_query_keeps() -> None:
 
 
 def test_label_value_that_looks_like_a_placeholder_stays_as_it_is() -> None:
-    target = Target(Value("cutlayer_agent_round_trip_seconds", ("agent", "quantile")), "{{agent}}")
-    assert legend_text(target, ("{{quantile}}", "0.5")) == "{{quantile}}"
+    target = Target(Value("cutlayer_agent_round_trip_seconds", ("agent", "share")), "{{agent}}")
+    assert legend_text(target, ("{{share}}", "0.5")) == "{{share}}"
 
 
 def test_labels_of_a_tree_are_those_of_its_leaves() -> None:

@@ -458,7 +458,7 @@ AGENT_METRICS: Final[tuple[Metric, ...]] = (
     _gauge(
         "cutlayer_agent_round_trip_seconds",
         "One agent's round trip over its last reports.",
-        labels={"agent": None, "quantile": ("0.5", "0.95")},
+        labels={"agent": None, "share": ("0.5", "0.95")},
         source=Source.AGENTS,
         across=Across.MAX,
     ),

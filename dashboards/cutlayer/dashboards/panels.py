@@ -304,7 +304,7 @@ SLOWEST_SITES: Final = Panel(
     Shape.BARS,
     (
         Target(
-            Top(Value("cutlayer_agent_round_trip_seconds", ("agent",), {"quantile": "0.95"}), 5),
+            Top(Value("cutlayer_agent_round_trip_seconds", ("agent",), {"share": "0.95"}), 5),
             "{{agent}}",
         ),
     ),

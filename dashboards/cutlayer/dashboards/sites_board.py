@@ -41,8 +41,8 @@ TABLE: Final = Panel(
     (
         Target(_value("cutlayer_agent_progress_ratio"), "progress", unit=Unit.SHARE),
         Target(_rate("cutlayer_agent_samples_total"), "samples/s", unit=Unit.PER_SECOND),
-        Target(_value(ROUND_TRIP, quantile="0.5"), "round trip 50 %", unit=Unit.SECONDS),
-        Target(_value(ROUND_TRIP, quantile="0.95"), "round trip 95 %", unit=Unit.SECONDS),
+        Target(_value(ROUND_TRIP, share="0.5"), "round trip 50 %", unit=Unit.SECONDS),
+        Target(_value(ROUND_TRIP, share="0.95"), "round trip 95 %", unit=Unit.SECONDS),
         Target(_value(WIRE, direction="up"), "wire up", unit=Unit.BYTES),
         Target(_value(WIRE, direction="down"), "wire down", unit=Unit.BYTES),
         Target(
@@ -107,7 +107,7 @@ SITES: Final = Board(
                     "Round trip, 95 %",
                     "Time within which nineteen of twenty of a site's microbatches are answered, by its last reports.",
                     Unit.SECONDS,
-                    _value(ROUND_TRIP, quantile="0.95"),
+                    _value(ROUND_TRIP, share="0.95"),
                     width=8,
                 ),
                 _by_site(
