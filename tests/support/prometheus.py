@@ -129,7 +129,7 @@ def backfill(folder: Path, series: Mapping[tuple[str, str, Labels], Mapping[floa
 
     Args:
         folder: As for `running_prometheus`.
-        series: Values by their time, by (family, kind), sample name and labels; grouped by family.
+        series: Values by their time, by family with its kind, sample name and labels; grouped by family.
     """
     lines, seen = [], ""
     for (family, name, labels), values in series.items():
