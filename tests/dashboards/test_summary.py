@@ -79,5 +79,37 @@ def test_names_that_peers_chose_cannot_style_or_steer_the_terminal() -> None:
     assert "\x1b[2J" not in text
 
 
+def test_projected_bytes_of_an_agent_and_day_are_given() -> None:
+    # 106.2 MB of 4 agents in 96.4 s.
+    assert "on the wire for each training sample, evaluation included; 23.8 GB an agent and day" in words(
+        rendered(synthetic_run())
+    )
+
+
+def test_stages_are_given_in_the_order_of_a_step() -> None:
+    run = synthetic_run()
+    run["stages"] = {"encode": {"count": 800, "mean_s": 0.002, "p50_s": 0.001, "p95_s": 0.01}}
+    assert "encode 800 2.0 ms 1.0 ms 10.0 ms" in words(rendered(run))
+
+
+def test_record_of_an_earlier_release_has_a_summary() -> None:
+    run = synthetic_run()
+    for key in ("stages", "rejects", "reconnects"):
+        del run[key]
+    text = rendered(run)
+    assert "stage of a step" not in text
+    assert "messages not taken" not in text
+
+
+def test_many_agents_share_one_line() -> None:
+    run = synthetic_run(num_agents=40)
+    run["processes"].append({"role": "broker", "id": "amqtt", "peak_rss_bytes": 45_000_000, "cpu_s": 12.5})
+    text = words(rendered(run))
+    assert "clinic/11" in text
+    assert "clinic/12" not in text
+    assert "agent 28 others at most 71.0 MB 1 min 52 s" in text
+    assert "broker amqtt" in text
+
+
 def test_summary_fits_80_columns() -> None:
     assert max(map(len, rendered(synthetic_run()).splitlines())) <= 80

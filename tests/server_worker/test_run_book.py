@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from cutlayer.broker.messages import Direction, Evaluation, MetricSums, Telemetry
+from cutlayer.broker.messages import Direction, Evaluation, MetricSums, StageTime, Telemetry
 from cutlayer.broker.telemetry import LogHistogram
+from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker.run_book import RunBook, federated_averaging_bytes, versions
 from support.synthetic_run import NUM_EPOCHS, STEPS_PER_EPOCH, synthetic_manifest, synthetic_telemetry
 
@@ -31,9 +32,15 @@ def book() -> RunBook:
     return RunBook(synthetic_manifest(NUM_PARAMETERS), NUM_CLIENT_PARAMETERS)
 
 
-def as_json(book: RunBook) -> dict[str, object]:
+def as_json(book: RunBook, store: MetricStore | None = None) -> dict[str, object]:
     content: dict[str, object] = book.as_json(
-        worker="w0", windows=200, committed_samples=25_600, duration_s=90.0, training_s=80.0, reason="done"
+        worker="w0",
+        windows=200,
+        committed_samples=25_600,
+        duration_s=90.0,
+        training_s=80.0,
+        reason="done",
+        store=store,
     )
     return content
 
@@ -182,3 +189,43 @@ def test_versions_name_what_a_run_depends_on() -> None:
     found = versions()
     assert found.keys() >= {"python", "cutlayer", "torch", "timm", "numpy", "paho-mqtt"}
     assert all(found.values())
+
+
+def timed(stage: str, *seconds: float) -> StageTime:
+    times = LogHistogram()
+    for each in seconds:
+        times.add(each)
+    return StageTime(stage, len(seconds), sum(seconds), times.counts())
+
+
+def test_stages_of_all_agents_are_put_together(book: RunBook) -> None:
+    book.take("a", replace(synthetic_telemetry(1), stages=(timed("encode", 0.010, 0.010, 0.010),)))
+    book.take("b", replace(synthetic_telemetry(1), stages=(timed("encode", 0.100), timed("of tomorrow", 1.0))))
+    encode, other = book.stages()["encode"], book.stages()["other"]
+    assert encode["count"] == 4
+    assert encode["mean_s"] == pytest.approx(0.0325)
+    assert encode["p50_s"] == pytest.approx(0.010, rel=0.03)
+    assert encode["p95_s"] == pytest.approx(0.100, rel=0.03)
+    assert other["count"] == 1
+
+
+def test_stages_of_both_sides_stand_in_the_order_of_a_step(book: RunBook) -> None:
+    store = MetricStore()
+    store.observe("cutlayer_stage_seconds", 0.2, "forward", times=3)
+    store.observe("cutlayer_stage_seconds", 0.3, "commit")
+    store.observe("cutlayer_stage_seconds", 9.0, "encode")  # the agents' own times are finer
+    book.take("a", replace(synthetic_telemetry(1), stages=(timed("encode", 0.01), timed("loss", 0.001))))
+    stages = as_json(book, store)["stages"]
+    assert list(stages) == ["encode", "forward", "loss", "commit"]  # type: ignore[call-overload]
+    assert stages["encode"]["mean_s"] == pytest.approx(0.01)  # type: ignore[index]
+    assert stages["forward"]["count"] == 3  # type: ignore[index]
+
+
+def test_rejects_stand_by_side_and_reason_and_unknown_reasons_together(book: RunBook) -> None:
+    store = MetricStore()
+    store.add("cutlayer_rejects_total", 2, "worker", "lease")
+    book.take("a", replace(synthetic_telemetry(1), rejects_by=(("codec", 1), ("of tomorrow", 2)), reconnects=3))
+    book.take("b", replace(synthetic_telemetry(1), rejects_by=(("codec", 4),), reconnects=1))
+    content = as_json(book, store)
+    assert content["rejects"] == {"agent": {"codec": 5, "other": 2}, "worker": {"lease": 2}}
+    assert content["reconnects"] == 4

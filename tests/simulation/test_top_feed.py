@@ -40,7 +40,7 @@ def test_numbers_are_there_from_the_first_report_and_rates_from_the_second(repor
     assert value(reporters, "Wire up") is None
     reporters.report(grown_store(14), 2)
     assert value(reporters, "Wire up") == pytest.approx(2_000_000)
-    assert value(reporters, "Samples a second") == pytest.approx(640)
+    assert value(reporters, "Samples/s") == pytest.approx(640)
     assert value(reporters, "Smaller by") == pytest.approx(8_030 / 2_020, rel=1e-4)
 
 
@@ -81,7 +81,7 @@ def test_two_workers_make_one_picture_when_both_have_reported(reporters: Reporte
     assert reporters.report(grown_store(12), 2, worker="worker-1")
     # Bytes are parts of a whole; the run's samples are the same number at each worker.
     assert value(reporters, "Wire up") == pytest.approx(4_000_000)
-    assert value(reporters, "Samples a second") == pytest.approx(640)
+    assert value(reporters, "Samples/s") == pytest.approx(640)
 
 
 def test_worker_that_falls_silent_is_not_waited_for_and_then_no_longer_counted(reporters: Reporters) -> None:
@@ -111,7 +111,7 @@ def test_worker_that_starts_again_counts_from_zero(reporters: Reporters) -> None
     reporters.run(2)
     reporters.state(worker_state(incarnation=2_000))
     reporters.report(grown_store(4), 1, incarnation=2_000)
-    assert value(reporters, "Samples a second") == pytest.approx(640 * 4 / 4)  # in the 4 s since the first picture
+    assert value(reporters, "Samples/s") == pytest.approx(640 * 4 / 4)  # in the 4 s since the first picture
     assert not reporters.report(grown_store(99), 9, incarnation=1_000)
 
 

@@ -58,14 +58,28 @@ def test_questions_of_the_overview_are_answered_in_words(state: TopState) -> Non
     text = shown(state)
     assert "Which site is slow?" in text
     assert any("clinic/02" in line for line in text.splitlines() if "Which site is slow?" in line)
-    assert any("Up: 99.0 %" in line for line in text.splitlines() if "Which direction" in line)
+    assert any("Up: 99" in line for line in text.splitlines() if "Which direction" in line)
 
 
 def test_slowest_site_has_the_longest_bar_and_the_first_line_of_the_table(state: TopState) -> None:
     lines = shown(state, 160).splitlines()
-    table = lines[next(index for index, line in enumerate(lines) if line.startswith("Sites, slowest first")) :]
+    table = lines[
+        next(index for index, line in enumerate(lines) if line.startswith("Slowest sites ") and "trip" in line) :
+    ]
     assert table[1].startswith("clinic/02")
     assert "400 ms" in table[1]
+
+
+def test_kinds_of_message_that_were_not_sent_have_no_bar(state: TopState) -> None:
+    assert "Activations up" in shown(state)
+    assert "Busy down" not in shown(state)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_of_sites_has_whole_figures(state: TopState, width: int) -> None:
+    lines = shown(state, width).splitlines()
+    assert lines[-1].startswith("clinic/00")
+    assert "40.0 ms" in lines[-1]
 
 
 def test_panel_without_data_says_why(state: TopState) -> None:

@@ -190,6 +190,7 @@ class Program:
             duration_s=now - started_at,
             training_s=committed_at - started_at,
             reason=self._reason,
+            store=self._metrics.store,
         )
         return {**content, "broker_budget": self._budget.as_json()}
 

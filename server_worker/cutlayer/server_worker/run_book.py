@@ -18,8 +18,8 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Evaluation, MetricSums, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
 from cutlayer.broker.telemetry import LogHistogram
-from cutlayer.dashboards.catalogue import Stage
-from cutlayer.dashboards.metric_store import Distribution
+from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER, REFUSALS, Side, Stage
+from cutlayer.dashboards.metric_store import MetricStore
 
 __all__ = ["RUN_FORMAT", "RunBook", "federated_averaging_bytes", "versions"]
 
@@ -134,14 +134,15 @@ class RunBook:
         return merged
 
     def stages(self) -> dict[str, dict[str, float]]:
-        """Return the time of each stage that agents have timed: how often, mean, median and 95th percentile."""
+        """Return the time of each stage of the agents: how often, mean, median and 95th percentile in seconds."""
         sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
         times: dict[str, LogHistogram] = defaultdict(LogHistogram)
         for _, telemetry in self.latest():
             for entry in telemetry.stages:
-                sums[entry.stage][0] += entry.count
-                sums[entry.stage][1] += entry.seconds
-                times[entry.stage].merge(LogHistogram(entry.buckets))
+                stage = entry.stage if entry.stage in AGENT_STAGES else OTHER  # a peer names it
+                sums[stage][0] += entry.count
+                sums[stage][1] += entry.seconds
+                times[stage].merge(LogHistogram(entry.buckets))
         return {
             stage: _stage(int(count), seconds, times[stage].quantile(0.5), times[stage].quantile(0.95))
             for stage, (count, seconds) in sums.items()
@@ -153,7 +154,7 @@ class RunBook:
         counts: Counter[str] = Counter()
         for _, telemetry in self.latest():
             for label, count in telemetry.rejects_by:
-                counts[label] += count
+                counts[label if label in REFUSALS else OTHER] += count
         return dict(sorted(counts.items()))
 
     def as_json(
@@ -165,8 +166,7 @@ class RunBook:
         duration_s: float,
         training_s: float,
         reason: str,
-        worker_stages: Mapping[str, Distribution] | None = None,
-        worker_rejects: Mapping[str, int] | None = None,
+        store: MetricStore | None = None,
     ) -> dict[str, Any]:
         """Return the content of `run.json`.
 
@@ -177,8 +177,7 @@ class RunBook:
             duration_s: Seconds from the start of training to the end of the run.
             training_s: Seconds of that until the last commit.
             reason: Why the run ended.
-            worker_stages: The stages that the worker has timed.
-            worker_rejects: The messages that it has not taken, by label.
+            store: The worker's metrics: the stages that it has timed, and the messages that it has not taken.
         """
         latest = self.latest()
         round_trips = self.round_trips()
@@ -216,8 +215,8 @@ class RunBook:
             "resends": sum(entry.resends for _, entry in latest),
             "duplicates": sum(entry.duplicates for _, entry in latest),
             "reconnects": sum(entry.reconnects for _, entry in latest),
-            "rejects": {"agent": self.rejects(), "worker": dict(sorted((worker_rejects or {}).items()))},
-            "stages": _in_order_of_a_step({**_stages_of(worker_stages or {}), **self.stages()}),
+            "rejects": {"agent": self.rejects(), "worker": _rejects_of(store)},
+            "stages": _in_order_of_a_step({**self.stages(), **_stages_of(store)}),
             "processes": processes,
             "seed": manifest.seed,
             "manifest": manifest.model_dump(mode="json"),
@@ -261,11 +260,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _stages_of(timed: Mapping[str, Distribution]) -> dict[str, dict[str, float]]:
+def _stages_of(store: MetricStore | None) -> dict[str, dict[str, float]]:
+    """Return the stages that a worker times itself; agents' own are in its metrics, too, in coarser buckets."""
+    found = store.distributions() if store is not None else {}
     return {
-        stage: _stage(times.count, times.total, times.quantile(0.5), times.quantile(0.95))
-        for stage, times in timed.items()
-        if times.count
+        labels[0]: _stage(times.count, times.total, times.quantile(0.5), times.quantile(0.95))
+        for (name, labels), times in found.items()
+        if name == "cutlayer_stage_seconds" and times.count and labels[0] not in AGENT_STAGES
+    }
+
+
+def _rejects_of(store: MetricStore | None) -> dict[str, int]:
+    """Return the messages that a worker has not taken, by label."""
+    found = store.numbers() if store is not None else {}
+    return {
+        labels[1]: int(count)
+        for (name, labels), count in sorted(found.items())
+        if name == "cutlayer_rejects_total" and labels[0] == Side.WORKER and count
     }
 
 

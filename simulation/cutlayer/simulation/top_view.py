@@ -21,6 +21,8 @@ __all__ = ["TopScreen", "render"]
 MIN_COLUMN: Final = 38
 GAP: Final = 3
 MAX_NAME: Final = 22
+NUMBER_WIDTH: Final = 10
+"""Such as 388.0 kB/s."""
 MAX_LINES: Final = 12
 """Lines of one panel: peers name kinds of messages and sites."""
 MAX_AGENTS: Final = 20
@@ -125,7 +127,7 @@ def _headlines(state: TopState, width: int) -> Iterator[Text]:
     questions = max(len(each.question) for each in state.headlines)
     answers = min(max(len(printable(each.answer)) for each in state.headlines), width - questions - 2)
     for each in state.headlines:
-        line = fitted(Text(each.question, "dim"), questions)
+        line = Text().append(each.question.ljust(questions), "dim")
         line.append("  ").append(fitted(Text(printable(each.answer), f"bold {STYLES[each.meaning]}"), answers))
         if each.detail and line.cell_len + len(each.detail) + 2 <= width:
             line.append("  ").append(printable(each.detail))
@@ -133,16 +135,19 @@ def _headlines(state: TopState, width: int) -> Iterator[Text]:
 
 
 def _numbers(state: TopState, width: int) -> Iterator[Text]:
-    """Yield the row of numbers: as many beside each other as have room for their titles."""
+    """Yield the numbers below their titles: in one row where there is room, else in rows of equal cells."""
     panels = [panel for panel in OVERVIEW.panels if panel.shape is Shape.NUMBER]
-    longest = max(len(panel.title) for panel in panels)
-    across = max(min(width // (longest + 2), len(panels)), 1)
-    across = next(count for count in range(across, 0, -1) if len(panels) % count == 0)
-    cell = width // across
+    cells = [max(len(panel.title), NUMBER_WIDTH) + 2 for panel in panels]
+    if sum(cells) > width:
+        across = max(width // max(cells), 1)
+        across = next(count for count in range(across, 0, -1) if len(panels) % count == 0)
+        cells = [width // across] * across
+    else:
+        across = len(panels)
     for start in range(0, len(panels), across):
-        row = panels[start : start + across]
-        yield Text().join(fitted(Text(panel.title, "dim"), cell) for panel in row)
-        yield Text().join(fitted(_number(state, panel), cell) for panel in row)
+        row = list(zip(panels[start : start + across], cells, strict=False))
+        yield Text().join(fitted(Text(panel.title, "dim"), cell) for panel, cell in row)
+        yield Text().join(fitted(_number(state, panel), cell) for panel, cell in row)
 
 
 def _number(state: TopState, panel: Panel) -> Text:
@@ -158,6 +163,8 @@ def _panel(state: TopState, panel: Panel, width: int, glyphs: Glyphs) -> list[Te
     """Return a panel: its title, and a line for each of its values."""
     head = [Text(panel.title, "bold")]
     lines = [line for line in state.lines(panel) if line.value is not None]
+    if panel.shape is Shape.BARS:
+        lines = [line for line in lines if line.value or not line.labels]  # groups are there from the start, at 0
     if not lines:
         return [*head, Text(panel.empty_text or "nothing yet", "dim")]
     names = [Text(printable(line.name)) for line in lines]
@@ -189,31 +196,33 @@ def _largest(panel: Panel, lines: Sequence[Line]) -> float:
 
 _AGENT_COLUMNS: Final = (
     # Title, least width of the screen, width.
-    ("done", 0, 6),
+    ("done", 0, 5),
     ("up", 0, 10),
-    ("down", 0, 10),
-    ("moved", 0, 9),
-    ("saved", 0, 6),
+    ("down", 76, 10),
+    ("moved", 50, 9),
+    ("saved", 70, 6),
     ("trip 50 %", 100, 9),
     ("trip 95 %", 0, 9),
-    ("again", 0, 6),
+    ("again", 80, 6),
     ("samples", 110, 10),
-    ("last word", 90, 10),
+    ("silent for", 90, 10),
 )
 
 
 def _agents(rows: Sequence[AgentRow], width: int, glyphs: Glyphs) -> Iterator[Text]:
     """Yield the table of sites, slowest first."""
     chosen = [(index, title, size) for index, (title, least, size) in enumerate(_AGENT_COLUMNS) if width >= least]
-    bar_width = 8 if width >= 80 else 0
-    name_width = max(width - sum(size + 1 for _, _, size in chosen) - bar_width - 1, 8)
-    name_width = min(name_width, max(12, *(len(printable(row.agent)) for row in rows)))
+    bar_width = 8 if width >= 110 else 0
+    bar_room = bar_width + 1 if bar_width else 0
+    name_width = max(width - sum(size + 1 for _, _, size in chosen) - bar_room, 8)
+    name_width = min(name_width, max(14, *(len(printable(row.agent)) for row in rows)))
     heads = "".join(f" {title:>{size}}" for _, title, size in chosen)
-    yield Text(f"{'Sites, slowest first':<{name_width + bar_width + 1}}{heads}", "bold")
+    yield Text(fitted(Text("Slowest sites"), name_width + bar_room).plain + heads, "bold")
     for row in rows[:MAX_AGENTS]:
         cells = _agent_cells(row)
-        line = fitted(Text(printable(row.agent)), name_width).append(" ")
-        line.append(fitted(Text(bar(row.progress, bar_width, glyphs), STYLES["good"]), bar_width))
+        line = fitted(Text(printable(row.agent)), name_width)
+        if bar_width:
+            line.append(" ").append(fitted(Text(bar(row.progress, bar_width, glyphs), STYLES["good"]), bar_width))
         yield line.append("".join(f" {cells[index]:>{size}}" for index, _, size in chosen))
     if len(rows) > MAX_AGENTS:
         yield Text(f"and {len(rows) - MAX_AGENTS} more", "dim")
