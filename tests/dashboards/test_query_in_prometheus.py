@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from prometheus_client.registry import Collector
@@ -59,6 +58,7 @@ RUN_NAMES = {
     "worker": ("w0",),
     "model": ("vit",),
     "version": ("1",),
+    "split": ("train", "test"),
 }
 WORKERS = ("w0:9108", "w1:9108")
 QUERIES = [

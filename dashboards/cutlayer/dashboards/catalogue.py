@@ -256,14 +256,14 @@ METRICS: Final[tuple[Metric, ...]] = (
     _gauge(
         "cutlayer_loss",
         "Mean loss in nats: train over the agents' last reports, test over their last evaluations.",
-        labels={"split": ("train", "test")},
+        labels={"split": None},  # absent until known: an accuracy of 0 would be a claim
         source=Source.AGENTS,
         across=Across.MAX,
     ),
     _gauge(
         "cutlayer_accuracy_ratio",
         "Share of samples that are right: train over the agents' last reports, test over their last evaluations.",
-        labels={"split": ("train", "test")},
+        labels={"split": None},  # absent until known: an accuracy of 0 would be a claim
         source=Source.AGENTS,
         across=Across.MAX,
     ),

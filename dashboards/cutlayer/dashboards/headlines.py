@@ -16,7 +16,7 @@ from cutlayer.dashboards.units import bytes_text, latency_text, percent_text
 __all__ = ["AGENTS", "HEADLINE_METRICS", "Headline", "headlines"]
 
 STANDS_OUT: Final = 2.0
-"""A site is slow when it takes so many times as long as the other sites' median."""
+"""A site is slow when it takes so many times as long as the median site."""
 SLOWEST_WORTH_NAMING_S: Final = 0.05
 """Below this, differences between sites are of no use to anybody."""
 GONE_AFTER_S: Final = 60.0
@@ -101,11 +101,14 @@ def _slow_site(snapshots: Snapshots) -> Headline:
     slowest = max(sites, key=lambda site: sites[site])
     if len(sites) == 1:
         return Headline(question, "One site only", f"{slowest} waits {latency_text(sites[slowest])}.", "neutral")
-    others = statistics.median(value for site, value in sites.items() if site != slowest)
-    figures = f"{latency_text(sites[slowest])} for a round trip; the others' median is {latency_text(others)}."
-    if sites[slowest] >= STANDS_OUT * others and sites[slowest] >= SLOWEST_WORTH_NAMING_S:
-        return Headline(question, slowest, figures, "warn")
-    return Headline(question, "None stands out", f"The slowest, {slowest}: {figures}", "good")
+    usual = statistics.median_low(sites.values())
+    figures = f"{latency_text(sites[slowest])} for a round trip (95 %); the sites' median is {latency_text(usual)}."
+    bound = max(STANDS_OUT * usual, SLOWEST_WORTH_NAMING_S)
+    slow = sorted((site for site in sites if sites[site] >= bound), key=lambda site: (-sites[site], site))
+    if not slow:
+        return Headline(question, "None stands out", f"The slowest, {slowest}: {figures}", "good")
+    more = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
+    return Headline(question, f"{slow[0]}{more}", figures, "warn")
 
 
 def _direction(snapshots: Snapshots) -> Headline:
@@ -117,7 +120,7 @@ def _direction(snapshots: Snapshots) -> Headline:
     figures = f"{bytes_text(up)} from the sites (up), {bytes_text(down)} to them (down)."
     if share < EVEN_SHARE:
         return Headline(question, "Both alike", figures, "neutral")
-    return Headline(question, f"{name}: {percent_text(share)}", figures, "up" if up >= down else "down")
+    return Headline(question, f"{name}: {share:.0%} of the bytes", figures, "up" if up >= down else "down")
 
 
 def _savings(snapshots: Snapshots) -> Headline:
@@ -129,7 +132,7 @@ def _savings(snapshots: Snapshots) -> Headline:
     figures = f"{bytes_text(raw)} of tensors took {bytes_text(wire)} on the wire."
     if wire >= raw:
         return Headline(question, "Nothing", figures, "bad")
-    return Headline(question, f"{percent_text(1 - wire / raw)}", f"{figures}", "good")
+    return Headline(question, f"{1 - wire / raw:.0%} of the bytes", figures, "good")
 
 
 def _number(query: Query, snapshots: Snapshots) -> float | None:

@@ -158,6 +158,7 @@ def as_told(query: Query) -> Query:
     return Ratio(query, Value("cutlayer_broker_reports"))
 
 
+LATENCY_THRESHOLDS: Final = (Threshold(0, "good"), Threshold(1, "warn"), Threshold(5, "bad"))
 ROUND_TRIP: Final = "cutlayer_round_trip_seconds"
 SENT_AGAIN: Final = Ratio(
     Rate("cutlayer_resends_total"),
@@ -188,7 +189,7 @@ NUMBERS: Final = (
         decimals=0,
     ),
     Panel(
-        "Samples a second",
+        "Samples/s",
         "Training samples committed a second, all agents together.",
         Unit.PER_SECOND,
         Shape.NUMBER,
@@ -234,7 +235,7 @@ NUMBERS: Final = (
         (Target(Quantile(ROUND_TRIP, share=0.95), "p95"),),
         width=3,
         height=4,
-        thresholds=(Threshold(0, "good"), Threshold(1, "warn"), Threshold(5, "bad")),
+        thresholds=LATENCY_THRESHOLDS,
     ),
     Panel(
         "Sent again",
@@ -309,6 +310,7 @@ SLOWEST_SITES: Final = Panel(
         ),
     ),
     width=8,
+    thresholds=LATENCY_THRESHOLDS,
 )
 HEAVIEST: Final = Panel(
     "Bytes by direction and message",
