@@ -170,7 +170,7 @@ def agent_rows(snapshots: Snapshots) -> list[AgentRow]:
     wire = _by_agent(Value("cutlayer_agent_wire_bytes_total", ("agent", "direction")), snapshots)
     raw = _by_agent(Value("cutlayer_agent_raw_bytes_total", ("agent", "direction")), snapshots)
     rates = _by_agent(Rate("cutlayer_agent_wire_bytes_total", ("agent", "direction")), snapshots)
-    trips = _by_agent(Value("cutlayer_agent_round_trip_seconds", ("agent", "quantile")), snapshots)
+    trips = _by_agent(Value("cutlayer_agent_round_trip_seconds", ("agent", "share")), snapshots)
     single = {
         name: _by_agent(Value(f"cutlayer_agent_{name}", ("agent",)), snapshots)
         for name in ("progress_ratio", "samples_total", "steps_total", "resends_total", "silence_seconds")
