@@ -21,6 +21,7 @@ from cutlayer.server_worker.program import make_engine, make_manifest, make_sess
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.worker_reports import WorkerReports
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import CLASSES
 
@@ -39,6 +40,7 @@ class Worker:
         every_windows: Windows from one checkpoint to the next.
         name: Its name.
         lighthouse: Where it meets the other workers of its pool; None for a worker that trains alone.
+        watches: Whether it asks its broker for figures and publishes its own, as a worker process does.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Worker:
         every_windows: int = 1_000,
         name: str = "w0",
         lighthouse: MemoryLighthouse | None = None,
+        watches: bool = False,
     ) -> None:
         self.name = name
         self._network = network
@@ -95,7 +98,8 @@ class Worker:
             checkpoints=store,
             pool=self.pool,
             on_event=self._take,
-            options=WorkerOptions(claim_s=0.1, checkpoint_every_windows=every_windows),
+            reports=WorkerReports(self.metrics.store, self.metrics.agents) if watches else None,
+            options=WorkerOptions(claim_s=0.1, checkpoint_every_windows=every_windows, asks_broker=watches),
             clock=network.clock,
         )
         network.add(name, self.runtime, self.transport, self._has_ended)

@@ -31,6 +31,7 @@ from cutlayer.dashboards.live_page import load_live_page
 from cutlayer.dashboards.live_stats import LiveStats, RunFacts
 from cutlayer.server_worker.agent_table import MAX_TOP
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
+from cutlayer.server_worker.clients_route import clients_route
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.events import BudgetComputed
@@ -146,6 +147,7 @@ class Program:
                 "/": page_route(load_live_page()),
                 "/api/stats.json": stats_route(self._stats),
                 "/metrics": metrics_route(self._metrics.registry),
+                "/metrics/clients": clients_route(self._metrics.agents.numbers),
                 "/healthz": health_route(self._health),
             },
             host=http_host,
