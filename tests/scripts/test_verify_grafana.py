@@ -1,6 +1,6 @@
 """`scripts/verify_grafana` finds what is wrong with a Grafana.
 
-There is no Grafana here: a small server stands in for it. That proves the script's own logic, and nothing about Grafana.
+There is no Grafana here: a small server stands in for it. That proves the script's logic, and nothing of Grafana.
 """
 
 from __future__ import annotations
