@@ -7,16 +7,15 @@ from typing import cast
 
 import pytest
 
-from cutlayer.broker.broker_settings import BrokerSettings, ProtocolChoice
-from cutlayer.broker.mqtt import MqttTransport
-from cutlayer.broker.transport import Received, Transport
+from cutlayer.broker.broker_settings import ProtocolChoice
+from cutlayer.broker.transport import Received
 from cutlayer.server_worker.broker_figures import FIGURES, broker_figure
 from cutlayer.server_worker.events import BrokerReported
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.brokers import mosquitto_test, needs_mosquitto, running_broker
-from support.live_brokers import LiveBroker
 from support.live_network import LiveNetwork
 from support.small_run import small_dataset, small_settings
+from support.standing_broker import StandingBroker
 from support.virtual_run import Worker
 
 
@@ -40,25 +39,9 @@ def test_other_topics_are_no_figures() -> None:
     assert said(b"1", "clinic/07/up/telemetry") is None
 
 
-class Alone(LiveBroker):
-    """A broker that is there already."""
-
-    def __init__(self, url: str, protocol: ProtocolChoice) -> None:
-        self._settings = BrokerSettings(url=url, protocol=protocol)
-
-    def transport(self, client_id: str) -> Transport:
-        return MqttTransport(self._settings, client_id)
-
-    def restart(self, *, keeps: bool) -> None:
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        raise NotImplementedError
-
-
 def run(url: str, protocol: ProtocolChoice = "5", *, awaits: tuple[str, ...] = ()) -> Worker:
     """Train a small run at a broker; before it, wait until the worker has these metrics."""
-    with LiveNetwork(Alone(url, protocol)) as network:
+    with LiveNetwork(StandingBroker(url, protocol)) as network:
         worker = Worker(cast("VirtualNetwork", network), small_settings(), watches=True)
         network.run(lambda: all(worker.metrics.store.value(name) for name in awaits))
         agent = network.add_agent("site/0", small_dataset(0))
