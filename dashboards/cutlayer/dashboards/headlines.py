@@ -19,6 +19,9 @@ STANDS_OUT: Final = 2.0
 """A site is slow when it takes so many times as long as the median site."""
 SLOWEST_WORTH_NAMING_S: Final = 0.05
 """Below this, differences between sites are of no use to anybody."""
+SOME_AGAIN: Final = 0.01
+MUCH_AGAIN: Final = 0.05
+"""Share of messages sent again, as the panel's thresholds have it."""
 GONE_AFTER_S: Final = 60.0
 """Who has not reported for so long is not slow but away."""
 EVEN_SHARE: Final = 0.55
@@ -78,14 +81,17 @@ def _health(snapshots: Snapshots) -> Headline:
         return Headline(question, "No broker", "The worker has no connection to its broker.", "bad")
     if not num_agents:
         return Headline(question, "Waiting for sites", "No agent is here yet, or none any more.", "warn")
-    if again >= 0.05:
-        return Headline(question, "Messages get lost", f"{percent_text(again)} of them were sent again.", "bad")
-    if rejected > 0:
-        return Headline(question, "Messages are not taken", f"{rejected * 60:.0f} a minute are rejected.", "bad")
     if phase == "waiting":
         return Headline(question, "Waiting to start", f"{sites} here, more are wanted.", "neutral")
-    detail = f"{percent_text(again)} of messages were sent again." if again >= 0.01 else "Nothing is lost or rejected."
-    return Headline(question, f"Yes: {sites} {phase}", detail, "warn" if again >= 0.01 else "good")
+    if again >= MUCH_AGAIN:
+        text = f"{percent_text(again)} of the messages: packets get lost, or a link is slower than its deadline."
+        return Headline(question, "Much is sent again", text, "bad")
+    if rejected * 60 >= 1:
+        text = f"{rejected * 60:.0f} messages a minute are not taken; the worker's log says why."
+        return Headline(question, "Messages are rejected", text, "warn")
+    if again >= SOME_AGAIN:
+        return Headline(question, f"{sites} {phase}", f"{percent_text(again)} of the messages are sent again.", "warn")
+    return Headline(question, f"Yes: {sites} {phase}", "Nothing is lost or rejected.", "good")
 
 
 def _slow_site(snapshots: Snapshots) -> Headline:
@@ -120,7 +126,7 @@ def _direction(snapshots: Snapshots) -> Headline:
     figures = f"{bytes_text(up)} from the sites (up), {bytes_text(down)} to them (down)."
     if share < EVEN_SHARE:
         return Headline(question, "Both alike", figures, "neutral")
-    return Headline(question, f"{name}: {share:.0%} of the bytes", figures, "up" if up >= down else "down")
+    return Headline(question, f"{name}: {share * 100:.0f} % of the bytes", figures, "up" if up >= down else "down")
 
 
 def _savings(snapshots: Snapshots) -> Headline:
@@ -132,7 +138,7 @@ def _savings(snapshots: Snapshots) -> Headline:
     figures = f"{bytes_text(raw)} of tensors took {bytes_text(wire)} on the wire."
     if wire >= raw:
         return Headline(question, "Nothing", figures, "bad")
-    return Headline(question, f"{1 - wire / raw:.0%} of the bytes", figures, "good")
+    return Headline(question, f"{(1 - wire / raw) * 100:.0f} % of the bytes", figures, "good")
 
 
 def _number(query: Query, snapshots: Snapshots) -> float | None:

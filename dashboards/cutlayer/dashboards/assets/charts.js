@@ -88,12 +88,12 @@ class ChartPanel {
     const isCompact = this.panel.unit === 'percentunit';
     return {
       ...this.size(),
-      padding: [8, 8, 0, 0],
+      padding: [8, 24, 0, 0],
       legend: { show: false },
       cursor: { sync: { key: crosshair.key, setSeries: false, scales: ['x', null] }, drag: { x: false, y: false }, y: false, points: { size: 6 } },
       scales: { x: { range: () => timeRange(this.times) }, y: { range: () => this.valueRange() } },
       axes: [
-        { ...axis, space: 70, values: (_, splits) => splits.map((at) => clockText(at).slice(0, this.times.length > 180 ? 5 : 8)) },
+        { ...axis, size: 26, space: 70, values: (_, splits) => splits.map((at) => clockText(at).slice(0, this.times.length > 180 ? 5 : 8)) },
         { ...axis, size: 66, space: 34, values: (_, splits) => splits.map((value) => formatValue(Math.abs(value), this.panel.unit, isCompact ? 0 : null)) },
       ],
       series: [{}, ...this.shown.map((series, place) => this.lineOptions(series, place))],
@@ -103,13 +103,13 @@ class ChartPanel {
   }
 
   lineOptions(series, place) {
-    const colour = cssColour(seriesColour(series, place));
+    const colour = cssColour(seriesColour(series, place, this.isStack));
     const isArea = this.isStack ? place === 0 : this.panel.targets.some((target) => target.is_below);
     return { stroke: colour, width: this.isStack ? 1 : 1.75, fill: isArea ? this.fill(series, place) : undefined, points: { show: false }, spanGaps: false };
   }
 
   fill(series, place) {
-    return `${cssColour(seriesColour(series, place))}${this.isStack ? 'b0' : '2b'}`;
+    return `${cssColour(seriesColour(series, place, this.isStack))}${this.isStack ? 'b0' : '2b'}`;
   }
 
   valueRange() {
@@ -125,7 +125,7 @@ class ChartPanel {
     const texts = this.shown.map((series) => formatValue(at === null ? lastValue(series.values) : series.values[at], this.panel.unit, this.panel.decimals));
     const items = this.shown.map((series, place) => {
       const swatch = el('i');
-      swatch.style.setProperty('--swatch', `var(--${seriesColour(series, place)})`);
+      swatch.style.setProperty('--swatch', `var(--${seriesColour(series, place, this.isStack)})`);
       return el('li', {}, swatch, el('span', {}, series.name), texts[place]);
     });
     if (at !== null) items.push(el('li', {}, el('span', {}, `at ${clockText(this.times[at])}`)));

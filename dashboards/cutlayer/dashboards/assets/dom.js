@@ -19,8 +19,11 @@ function cssColour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-function seriesColour(series, place) {
-  return series.colour || `c${place % 11}`;
+// Neighbours in a stack touch, so its colours are in an order of their own.
+const LINE_COLOURS = [5, 1, 4, 8, 10, 2, 0, 6, 7, 3, 9];
+
+function seriesColour(series, place, isStack) {
+  return series.colour || `c${isStack ? place % 11 : LINE_COLOURS[place % 11]}`;
 }
 
 function thresholdColour(panel, value) {

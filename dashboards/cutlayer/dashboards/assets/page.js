@@ -35,7 +35,9 @@ function drawHeader() {
   phase.textContent = phaseText;
   phase.className = `phase ${phaseText}`;
   phase.hidden = false;
-  byId('facts').textContent = [`run ${run.run}`, `worker ${run.worker}`, run.model, `cutlayer ${run.version}`].join(' · ');
+  const facts = byId('facts');
+  facts.textContent = [`run ${run.run}`, `worker ${run.worker}`, run.model.split(' ')[0], `cutlayer ${run.version}`].join(' · ');
+  facts.title = run.model;
   const span = store.times.length > 1 ? `last ${agoText(store.times[store.times.length - 1] - store.times[0])} · ` : '';
   byId('clock').textContent = `${span}${clockText(now)}`;
   document.title = `${phaseText} · ${run.worker} · Cutlayer`;
@@ -102,5 +104,8 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
   for (const panel of panels) panel.recolour();
   if (store.document) draw();
 });
-byId('footer').append('The same panels: Grafana with the files in dashboards/, and `cutlayer top` in a terminal. The numbers: ', el('a', { href: '/metrics' }, '/metrics'), ' for Prometheus, ', el('a', { href: '/api/stats.json' }, '/api/stats.json'), ' for scripts.');
+byId('footer').append(
+  'The same panels: Grafana with the files in dashboards/, and ', el('code', {}, 'cutlayer top'), ' in a terminal. The numbers: ',
+  el('a', { href: '/metrics' }, '/metrics'), ' for Prometheus, ', el('a', { href: '/api/stats.json' }, '/api/stats.json'), ' for scripts.',
+);
 askForEver();
