@@ -88,12 +88,17 @@ def finish(run: Run, worker: Process) -> None:
     for agent in run.agents:
         assert agent.exit_code() == 0, agent.text()
         assert "Traceback" not in agent.text()
+        assert "cost of this run here: " in agent.text().splitlines()[-1]
+    assert "on the wire for each training sample, evaluation included; " in worker.text()
+    assert worker.text().splitlines()[-1] == str(run.folder / "run" / "run.json")
     result = run.result
     # 2 of 4 shards of 1,437 scans, 4 epochs, microbatches of 16: 359 or 360 samples make 23 steps each.
     assert result["steps"] == 2 * 4 * 23
     assert result["samples"] in (4 * (359 + 360), 4 * 2 * 359)
     assert result["reason"] == "all agents have done their epochs"
     assert set(result["accuracy"]) == {"joint", "audio", "image"}  # type: ignore[call-overload]
+    stages = ["tokenize", "encode", "network", "queue", "decode", "forward", "publish", "loss", "backward", "wait"]
+    assert list(result["stages"]) == [*stages, "commit"]  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

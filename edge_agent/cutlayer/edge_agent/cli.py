@@ -151,6 +151,10 @@ def start(
             log.info("metrics at http://%s:%d/metrics", metrics_host, metrics.port)
         stop = stack.enter_context(GracefulStop("leaving the run; Ctrl-C again to stop at once"))
         runtime.run(stop.should_stop)
+    if runtime.reporter.last is not None:
+        from cutlayer.dashboards.agent_cost import agent_cost_text
+
+        log.info("%s", agent_cost_text(runtime.reporter.last))
     if stop.received is signal.SIGINT:
         raise KeyboardInterrupt
 

@@ -45,6 +45,7 @@ class Reporter:
         self.on_report: Callable[[Telemetry], None] = lambda _: None
         self.round_trips = LogHistogram()
         self.due_at: float | None = None
+        self.last: Telemetry | None = None
         self._incarnation = incarnation
         self._courier = courier
         self._items: WorkItems | None = None
@@ -170,5 +171,6 @@ class Reporter:
             reconnects=self.num_reconnects,
             rejects_by=tuple(sorted(self._courier.rejects.items())[:MAX_REJECT_LABELS]),
         )
+        self.last = telemetry
         self.on_report(telemetry)
         return telemetry
