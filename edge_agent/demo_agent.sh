@@ -8,7 +8,7 @@ set -eu
 shards="${CUTLAYER_SHARDS:-4}"
 number=0
 while [ "$number" -lt "$shards" ]; do
-    exec 9>"/run/shards/$number"
+    exec 9>"${CUTLAYER_SHARD_LOCKS:-/run/shards}/$number"
     if flock --nonblock 9; then
         export CUTLAYER_USERNAME="${CUTLAYER_USERNAME_PREFIX:+$CUTLAYER_USERNAME_PREFIX$number}"
         [ -n "$CUTLAYER_USERNAME" ] || unset CUTLAYER_USERNAME
