@@ -65,7 +65,7 @@ def first_answers(seconds: float) -> dict[str, float | None]:
 
 
 def _watch(url: str, worker_port: int, began_at: float, seconds: float) -> dict[str, float | None]:
-    found: dict[str, float | None] = {TRAINING: None} | {panel.title: None for panel in OVERVIEW.panels}
+    found: dict[str, float | None] = dict.fromkeys([TRAINING, *(panel.title for panel in OVERVIEW.panels)])
     while time.monotonic() < began_at + seconds and None in found.values():
         if found[TRAINING] is None and _is_training(worker_port):
             found[TRAINING] = time.monotonic() - began_at
