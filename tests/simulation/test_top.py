@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.errors import BrokerUnreachable
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.messages import Message, RunManifest, RunPhase, serialize
+from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.topics import RUN, WorkerTopics
+from cutlayer.broker.transport import Transport
 from cutlayer.simulation.top import NothingToShow, look_once
 from support.brokers import mosquitto_test, running_broker
 from support.processes import DIGITS_FILE, Process, script
@@ -31,11 +34,11 @@ NO_BROKER = "mqtt://127.0.0.1:9"
 
 
 class Hub:
-    """A broker in memory, and a client that speaks for a worker."""
+    """A broker in memory, and a client that speaks for a worker, there or elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, speaker: Transport | None = None) -> None:
         self._broker = MemoryBroker(time.monotonic)
-        self._speaker = self.transport("speaker")
+        self._speaker = speaker or self.transport("speaker")
         self._speaker.connect(None)
 
     def transport(self, client_id: str) -> MemoryTransport:
@@ -81,7 +84,7 @@ def test_one_look_waits_for_two_reports_so_that_there_are_rates() -> None:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (lambda _: None, "no run is announced there"),
+        (lambda _: None, "no run is announced, as far as"),
         (lambda hub: hub.announce(online=False), "has no worker online"),
         (lambda hub: hub.announce(RunPhase.ENDED, online=False), "has ended"),
         (lambda hub: hub.announce(), "no worker of run digits-4f1c22aa has reported within"),
@@ -142,7 +145,7 @@ def test_broker_without_a_run_exits_with_4() -> None:
     with running_broker("amqtt") as broker:
         done = top("--once", "--json", "--timeout", "1", CUTLAYER_BROKER=broker.url)
     assert (done.returncode, done.stdout) == (4, "")
-    assert f"nothing to show from {broker.url}: no run is announced there" in done.stderr
+    assert f"nothing to show from {broker.url}: no run is announced" in done.stderr
 
 
 class Terminal:
@@ -210,6 +213,31 @@ def test_terminal_waits_for_a_run_and_ctrl_c_puts_everything_back() -> None:
     assert LEAVES_SCREEN in rest
     assert "No run is announced here" in rest.split(LEAVES_SCREEN)[1]  # the last screen stays
     assert "Traceback" not in rest
+
+
+@mosquitto_test
+def test_watcher_needs_the_right_to_read_three_topics_and_no_more(tmp_path: Path) -> None:
+    rights = tmp_path / "acl"
+    watcher = "".join(
+        f"topic read {topic}\n" for topic in ("cutlayer/run", "cutlayer/workers/+/state", "cutlayer/workers/+/report")
+    )
+    rights.write_text(
+        f"user worker\ntopic readwrite cutlayer/#\nuser watcher\n{watcher}user nobody\ntopic read other\n",
+        encoding="utf-8",
+    )
+    with running_broker("mosquitto", acl_file=rights) as broker:
+        speaker = MqttTransport(BrokerSettings(url=broker.url, username="worker"), "worker")
+        hub = Hub(speaker)
+        hub.announce()
+        with hub.reporting():
+            done = top("--once", "--broker", broker.url, CUTLAYER_USERNAME="watcher")
+            blind = top("--once", "--broker", broker.url, "--timeout", "2", CUTLAYER_USERNAME="nobody")
+        speaker.close()
+    assert done.returncode == 0, done.stderr
+    assert "clinic/02" in done.stdout
+    # Mosquitto grants the subscription and then sends nothing.
+    assert blind.returncode == 4
+    assert "no run is announced, as far as this user can read" in blind.stderr
 
 
 @pytest.mark.slow

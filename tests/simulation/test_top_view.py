@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -178,6 +179,16 @@ def test_document_has_every_panel_with_its_unit_and_values_in_base_units(state: 
     for place, panel in enumerate(OVERVIEW.panels):
         assert len(document["panels"][place]["targets"]) == len(panel.targets)
     assert panels["Broker"]["targets"][0]["values"] == []
+
+
+def test_every_key_of_the_document_is_documented(state: TopState) -> None:
+    told = (Path(__file__).parents[2] / "docs" / "top.md").read_text(encoding="utf-8")
+    document = as_document(state)
+    value = document["panels"][0]["targets"][0]["values"][0]
+    for part in (document, document["run"], document["workers"][0], document["headlines"][0], document["agents"][0]):
+        assert [key for key in part if f"`{key}`" not in told] == []
+    for part in (document["panels"][0], document["panels"][0]["targets"][0], value):
+        assert [key for key in part if f"`{key}`" not in told] == []
 
 
 def test_document_lists_agents_with_every_figure(state: TopState) -> None:

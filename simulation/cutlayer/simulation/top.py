@@ -119,7 +119,7 @@ def _missing(state: TopState, num_pictures: int, timeout_s: float) -> tuple[str,
     start = "start a worker: `server-worker start --run RUN.toml --broker ...`"
     waited = f"within {timeout_s:g} s"
     if state.manifest is None:
-        return f"no run is announced there ({waited})", start
+        return f"no run is announced, as far as this user can read ({waited})", start
     run = f"run {state.manifest.run_id}"
     if state.phase is RunPhase.ENDED:
         return f"{run} has ended", f"read its run.json, or {start}"

@@ -4,7 +4,7 @@ The document, format 1 (keys may be added under the same number):
 
     format       1
     broker       its address
-    run          null, or run_id, model, mode, codec, epochs
+    run          null, or run_id, model, mode, codec, epochs, phase
     workers      name, online, phase, agents, report_age_s (null before its first report), is_late
     pictures     how many reports' pictures the values are made from
     span_s       seconds from the first of them to the last; rates look back 15 s at most
