@@ -102,7 +102,7 @@ class TopFeed:
                     self.is_connected = self.has_connected = True
                 case Disconnected():
                     self.is_connected = False
-                    self.problem = event.reason
+                    self.problem = event.reason.removeprefix(f"no connection to {self._url}: ")
                     if event.fatal is not None:
                         raise event.fatal
         return self._look()
