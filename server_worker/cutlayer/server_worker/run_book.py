@@ -285,13 +285,8 @@ def _stage(count: int, seconds: float, p50_s: float | None, p95_s: float | None)
 
 
 def _in_order_of_a_step(stages: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    known = [stage.value for stage in Stage]
-    return {
-        stage: stages[stage]
-        for stage in sorted(
-            stages, key=lambda stage: (stage not in known, known.index(stage) if stage in known else 0, stage)
-        )
-    }
+    names = [*(stage.value for stage in Stage), OTHER]
+    return {name: stages[name] for name in names if name in stages}
 
 
 def _num_samples(sums: list[MetricSums]) -> int:
