@@ -55,6 +55,17 @@ def test_more_runs_than_there_are_colours_are_said_to_be_left_out(tmp_path: Path
     assert "10 runs compared" in shown.words
 
 
+def test_federated_averaging_is_told_apart_where_it_differs_between_runs(tmp_path: Path) -> None:
+    found = []
+    for name, parameters in (("small", 100_000), ("large", 900_000)):
+        found.append(tmp_path / f"{name}.json")
+        found[-1].write_text(json.dumps(synthetic_run(num_parameters=parameters)), encoding="utf-8")
+    words = Page(render_comparison(load_runs(found))).words
+    assert "FedAvg for small" in words
+    assert "FedAvg for large" in words
+    assert "FedAvg" not in page(tmp_path).words
+
+
 def test_runs_that_were_never_evaluated_are_compared_by_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(synthetic_run() | {"history": [], "accuracy": {}}), encoding="utf-8")

@@ -29,6 +29,7 @@ __all__ = ["MAX_DRAWN", "accuracies_by_bytes", "bytes_of_runs"]
 
 MAX_DRAWN = len(RUNS)
 """Runs in one plot: further ones would have no colour of their own."""
+MAX_REFERENCES = 3
 WIDEST = 1.6
 """A reference this many times beyond the runs' own bytes is not drawn: it would press the curves together."""
 
@@ -59,8 +60,8 @@ def accuracies_by_bytes(runs: Sequence[ComparedRun]) -> str:
 def bytes_of_runs(runs: Sequence[ComparedRun]) -> str:
     """Draw the bytes of each run: on the wire by direction, and behind it what no codec would have moved."""
     drawn = list(runs)[:MAX_DRAWN]
-    federated = sorted({run.record.federated_averaging.bytes for run in drawn})[:2]
-    longest = max([*(max(run.bytes.raw, run.bytes.wire) for run in drawn), *federated, 1])
+    federated = _references(drawn)
+    longest = max([*(max(run.bytes.raw, run.bytes.wire) for run in drawn), *federated.values(), 1])
     with plot_style():
         figure, axes = new_figure(bar_height(len(drawn) + len(federated)) + 0.3)
         for position, run in enumerate(drawn):
@@ -69,14 +70,24 @@ def bytes_of_runs(runs: Sequence[ComparedRun]) -> str:
             axes.barh(position, up, height=0.46, color=UP, linewidth=0)
             axes.barh(position, down, left=up, height=0.46, color=DOWN, linewidth=0)
             _behind(axes, position, max(run.bytes.raw, run.bytes.wire), bytes_text(run.bytes.wire), INK)
-        for position, num_bytes in enumerate(federated, start=len(drawn)):
+        for position, num_bytes in enumerate(federated.values(), start=len(drawn)):
             axes.barh(position, num_bytes, height=0.46, color=SINGLE, linewidth=0)
             _behind(axes, position, num_bytes, bytes_text(num_bytes), MUTED)
-        label_bars(axes, [*(run.label for run in drawn), *["federated averaging"] * len(federated)])
+        label_bars(axes, [*(run.label for run in drawn), *federated])
         axes.set_xlim(0, longest * 1.25)
         bytes_axis(axes)
         axes.set_xlabel("bytes on the wire, all agents")
         return svg(figure, "bytes-of-runs", "Bytes on the wire of each run, by direction")
+
+
+def _references(runs: Sequence[ComparedRun]) -> dict[str, int]:
+    """Return what federated averaging would have moved, by label: one where it is the same for all runs."""
+    by_bytes: dict[int, str] = {}
+    for run in runs:
+        by_bytes.setdefault(run.record.federated_averaging.bytes, run.label)
+    if len(by_bytes) == 1:
+        return {"federated averaging": next(iter(by_bytes))}
+    return {f"FedAvg for {label}": num_bytes for num_bytes, label in list(by_bytes.items())[:MAX_REFERENCES]}
 
 
 def _behind(axes: Axes, position: int, length: float, text: str, colour: str) -> None:
@@ -86,10 +97,10 @@ def _behind(axes: Axes, position: int, length: float, text: str, colour: str) ->
 def _federated_averaging(axes: Axes, runs: Sequence[ComparedRun]) -> None:
     """Draw what federated averaging would have moved as a line across, where it does not lie far beyond the runs."""
     reach = max(run.bytes.wire for run in runs) * WIDEST
-    for num_bytes in sorted({run.record.federated_averaging.bytes for run in runs})[:2]:
+    for label, num_bytes in _references(runs).items():
         if 0 < num_bytes <= reach:
             axes.axvline(num_bytes, color=MUTED, linewidth=1, linestyle=(0, (1, 3)))
             axes.annotate(
-                "federated averaging", (num_bytes, 0.14), xytext=(-3, 0), xycoords=("data", "axes fraction"),
+                shortened(label), (num_bytes, 0.14), xytext=(-3, 0), xycoords=("data", "axes fraction"),
                 textcoords="offset points", color=MUTED, ha="right", va="bottom", rotation=90, fontsize=8.5,
             )  # fmt: skip
