@@ -52,8 +52,9 @@ class RunFigures:
 
     def take(self, agent: str, now: Telemetry, before: Telemetry | None) -> None:
         """Take an agent's report; `before` is the one before it of the same process."""
+        earlier = {} if before is None else _bytes(before)
         for labels, moved in _bytes(now).items():
-            self._bytes[labels] = self._bytes.get(labels, 0) + moved - (0 if before is None else _bytes(before)[labels])
+            self._bytes[labels] = self._bytes.get(labels, 0) + moved - earlier.get(labels, 0)
             self._store.set("cutlayer_run_bytes", self._bytes[labels], *labels)
         self._go_on(agent, _Progress(now.incarnation, now.steps, now.total_steps))
         self._splits["train"].take(agent, now.recent)
