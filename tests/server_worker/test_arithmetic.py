@@ -149,6 +149,29 @@ def test_a_microbatch_goes_through_forward_backward_and_step() -> None:
     ]
 
 
+def test_a_window_tells_how_long_each_microbatch_waited_and_how_stale_it_is() -> None:
+    desk = Desk()
+    for agent in ("a", "b"):
+        desk.send(agent)
+        desk.forward()  # apart: b's commit comes a version later
+    queued = [event.seconds for event in desk.events if isinstance(event, StageTimed) and event.stage == "queue"]
+    assert queued == [3.0, 3.0]  # received at 0, by a clock that stands at 3
+    desk.gradients("a")
+    desk.gradients("b")
+    for waited_s in (2.0, 0.5):
+        desk.backward()
+        work = desk.session.next_work(1_000.0)
+        assert isinstance(work, Commit)
+        members = desk.session.view.window_members()
+        desk.clock.now_s += waited_s
+        step = desk.arithmetic.step(work.num_samples, work.progress)
+        desk.session.committed(step.version, desk.clock())
+        desk.arithmetic.emit_committed(step, 4, 1, wanted_samples=8, members=members)
+    first, second = (event for event in desk.events if isinstance(event, WindowCommitted))
+    assert (first.staleness, first.waits_s) == ((0,), (2.0,))
+    assert (second.staleness, second.waits_s) == ((1,), (0.5,))
+
+
 def test_an_evaluation_leaves_no_graph() -> None:
     desk = Desk()
     desk.send("a", Mode.EVAL)
