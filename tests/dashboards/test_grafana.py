@@ -11,7 +11,7 @@ import pytest
 
 from cutlayer.dashboards.boards import BOARDS
 from cutlayer.dashboards.broker_board import STANDARD_METRICS
-from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, Kind, Metric
+from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, Kind, Metric, Stage
 from cutlayer.dashboards.grafana import dashboard_json
 from cutlayer.dashboards.grafana_panels import AGENT_SCRAPE_INTERVAL
 from support.promql import metric_names, selectors, with_variables
@@ -164,6 +164,8 @@ def test_thresholds_begin_without_an_end_and_rise(panel: dict[str, Any]) -> None
 @every_panel
 def test_overrides_meet_a_line_of_their_panel(panel: dict[str, Any]) -> None:
     legends = {target["legendFormat"] for target in panel["targets"]}
+    if "{{stage}}" in legends:
+        legends |= set(Stage)
     for override in panel["fieldConfig"]["overrides"]:
         assert override["matcher"]["options"] in legends
 
@@ -211,6 +213,14 @@ def test_counters_are_shown_as_rates(panel: dict[str, Any], target: dict[str, An
     bare = re.sub(r"(rate|increase)\([^)]*\)", "", expression_of(target))
     for name in re.findall(r"(\w+_total)\b", bare):
         assert name in TOTALS, name
+
+
+@every_target
+def test_the_largest_few_are_chosen_once_where_they_are_bars(panel: dict[str, Any], target: dict[str, Any]) -> None:
+    """Over a range each moment's largest few would all be there at once."""
+    assert target["instant"] != target["range"]
+    if panel["type"] in ("bargauge", "table"):
+        assert target["instant"] == (panel["type"] == "table" or target["expr"].startswith("topk"))
 
 
 @every_target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cutlayer.dashboards.panels import BROKER, TROUBLE, Board, Panel, Row, Shape, Target, Threshold, Unit
-from cutlayer.dashboards.query import Quantile, Query, Rate, Value, Written
+from cutlayer.dashboards.query import Increase, Quantile, Query, Rate, Top, Value, Written
 
 __all__ = ["BROKER_AND_POOL", "STANDARD_METRICS"]
 
@@ -134,12 +134,12 @@ WORKER_WIRE: Final = _lines(
     Target(Rate("cutlayer_worker_wire_bytes_total", where={"direction": "up"}), "up", "up"),
     Target(Rate("cutlayer_worker_wire_bytes_total", where={"direction": "down"}), "down", "down", is_below=True),
 )
-REJECTS: Final = _lines(
+REJECTS: Final = Panel(
     "Not taken, by reason",
-    "Messages a second that were not taken, by who refused them and why.",
-    Unit.PER_SECOND,
-    Target(Rate("cutlayer_rejects_total", ("side", "reason")), "{{side}}: {{reason}}"),
-    width=12,
+    "Messages that were not taken over the time shown, by who refused them and why, the most frequent eight.",
+    Unit.COUNT,
+    Shape.BARS,
+    (Target(Top(Increase("cutlayer_rejects_total", ("side", "reason")), 8), "{{side}}: {{reason}}"),),
 )
 POOL: Final = (
     _lines(
@@ -259,9 +259,9 @@ BROKER_AND_POOL: Final = Board(
                 TROUBLE,
                 _lines(
                     "Scraped",
-                    "1 while Prometheus reaches the worker.",
+                    "1 while Prometheus reaches the worker, for each of its two pages.",
                     Unit.PLAIN,
-                    Target(Written("up{MATCHERS}", ("up",)), "{{instance}}"),
+                    Target(Written("up{MATCHERS}", ("up",)), "{{job}} {{instance}}"),
                     width=12,
                 ),
             ),

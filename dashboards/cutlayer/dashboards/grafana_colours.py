@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from cutlayer.dashboards.catalogue import AGENT_STAGES, Stage
 from cutlayer.dashboards.panels import Colour
 
-__all__ = ["COLOURS"]
+__all__ = ["COLOURS", "STAGE_COLOURS"]
 
 COLOURS: Final[Mapping[Colour, str]] = {
     "up": "blue",
@@ -20,3 +21,13 @@ COLOURS: Final[Mapping[Colour, str]] = {
     "payload": "light-blue",
     "wire": "dark-blue",
 }
+
+_AT_AGENTS: Final = ("light-purple", "purple", "blue", "super-light-purple")
+_AT_WORKER: Final = (
+    "yellow", "light-orange", "green", "super-light-green", "dark-green", "orange", "dark-red",
+)  # fmt: skip
+STAGE_COLOURS: Final[Mapping[str, str]] = {
+    **dict(zip((stage.value for stage in AGENT_STAGES), _AT_AGENTS, strict=True)),
+    **dict(zip((stage.value for stage in Stage if stage not in AGENT_STAGES), _AT_WORKER, strict=True)),
+}
+"""Agents' stages are purple and blue, the worker's warm and green; waiting is yellow and orange."""

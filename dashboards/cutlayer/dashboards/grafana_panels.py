@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cutlayer.dashboards.catalogue import AGENT_METRICS
-from cutlayer.dashboards.grafana_colours import COLOURS
-from cutlayer.dashboards.panels import Panel, Shape, Target
-from cutlayer.dashboards.query import metrics_of, promql
+from cutlayer.dashboards.grafana_colours import COLOURS, STAGE_COLOURS
+from cutlayer.dashboards.panels import Panel, Shape, Target, Unit
+from cutlayer.dashboards.query import Top, metrics_of, promql
 
 __all__ = ["AGENT_SCRAPE_INTERVAL", "DATASOURCE", "Json", "panel_json"]
 
@@ -18,7 +18,8 @@ AGENT_SCRAPE_INTERVAL: Final = "15s"
 """How often `/metrics/clients` is scraped (prometheus.yml). Rates look back four times as long."""
 
 _AGENT_NAMES: Final = frozenset(entry.name for entry in AGENT_METRICS)
-_INSTANT: Final = (Shape.BARS, Shape.TABLE)
+_UNITS: Final[Mapping[Unit, str]] = {Unit.PER_SECOND: "suffix:/s"}
+"""Where Grafana's own text would be hard to read: it writes `c/s`."""
 _LEGEND: Final[Json] = {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}
 _REDUCE: Final[Json] = {"values": False, "calcs": ["lastNotNull"], "fields": ""}
 _REF_IDS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -34,7 +35,7 @@ def panel_json(panel: Panel, number: int, x: int, y: int) -> Json:
         y: Line of its upper edge.
     """
     names = ", ".join(f"`{name}`" for name in panel.metrics)
-    defaults: Json = {"unit": panel.unit.value, "thresholds": _thresholds(panel), **_drawn(panel)}
+    defaults: Json = {"unit": _unit(panel.unit), "thresholds": _thresholds(panel), **_drawn(panel)}
     if panel.decimals is not None:
         defaults["decimals"] = panel.decimals
     if panel.empty_text:
@@ -53,15 +54,22 @@ def panel_json(panel: Panel, number: int, x: int, y: int) -> Json:
     }
 
 
+def _unit(unit: Unit) -> str:
+    return _UNITS.get(unit, unit.value)
+
+
 def _target(panel: Panel, target: Target, ref_id: str) -> Json:
+    # Bars show the last value of the time shown, so that they outlive the run. The largest few are chosen anew at each
+    # moment: over a range they would become more and more.
+    is_instant = panel.shape is Shape.TABLE or (panel.shape is Shape.BARS and isinstance(target.query, Top))
     found: Json = {
         "refId": ref_id,
         "datasource": DATASOURCE,
         "expr": promql(target.query),
         "legendFormat": target.legend,
         "format": {Shape.TABLE: "table", Shape.HEATMAP: "heatmap"}.get(panel.shape, "time_series"),
-        "instant": panel.shape in _INSTANT,
-        "range": panel.shape not in _INSTANT,
+        "instant": is_instant,
+        "range": not is_instant,
         "editorMode": "code",
     }
     if metrics_of(target.query) & _AGENT_NAMES:
@@ -86,22 +94,27 @@ def _drawn(panel: Panel) -> Json:
             )
             return {"color": colour}
         case Shape.LINES | Shape.STACK:
-            is_stacked = panel.shape is Shape.STACK
+            is_stacked, is_mirrored = panel.shape is Shape.STACK, any(target.is_below for target in panel.targets)
+            # Several filled areas that are not stacked mix to a colour that means nothing.
+            fill = 40 if is_stacked else 15 if is_mirrored or _is_single(panel) else 0
+            # Where nothing happens Grafana would draw an axis up to 100.
+            soft = {"axisSoftMax": 1} if panel.unit in (Unit.PER_SECOND, Unit.COUNT) else {}
             return {
                 "color": {"mode": "palette-classic"},
-                **({} if any(target.is_below for target in panel.targets) else {"min": 0}),
+                **({} if is_mirrored else {"min": 0}),
                 "custom": {
                     "drawStyle": "line",
                     "lineWidth": 1 if is_stacked else 2,
-                    "fillOpacity": 40 if is_stacked else 8,
+                    "fillOpacity": fill,
                     "showPoints": "never",
                     "spanNulls": 60_000,
                     "stacking": {"mode": "normal" if is_stacked else "none", "group": "A"},
                     "axisBorderShow": False,
+                    **soft,
                 },
             }
         case Shape.BARS:
-            return {"color": {"mode": "palette-classic"}, "min": 0}
+            return {"color": {"mode": "fixed", "fixedColor": COLOURS["up"]}, "min": 0}
         case Shape.AGAINST:
             return {
                 "color": {"mode": "palette-classic"},
@@ -109,6 +122,10 @@ def _drawn(panel: Panel) -> Json:
             }
         case Shape.HEATMAP | Shape.TABLE:
             return {}
+
+
+def _is_single(panel: Panel) -> bool:
+    return len(panel.targets) == 1 and "{{" not in panel.targets[0].legend
 
 
 def _first_colour(panel: Panel) -> str:
@@ -125,9 +142,17 @@ def _overrides(panel: Panel) -> list[Json]:
         if target.is_below:
             properties.append({"id": "custom.transform", "value": "negative-Y"})
         if target.unit is not None:
-            properties.append({"id": "unit", "value": target.unit.value})
+            properties.append({"id": "unit", "value": _unit(target.unit)})
         if properties:
             found.append({"matcher": {"id": "byName", "options": target.legend}, "properties": properties})
+        if target.legend == "{{stage}}":
+            found += [
+                {
+                    "matcher": {"id": "byName", "options": stage},
+                    "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}],
+                }
+                for stage, colour in STAGE_COLOURS.items()
+            ]
     return found
 
 
