@@ -16,7 +16,7 @@ from cutlayer.edge_agent.losses import CrossEntropy
 from cutlayer.edge_agent.tokenizers import Tokenizer, load_tokenizers
 from cutlayer.server_worker.engine import Engine, ForwardItem
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_engine, num_threads
+from cutlayer.server_worker.run_parts import make_engine, num_threads
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 
 Tokens = dict[str, NDArray[np.float32]]

@@ -21,7 +21,7 @@ from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.partition import Shard
 from cutlayer.server_worker.engine import ForwardItem
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_engine, make_manifest, num_threads
+from cutlayer.server_worker.run_parts import make_engine, make_manifest, num_threads
 from cutlayer.server_worker.settings import load_run_settings
 
 

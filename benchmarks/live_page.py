@@ -25,7 +25,7 @@ from cutlayer.server_worker.events import StageTimed, TelemetryTaken
 from cutlayer.server_worker.http_server import GZIP_LEVEL
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_manifest
+from cutlayer.server_worker.run_parts import make_manifest
 from cutlayer.server_worker.settings import load_run_settings
 
 RUN = Path(__file__).parent.parent / "examples" / "digits.toml"

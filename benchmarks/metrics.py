@@ -33,8 +33,8 @@ from cutlayer.server_worker.http_routes import metrics_route
 from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_engine, make_manifest, make_session
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 from cutlayer.server_worker.worker_reports import WorkerReports

@@ -21,24 +21,26 @@ def hear(session: WorkerSession, name: str, *, online: bool = True, digest: byte
     session.receive(WorkerTopics(name).state, state, 0.0)
 
 
+def standing(session: WorkerSession) -> tuple[bool, int]:
+    """Return whether it is first, and of how many workers."""
+    return session.view.is_first, session.view.num_workers
+
+
 def test_the_worker_with_the_lowest_name_of_those_online_is_first() -> None:
     session = session_named("w1")
-    assert session.view.is_first
+    assert standing(session) == (True, 1)
     hear(session, "w2")
-    assert session.view.is_first
+    assert standing(session) == (True, 2)
     hear(session, "w0")
-    assert not session.view.is_first
-    assert session.view.num_workers == 3
+    assert standing(session) == (False, 3)
     hear(session, "w0", online=False)
-    assert session.view.is_first
-    assert session.view.num_workers == 2
+    assert standing(session) == (True, 2)
 
 
 def test_a_worker_of_another_run_is_not_counted() -> None:
     session = session_named("w1")
     hear(session, "w0", digest=bytes(32))
-    assert session.view.is_first
-    assert session.view.num_workers == 1
+    assert standing(session) == (True, 1)
 
 
 def test_credits_are_granted_with_leases_and_used_by_microbatches() -> None:

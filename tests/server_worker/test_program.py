@@ -17,15 +17,9 @@ from cutlayer.broker.messages import RunPhase
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
 from cutlayer.server_worker.engine import Engine, EngineState, ForwardItem
 from cutlayer.server_worker.model_builder import BuiltModel, build
-from cutlayer.server_worker.program import (
-    Program,
-    check_codecs,
-    make_engine,
-    make_manifest,
-    make_session,
-    resume_from,
-    write_json,
-)
+from cutlayer.server_worker.program import Program, write_json
+from cutlayer.server_worker.resuming import resume_from
+from cutlayer.server_worker.run_parts import check_codecs, make_engine, make_manifest, make_session
 from cutlayer.server_worker.settings import RunSettings
 from support.processes import DIGITS_FILE, SMALL_DIGITS, digits_settings
 from support.small_run import small_settings

@@ -22,8 +22,8 @@ from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_engine, make_manifest, make_session
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork, is_retained_topic

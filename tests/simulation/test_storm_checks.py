@@ -14,7 +14,7 @@ from cutlayer.broker.messages import Chunk, serialize
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.server_worker.counting_engine import contribution_of
 from cutlayer.server_worker.engine import Backwarded, CommitResult
-from cutlayer.server_worker.program import Resumed
+from cutlayer.server_worker.resuming import Resumed
 from cutlayer.simulation.storm import Storm, StormFailed
 from cutlayer.simulation.storm_books import WatchedEngine
 from cutlayer.simulation.storm_settings import StormLimits, StormSettings

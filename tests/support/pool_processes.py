@@ -30,8 +30,8 @@ from cutlayer.broker.transport import TransportEvent, Will
 from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
 from cutlayer.server_worker.checkpoint import CheckpointStore, RestoredCheckpoint
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_engine, make_manifest, make_pool, make_session
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_pool, make_session
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from support.small_run import small_dataset

@@ -20,8 +20,8 @@ from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_manifest, make_session
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_parts import make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 

@@ -12,8 +12,8 @@ from cutlayer.edge_agent.batches import Batch, Split
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.model_builder import BuiltModel, build
-from cutlayer.server_worker.program import make_engine, make_manifest, make_session
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork

@@ -17,8 +17,9 @@ from cutlayer.server_worker.events import Event
 from cutlayer.server_worker.memory_pool import MemoryLighthouse, MemoryPool
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import BuiltModel, build
-from cutlayer.server_worker.program import make_engine, make_manifest, make_session, resume_from
+from cutlayer.server_worker.resuming import resume_from
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.worker_reports import WorkerReports

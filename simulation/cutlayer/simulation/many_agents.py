@@ -19,8 +19,8 @@ from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import Batch
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import make_manifest, make_session
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_parts import make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork

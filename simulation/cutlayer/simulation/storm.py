@@ -31,7 +31,8 @@ from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.server_worker.memory_pool import MemoryLighthouse, MemoryPool
-from cutlayer.server_worker.program import Resumed, make_manifest, make_session, resume_from
+from cutlayer.server_worker.resuming import Resumed, resume_from
+from cutlayer.server_worker.run_parts import make_manifest, make_session
 from cutlayer.simulation.storm_books import Books, InvariantBroken, Step, WatchedEngine
 from cutlayer.simulation.storm_checks import StormChecks
 from cutlayer.simulation.storm_members import (
