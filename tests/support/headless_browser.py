@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -12,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
-__all__ = ["INSTALL", "HeadlessBrowser", "find_chromium", "headless_browser"]
+__all__ = ["INSTALL", "HeadlessBrowser", "find_chromium", "headless_browser", "needs_chromium"]
 
 INSTALL = "apt-get install chromium chromium-driver"
 FLAGS = (
@@ -32,6 +34,16 @@ def find_chromium() -> tuple[str, str] | None:
     """Return Chromium and its driver, or None where one is missing."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
+
+
+needs_chromium = (
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_chromium() is None and not os.environ.get("CUTLAYER_SKIP_NOTHING"),
+        reason=f"Chromium or ChromeDriver is not installed ({INSTALL})",
+    ),
+)
+"""Marks of a test."""
 
 
 class HeadlessBrowser:
@@ -124,6 +136,8 @@ def headless_browser() -> Iterator[HeadlessBrowser]:
             driver.set_page_load_timeout(LOAD_TIMEOUT_S)
             browser = HeadlessBrowser(driver)
             browser.look(1440)
+            browser.open("about:blank")
+            browser.requested()  # its own start page
             yield browser
         finally:
             driver.quit()

@@ -64,8 +64,20 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any run setting as SECTION.KEY=VALUE, such as optimizer.lr=3e-4; may be repeated."),
 ]
-HttpPort = Annotated[int, typer.Option(help="Port of /metrics and /healthz; 0 takes a free one.", min=0, max=65_535)]
+HttpPort = Annotated[
+    int, typer.Option(help="Port of the live page, /metrics and /healthz; 0 takes a free one.", min=0, max=65_535)
+]
 HttpHost = Annotated[str, typer.Option(help="Address of that port. Nothing there is protected by a password.")]
+HttpAllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--http-allow-host",
+        help="Host name under which the live page may be opened, besides localhost; may be repeated. Without any, "
+        "loopback takes its own names and other addresses take all. /metrics is served under every name.",
+        envvar="CUTLAYER_HTTP_ALLOW_HOST",
+        metavar="NAME",
+    ),
+]
 ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.", min=0.0)]
 LogFormat = Annotated[str, typer.Option(help="text or json (one object a line).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
@@ -90,6 +102,7 @@ def start(
     settings: Set = None,
     http_port: HttpPort = 9108,
     http_host: HttpHost = "127.0.0.1",
+    http_allow_host: HttpAllowHost = None,
     connect_timeout: ConnectTimeout = 20.0,
     broker: BrokerUrl = DEFAULT_BROKER,
     username: Username = None,
@@ -148,6 +161,7 @@ def start(
         pool=pool,
         http_host=http_host,
         http_port=http_port,
+        http_allowed_hosts=http_allow_host or (),
         connect_timeout_s=connect_timeout,
     )
     with GracefulStop("saving a checkpoint; Ctrl-C again to stop at once") as stop:

@@ -28,14 +28,14 @@ function secondsText(value, decimals) {
 
 // decimals: digits after the point, or null for as many as tell something.
 function formatValue(value, unit, decimals = null) {
-  if (value === null || value === undefined) return '–';
+  if (value === null || value === undefined) return '-';
   switch (unit) {
     case 'decbytes': return bytesText(value, decimals, '');
     case 'Bps': return bytesText(value, decimals, '/s');
     case 's': return secondsText(value, decimals);
     case 'percentunit': return `${fewDigits(value * 100, decimals)} %`;
     case 'cps': return `${fewDigits(value, decimals)} /s`;
-    case 'suffix:x': return `${fewDigits(value, decimals)}×`;
+    case 'suffix:x': return `${fewDigits(value, decimals)}x`;
     default: return fewDigits(value, decimals);
   }
 }
