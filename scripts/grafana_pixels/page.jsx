@@ -87,7 +87,7 @@ function Numbers({ panel, frames, width, height }) {
     justifyMode="auto" textMode={panel.options.textMode} sparkline={{ x: frames[0].fields[0], y: field, timeRange }} />;
 }
 
-function Bars({ frames, width, height }) {
+function Bars({ panel, frames, width, height }) {
   const rows = frames.map(({ fields: [, field] }) => {
     const number = [...field.values].reverse().find((value) => value !== null) ?? 0;
     return { field, number, value: field.display(number) };
@@ -97,7 +97,7 @@ function Bars({ frames, width, height }) {
   return <div style={{ padding: '0 8px' }}>{rows.map((row) => (
     <div key={row.field.name} style={{ height: rowHeight }}>
       <BarGauge theme={theme} width={width - 16} height={rowHeight - 6} field={{ ...row.field.config, min: 0, max }} display={row.field.display}
-        value={{ ...row.value, title: row.field.name }} orientation="horizontal" displayMode="basic" showUnfilled valueDisplayMode="color" namePlacement="left"
+        value={{ ...row.value, title: row.field.name }} orientation="horizontal" displayMode="basic" showUnfilled text={panel.options.text} valueDisplayMode="color" namePlacement="left"
         alignmentFactors={{ title: rows.map((r) => r.field.name).reduce((a, b) => (a.length > b.length ? a : b)), text: rows.map((r) => r.value.text + (r.value.suffix ?? '')).reduce((a, b) => (a.length > b.length ? a : b)) }} />
     </div>))}</div>;
 }

@@ -200,6 +200,7 @@ def _bar_options(_: Panel) -> Json:
         "reduceOptions": _REDUCE,
         "showUnfilled": True,
         "sizing": "auto",
+        "text": {"titleSize": 14, "valueSize": 16},
         "valueMode": "color",
     }
 
