@@ -130,8 +130,8 @@ ALERTS: Final = (
         "2m",
         "warning",
         "The broker drops {{ $value | humanizePercentage }} of its packets",
-        "Its queues are full: raise max_queued_bytes and memory_limit to the budget that the worker logs at its start, "
-        "or lower credits.",
+        "Its queues are full: raise max_queued_messages and memory_limit (the worker logs its budget at its start), "
+        "or lower worker.credits.",
         "cutlayer-broker",
     ),
     Alert(
@@ -183,7 +183,7 @@ ALERTS: Final = (
         "0s",
         "critical",
         "The gradient is no number any more",
-        "Stop the run, and start from an earlier checkpoint with a lower optimizer.lr.",
+        "Stop the run, and start another with a lower optimizer.lr, or a lower optimizer.clip_norm.",
         "cutlayer-latency",
     ),
 )

@@ -27,7 +27,6 @@ page of its own with a bounded number of them, `/metrics/clients?top=20`.
 seen by each the largest is taken (max).
 """
 _SOURCES: Final = {Source.WORKER: "worker", Source.AGENTS: "agents", Source.BROKER: "broker"}
-MOST_VALUES: Final = 6
 
 
 def metrics_page() -> str:
@@ -55,10 +54,8 @@ def _labels(entry: Metric) -> str:
     for name, values in entry.labels.items():
         if values is None:
             texts.append(f"`{name}`")
-        elif len(values) <= MOST_VALUES:
-            texts.append(f"`{name}`: {', '.join(values)}")
         else:
-            texts.append(f"`{name}`: {', '.join(values[:MOST_VALUES])} and {len(values) - MOST_VALUES} more")
+            texts.append(f"`{name}`: {', '.join(values)}")
     return "; ".join(texts) or "-"
 
 
