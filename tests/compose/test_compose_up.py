@@ -65,7 +65,8 @@ def podman() -> Iterator[Podman]:
                 building.kill()
                 building.wait()
         print(f"images: {time.monotonic() - started_s:.0f} s")
-        yield podman
+        with podman.serving():
+            yield podman
 
 
 def test_three_names_start_four_services_and_agents_train_through_them(podman: Podman) -> None:

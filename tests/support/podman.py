@@ -18,7 +18,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,19 @@ class Podman:
         """
         stop = threading.Event()
 
+        def quietly(*arguments: str) -> str:
+            # A container may have gone, and podman may wait long for its own locks: the next time is soon.
+            with suppress(subprocess.TimeoutExpired):
+                command = ["podman", *arguments]
+                return subprocess.run(
+                    command, env=self.environment, capture_output=True, text=True, timeout=20.0, check=False
+                ).stdout
+            return ""
+
         def check_health() -> None:
             while not stop.wait(1.0):
-                for container in self.run("ps", "--quiet", check=False).split():
-                    self.run("healthcheck", "run", container, check=False)
+                for container in quietly("ps", "--quiet").split():
+                    quietly("healthcheck", "run", container)
 
         command = ["podman", "system", "service", "--time", "0", f"unix://{self.socket}"]
         with (self._folder / "service.log").open("wb") as log:
@@ -156,7 +165,7 @@ network_config_dir = "{self._folder}/networks"
 
 @contextmanager
 def own_podman(base: str) -> Iterator[tuple[Podman, str]]:
-    """Set podman up, with an image of that name to build upon, and serve wheels.
+    """Set podman up, with an image of that name to build upon, and serve wheels to builds.
 
     Yields:
         Podman, and the address of the wheels as pip's `--find-links` takes it.
@@ -183,7 +192,7 @@ def own_podman(base: str) -> Iterator[tuple[Podman, str]]:
             downloading.wait()
         if downloading.returncode:
             pytest.fail(f"pip download: {output.decode()}")
-        with serving_files(wheels) as url, podman.serving():
+        with serving_files(wheels) as url:
             yield podman, url
     finally:
         podman.clean()
