@@ -141,7 +141,7 @@ def share_of_a_step(settings: RunSettings, num_windows: int) -> bool:
     built = build(settings, settings.run.seed)
     manifest = make_manifest(settings, built)
     session = make_session(settings, manifest, "w0")
-    metrics = WorkerMetrics("w0", manifest, incarnation=session.incarnation)
+    metrics = WorkerMetrics("w0", manifest)
     handler = Timed(metrics)
 
     def on_event(event: Event) -> None:

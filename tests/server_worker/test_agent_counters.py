@@ -20,11 +20,11 @@ STARTED = 1_000
 
 
 class Desk:
-    """The counters of a worker that was started at `STARTED`, and what they hold."""
+    """The counters of a worker that went on with a run at `STARTED`, and what they hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted_before: int = STARTED) -> None:
         self.store = MetricStore()
-        self.counters = AgentCounters(self.store, synthetic_manifest(812_042), STARTED)
+        self.counters = AgentCounters(self.store, synthetic_manifest(812_042), counted_before)
 
     def take(self, now: Telemetry, before: Telemetry | None = None, *, is_counted_here: bool = True) -> None:
         self.counters.take(TelemetryTaken("clinic/07", now, before, is_counted_here=is_counted_here))
@@ -94,6 +94,12 @@ def test_of_an_agent_that_ran_before_the_worker_only_later_growth_counts(desk: D
     assert desk.wire("up") == 0
     desk.take(second, first)
     assert desk.wire("up") == 500
+
+
+def test_a_worker_that_begins_a_run_counts_all_of_an_agent_that_waited_for_it() -> None:
+    desk = Desk(counted_before=0)
+    desk.take(report(1_000, incarnation=STARTED - 1))
+    assert desk.wire("up") == 1_100
 
 
 def test_a_worker_that_becomes_the_first_of_its_pool_counts_from_then_on(desk: Desk) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cutlayer.broker.faults import LinkFaults
 from cutlayer.dashboards.catalogue import METRICS, Stage
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.server_worker import metrics
+from cutlayer.server_worker import metrics, self_observer
 from cutlayer.server_worker.broker_figures import FIGURES
 from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.memory_pool import MemoryLighthouse
@@ -71,9 +71,10 @@ def moved(worker: Worker) -> int:
 @mosquitto_test
 def test_every_metric_of_the_catalogue_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MetricStore", Noting)
+    monkeypatch.setattr(self_observer, "SAMPLE_EVERY_S", 0.0)  # the run is over in a few seconds
     settings = small_settings(
         0.1,
-        run={"min_agents": 2, "epochs": 8, "microbatch_samples": 32},
+        run={"min_agents": 2, "epochs": 3, "microbatch_samples": 32},
         window={"mode": "asynchronous", "samples": 64},
         optimizer={"warmup_ratio": 0.1},
     )
@@ -85,8 +86,8 @@ def test_every_metric_of_the_catalogue_is_counted(tmp_path: Path, monkeypatch: p
         assert isinstance(noted, Noting)
         # Mosquitto tells of itself once a second; what it tells of is there before the agents are.
         network.run(lambda: noted.touched >= set(FIGURES.values()) - NOT_IN_A_HEALTHY_RUN.keys())
-        agents = [network.add_agent(f"site/{index}", small_dataset(index, 320)) for index in range(2)]
-        network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
+        agents = [network.add_agent(f"site/{index}", small_dataset(index, 96)) for index in range(2)]
+        network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents), timeout_s=120.0)
     touched = noted.touched | {name for (name, _), values in noted.distributions().items() if values.count}
     missing = {entry.name for entry in METRICS} - touched
     assert missing <= NOT_IN_A_HEALTHY_RUN.keys()

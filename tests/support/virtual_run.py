@@ -85,7 +85,7 @@ class Worker:
             name,
             self.manifest,
             num_client_parameters=self.built.num_tokenizer_parameters,
-            incarnation=self.session.incarnation,
+            counted_before=self.session.incarnation if resumes or lighthouse is not None else 0,
             clock=network.clock,
         )
         self.events: list[Event] = []

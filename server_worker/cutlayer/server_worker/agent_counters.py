@@ -1,8 +1,8 @@
 """Adds what agents count, as their telemetry tells it, to a worker's counters.
 
-Agents count from their own start; what is added is what has grown since the report before. So a worker that is
-started again takes the first report of an agent that was running already as its baseline: what came before it has
-been counted by the process before, and Prometheus would add it twice. In a pool one worker adds for all.
+Agents count from their own start; what is added is what has grown since the report before. So a worker that goes on
+with a run takes the first report of an agent that was running already as its baseline: what came before it has been
+counted by another process, and Prometheus would add it twice. In a pool one worker adds for all.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class AgentCounters:
     Args:
         store: Where they stand.
         manifest: The run, whose codecs have series from the start.
-        incarnation: Start of this worker's process, in milliseconds since the epoch.
+        counted_before: Agents that had started by then (milliseconds since the epoch) may have been counted by another
+            worker's process.
     """
 
-    def __init__(self, store: MetricStore, manifest: Manifest, incarnation: int) -> None:
+    def __init__(self, store: MetricStore, manifest: Manifest, counted_before: int) -> None:
         self._store = store
-        self._incarnation = incarnation
+        self._counted_before = counted_before
         # An agent that lacks a byte stage leaves it out.
         self._codecs = frozenset(form for _, name in manifest.codecs for form in (name, name.partition("+")[0]))
         initialise_traffic(
@@ -45,7 +46,7 @@ class AgentCounters:
     def take(self, event: TelemetryTaken) -> None:
         """Add what is new in an agent's counters."""
         now, before = event.telemetry, event.previous
-        is_older = now.incarnation < self._incarnation
+        is_older = now.incarnation < self._counted_before
         if not event.is_counted_here or (before is None and is_older):
             return
         add_growth(self._store, now, before, self._codecs)
