@@ -2,7 +2,8 @@
 
     python scripts/grafana_pixels/render.py --prometheus http://127.0.0.1:9090 --board overview --out overview.png
 
-Needs node and npm (the first call installs @grafana/ui into build/grafana_pixels: 700 MB, a minute) and Chromium.
+Needs node and npm (the first call installs @grafana/ui into build/grafana_pixels: 700 MB, a minute), Chromium, and the
+font Inter for Grafana's widths (Debian: chromium, fonts-inter).
 Three kinds of panels are no components of @grafana/ui: table, heatmap and xychart are a likeness, drawn by this page.
 It shows what the panels look like, and proves nothing about a Grafana server.
 """
