@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
@@ -42,6 +43,7 @@ FILLED = (
 )
 FILLED_WITHIN_S = 240.0
 TOP_WIDTH = 132
+PICTURES = ("live-page.png", "live-page-dark.png", "live-page-phone.png", "top.png")
 
 
 class SlowLink:
@@ -164,6 +166,13 @@ def take_top(browser: HeadlessBrowser, feed: TopFeed, path: Path) -> None:
     page.unlink()
 
 
+def _shrink(path: Path) -> None:
+    """Write a picture anew with a palette: flat colours need no more, and a third of the bytes."""
+    with Image.open(path) as picture:
+        smaller = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    smaller.save(path, optimize=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -194,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             follower.join()
         take_top(browser, feed, options.output / "top.png")
         feed.close()
-    for path in sorted(options.output.glob("*.png")):
+    for path in (options.output / name for name in PICTURES):
+        _shrink(path)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

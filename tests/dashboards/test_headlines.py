@@ -84,12 +84,17 @@ def test_messages_sent_again_are_told_by_their_share(again: int, answer: str, me
     assert (health.answer, health.meaning) == (answer, meaning)
 
 
-def test_rejects_are_told_by_the_minute() -> None:
+@pytest.mark.parametrize(
+    ("rejects", "answer", "meaning"),
+    [(3, "Yes: 4 sites training", "good"), (20, "Messages are rejected", "warn")],
+)
+def test_rejects_are_told_by_the_minute_with_their_reason(rejects: int, answer: str, meaning: str) -> None:
     desk = Desk().sent(1000, 0)
-    desk.store.add("cutlayer_rejects_total", 3, "worker", "codec")
+    desk.store.add("cutlayer_rejects_total", 1, "worker", "lease")
+    desk.store.add("cutlayer_rejects_total", rejects - 1, "agent", "version")
     health = desk.answers()[0]
-    assert (health.answer, health.meaning) == ("Messages are rejected", "warn")
-    assert health.detail.startswith("18 messages a minute")
+    assert (health.answer, health.meaning) == (answer, meaning)
+    assert health.detail == f"{rejects * 6} a minute are not taken, most for their version."
 
 
 @pytest.mark.parametrize(

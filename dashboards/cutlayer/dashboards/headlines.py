@@ -21,7 +21,7 @@ SLOWEST_WORTH_NAMING_S: Final = 0.05
 """Below this, differences between sites are of no use to anybody."""
 SOME_AGAIN: Final = 0.01
 MUCH_AGAIN: Final = 0.05
-"""Share of messages sent again, as the panel's thresholds have it."""
+"""Share of messages sent again or not taken, as the panel's thresholds have it."""
 GONE_AFTER_S: Final = 60.0
 """Who has not reported for so long is not slow but away."""
 EVEN_SHARE: Final = 0.55
@@ -30,14 +30,15 @@ EVEN_SHARE: Final = 0.55
 AGENTS: Final = Value("cutlayer_agents")
 _PHASE: Final = Value("cutlayer_run_phase", ("phase",))
 _CONNECTED: Final = Value("cutlayer_broker_connected")
-_REJECTS: Final = Rate("cutlayer_rejects_total")
+_REJECTS: Final = Rate("cutlayer_rejects_total", ("reason",))
+_MESSAGES: Final = Rate("cutlayer_messages_total", where={"kind": ("Activations", "OutputGradients")})
 _SITES: Final = Value("cutlayer_agent_round_trip_seconds", ("agent",), {"share": "0.95"})
 _SILENCE: Final = Value("cutlayer_agent_silence_seconds", ("agent",))
 _UP: Final = run_bytes("wire", "up")
 _DOWN: Final = run_bytes("wire", "down")
 _RAW: Final = run_bytes("raw")
 _QUERIES: Final[tuple[Query, ...]] = (
-    AGENTS, _PHASE, _CONNECTED, _REJECTS, _SITES, _SILENCE, _UP, _DOWN, _RAW, SENT_AGAIN,
+    AGENTS, _PHASE, _CONNECTED, _REJECTS, _MESSAGES, _SITES, _SILENCE, _UP, _DOWN, _RAW, SENT_AGAIN,
 )  # fmt: skip
 HEADLINE_METRICS: Final = frozenset(name for query in _QUERIES for name in metrics_of(query))
 
@@ -74,7 +75,8 @@ def _health(snapshots: Snapshots) -> Headline:
     num_agents = int(_number(AGENTS, snapshots) or 0)
     sites = f"{num_agents} site{'' if num_agents == 1 else 's'}"
     again = _number(SENT_AGAIN, snapshots) or 0.0
-    rejected = _number(_REJECTS, snapshots) or 0.0
+    rejects = evaluate(_REJECTS, snapshots)
+    rejected = sum(rejects.values())
     if phase == "ended":
         return Headline(question, "It has ended", "What is shown is its last minutes.", "neutral")
     if not _number(_CONNECTED, snapshots):
@@ -86,12 +88,17 @@ def _health(snapshots: Snapshots) -> Headline:
     if again >= MUCH_AGAIN:
         text = f"{percent_text(again)} of the messages: packets get lost, or a link is slower than its deadline."
         return Headline(question, "Much is sent again", text, "bad")
-    if rejected * 60 >= 1:
-        text = f"{rejected * 60:.0f} messages a minute are not taken; the worker's log says why."
-        return Headline(question, "Messages are rejected", text, "warn")
+    details = []
     if again >= SOME_AGAIN:
-        return Headline(question, f"{sites} {phase}", f"{percent_text(again)} of the messages are sent again.", "warn")
-    return Headline(question, f"Yes: {sites} {phase}", "Nothing is lost or rejected.", "good")
+        details.append(f"{percent_text(again)} of the messages are sent again.")
+    if rejected * 60 >= 1:
+        reason = max(rejects, key=lambda group: rejects[group])[0]
+        details.append(f"{rejected * 60:.0f} a minute are not taken, most for their {reason}.")
+    if rejected > SOME_AGAIN * (_number(_MESSAGES, snapshots) or 0.0) and rejected * 60 >= 1:
+        return Headline(question, "Messages are rejected", " ".join(details), "warn")
+    if again >= SOME_AGAIN:
+        return Headline(question, f"{sites} {phase}", " ".join(details), "warn")
+    return Headline(question, f"Yes: {sites} {phase}", " ".join(details) or "Nothing is lost or rejected.", "good")
 
 
 def _slow_site(snapshots: Snapshots) -> Headline:
