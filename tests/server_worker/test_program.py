@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +185,19 @@ def test_health_tells_what_the_worker_does(tmp_path: Path) -> None:
         "window": 0,
     }
     json.dumps(facts)
+
+
+def test_the_port_serves_the_worker_metrics_and_those_of_its_agents(tmp_path: Path) -> None:
+    worker = program(tmp_path)
+    texts = {}
+    for path in ("/metrics", "/metrics/clients?top=3"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{worker._http.port}{path}", timeout=10) as answer:
+            texts[path] = answer.read().decode()
+    worker._http.close()
+    budget = next(line for line in texts["/metrics"].splitlines() if line.startswith("cutlayer_broker_budget_bytes"))
+    assert float(budget.split()[1]) > 0
+    assert re.search(r"^cutlayer_agent_budget_bytes [1-9]", texts["/metrics"], re.MULTILINE)
+    assert 'cutlayer_agent_steps_total{agent="other"} 0.0' in texts["/metrics/clients?top=3"]
 
 
 def test_json_is_written_in_one_piece(tmp_path: Path) -> None:

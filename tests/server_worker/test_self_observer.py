@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from cutlayer.broker.faults import LinkFaults
+from cutlayer.broker.memory import MemoryTransport
 from cutlayer.broker.messages import Direction
+from cutlayer.server_worker.broker_figures import FIGURES
 from cutlayer.server_worker.events import BrokerReported, TensorsMoved, WorkerSampled
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import small_dataset, small_settings
@@ -45,6 +49,25 @@ def test_every_message_with_tensors_is_told_once() -> None:
     assert told["OutputGradients"] == 8
     sizes = sum(event.payload_bytes for event in worker.events if isinstance(event, TensorsMoved))
     assert sizes == sum(row.payload_bytes for row in rows if row.codec)
+
+
+def test_a_broker_is_asked_once_however_often_the_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Counter[str] = Counter()
+    subscribe = MemoryTransport.subscribe
+
+    def note(self: MemoryTransport, topic_filter: str, *, qos: int = 1, is_optional: bool = False) -> None:
+        asked.update([topic_filter] if is_optional else [])
+        subscribe(self, topic_filter, qos=qos, is_optional=is_optional)
+
+    monkeypatch.setattr(MemoryTransport, "subscribe", note)
+    network = VirtualNetwork()
+    worker = Worker(network, small_settings(), watches=True)
+    network.run(lambda: worker.runtime.is_connected)
+    network.broker.stop()
+    network.run(lambda: not worker.runtime.is_connected)
+    network.broker.start()
+    network.run(lambda: worker.runtime.is_connected)
+    assert asked == dict.fromkeys(FIGURES, 1)
 
 
 def test_what_comes_under_sys_is_no_message_of_anybody() -> None:

@@ -205,9 +205,9 @@ class WorkerRuntime:
     def stop(self) -> None:
         """Save what is committed and tell everybody that this worker is gone."""
         self._saver.save()
-        self._observer.look(self._clock(), at_once=True)
         if not self.is_connected:
             return
+        self._observer.look(self._clock(), at_once=True)
         self._courier.send(self._session.state(is_online=False))
         if self.is_finished:  # nobody needs them any more: the broker forgets them
             self._transport.publish(RUN, b"", retain=True)

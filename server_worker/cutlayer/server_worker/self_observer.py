@@ -50,11 +50,16 @@ class SelfObserver:
         self._reports = reports
         self._topics = WorkerTopics(session.name)
         self._sample_at = self._report_at = 0.0
+        self._to_ask = tuple(FIGURES)
         courier.traffic = _TellingMeter(emit)
 
     def ask_broker(self) -> None:
-        """Subscribe to what the broker tells of itself; it may tell nothing, or forbid to ask."""
-        for topic in FIGURES:
+        """Subscribe to what the broker tells of itself; it may tell nothing, or forbid to ask.
+
+        It is asked once: the transport remembers over reconnects what it may ask for, and what was denied.
+        """
+        topics, self._to_ask = self._to_ask, ()
+        for topic in topics:
             self._transport.subscribe(topic, qos=0, is_optional=True)
 
     def takes(self, packet: Received) -> bool:
