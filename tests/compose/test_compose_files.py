@@ -82,10 +82,12 @@ def test_every_image_has_a_pinned_tag_behind_a_variable() -> None:
         assert f"ARG BASE={base}\n" in (PROJECT / folder / "Dockerfile").read_text()
 
 
-def test_our_images_carry_the_projects_version() -> None:
+def test_our_images_carry_the_projects_version_and_are_built_here() -> None:
     version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
     for name, folder in OWN_IMAGES.items():
-        assert services(*FILES[:2])[name]["image"] == f"cutlayer/{folder.replace('_', '-')}:{version}"
+        service = services(*FILES[:2])[name]
+        assert service["image"] == f"cutlayer/{folder.replace('_', '-')}:{version}"
+        assert service["pull_policy"] == "never"  # what a registry has under these names is not ours
 
 
 @pytest.mark.parametrize("files", [FILES[:1], FILES])
