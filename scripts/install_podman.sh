@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what tests/compose/test_compose_up.py runs containers with, where this may be done without asking; says
 # plainly what happens where it may not.
-packages="podman buildah runc netavark aardvark-dns catatonit iptables mmdebstrap debian-archive-keyring"
+packages="podman runc netavark aardvark-dns catatonit iptables mmdebstrap debian-archive-keyring"
 PATH="$PATH:/usr/sbin:/sbin"
 if command -v podman >/dev/null 2>&1 && command -v mmdebstrap >/dev/null 2>&1 && command -v catatonit >/dev/null 2>&1; then
     exit 0

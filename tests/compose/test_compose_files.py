@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support.compose import FILES, UP, compose_environment, configuration, tool
-from support.podman import PROJECT
+from support.podman import PACKAGES, PROJECT
 
 OVERRIDES = FILES[1:]
 TOGETHER = [(FILES[0], *chosen) for count in range(4) for chosen in combinations(OVERRIDES, count)]
@@ -190,3 +190,7 @@ def test_the_build_context_holds_what_is_listed_only() -> None:
 def test_the_broker_with_tls_has_the_settings_of_the_one_without() -> None:
     plain, with_tls = ((PROJECT / "broker" / name).read_text() for name in ("mosquitto.conf", "mosquitto.tls.conf"))
     assert with_tls.split("# --- Measured")[1] == plain.split("# --- Measured")[1]
+
+
+def test_the_script_installs_what_the_test_of_the_containers_needs() -> None:
+    assert f'packages="{PACKAGES}"\n' in (PROJECT / "scripts" / "install_podman.sh").read_text()

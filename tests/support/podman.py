@@ -28,12 +28,12 @@ import pytest
 __all__ = ["BASE_PYTHON", "PACKAGES", "PROJECT", "Podman", "missing", "own_podman"]
 
 PROJECT = Path(__file__).parents[2]
-PACKAGES = "podman buildah runc netavark aardvark-dns catatonit iptables mmdebstrap debian-archive-keyring"
+PACKAGES = "podman runc netavark aardvark-dns catatonit iptables mmdebstrap debian-archive-keyring"
 BASE_SUITE, BASE_PYTHON = "bookworm", "3.11"
 BASE_PACKAGES = "ca-certificates,python3,python3-venv,mosquitto,mosquitto-clients,prometheus,busybox"
 """Of the base: what python:3.12-slim has of it, and the programs of the stand-ins, in one go."""
 EXTRAS = ("server", "pool", "digits")
-COMMANDS = ("podman", "buildah", "runc", "catatonit", "iptables", "mmdebstrap")
+COMMANDS = ("podman", "runc", "catatonit", "iptables", "mmdebstrap")
 
 
 def missing() -> str | None:
