@@ -7,10 +7,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-quick mosquitto bench bench-network bench-accuracy bench-slow-agent bench-pool clean
+.PHONY: help setup demo check format test test-quick test-programs mosquitto dashboards dashboards-pictures screenshots \
+	bench bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Build the virtual environment
 
@@ -36,14 +37,27 @@ format: $(READY) ## Put the code into its standard form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY) mosquitto ## All tests, as CI runs them
+test: $(READY) test-programs ## All tests, as CI runs them
 	$(BIN)/pytest
 
 test-quick: $(READY) ## The tests that take seconds
 	$(BIN)/pytest -m "not slow"
 
+test-programs:
+	@sh scripts/install_test_programs.sh
+
 mosquitto:
-	@sh scripts/install_mosquitto.sh
+	@sh scripts/install_test_programs.sh mosquitto
+
+dashboards: $(READY) ## Write Grafana's dashboards, the alerts and docs/metrics.md anew
+	$(BIN)/python -m cutlayer.dashboards.generate
+
+dashboards-pictures: $(READY) ## Draw two dashboards from a Prometheus at 127.0.0.1:9090 (npm, Chromium)
+	$(BIN)/python scripts/grafana_pixels/render.py --board overview --out docs/img/grafana-overview.png
+	$(BIN)/python scripts/grafana_pixels/render.py --board communication --out docs/img/grafana-communication.png
+
+screenshots: $(READY) test-programs ## Pictures of the live page and of `cutlayer top`, from a run with a slow site
+	$(BIN)/python scripts/screenshots.py
 
 bench: bench-network bench-accuracy ## All benchmarks (about 40 minutes)
 
@@ -58,6 +72,13 @@ bench-pool: $(READY) mosquitto ## Two workers on a core each against one on one 
 
 bench-slow-agent: $(READY) mosquitto ## What an agent that is a hundred times slower costs the others
 	$(BIN)/python benchmarks/slow_agent.py
+
+bench-metrics: $(READY) ## What metrics cost: scrapes with a thousand agents, and their share of a step
+	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/live_page.py
+
+bench-first-panel: $(READY) test-programs ## How long after a run's start the overview shows something
+	$(BIN)/python benchmarks/first_panel.py
 
 clean: ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
