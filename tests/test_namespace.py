@@ -104,6 +104,10 @@ def test_wheel_holds_all_rooms(tmp_path: Path) -> None:
         sources = {path.relative_to(ROOT / room).as_posix() for path in (ROOT / room / "cutlayer").rglob("*.py")}
         assert sources <= set(names)
         assert f"cutlayer/{room}/py.typed" in names
+    # What the live page is made of, with the licence of what is not ours.
+    for folder in ("assets", "vendor"):
+        parts = (ROOT / "dashboards" / "cutlayer" / "dashboards" / folder).iterdir()
+        assert {f"cutlayer/dashboards/{folder}/{part.name}" for part in parts} <= set(names)
     assert "cutlayer/__init__.py" not in names
     assert {name.partition("/")[0] for name in names if not name.startswith("cutlayer-")} == {"cutlayer"}
 

@@ -61,7 +61,7 @@ class RunFacts:
         model: Name of the encoder.
         version: Of Cutlayer.
         phase: Such as training.
-        reason: Why the run has ended, or empty.
+        reason: Why it is over; told only once it is.
     """
 
     run: str
@@ -145,7 +145,7 @@ class LiveStats:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self.sample()
+        self._sample_or_say_why()
         with self._lock:
             self._is_over = True
             is_watched = self._asked_at is not None and self._clock() - self._asked_at < WATCHED_S
@@ -171,7 +171,11 @@ class LiveStats:
                 "kept": self._history.num_kept,
                 "interval_s": self._interval_s,
                 "now": round(self._epoch + self._clock(), 3),
-                "run": {**asdict(facts), "is_over": self._is_over},
+                "run": {
+                    **asdict(facts),
+                    "reason": facts.reason if self._is_over else "",
+                    "is_over": self._is_over,
+                },
                 "num_agents": round(evaluate(AGENTS, self._recent).get((), 0.0)),
                 "headlines": [asdict(headline) for headline in headlines(self._recent)],
             }
@@ -193,13 +197,16 @@ class LiveStats:
             self._numbers_due_at = now + (time.thread_time() - start) / NUMBERS_SHARE
         return self._taken_numbers
 
+    def _sample_or_say_why(self) -> None:
+        try:
+            self.sample()
+        except Exception:  # a page without news is no reason to end a training
+            log.exception("the live page misses a sample")
+
     def _run(self) -> None:
         next_at = self._clock()
         while True:
-            try:
-                self.sample()
-            except Exception:  # a page without news is no reason to end a training
-                log.exception("the live page misses a sample")
+            self._sample_or_say_why()
             # Where the machine was too busy, samples are missed and not made up for.
             next_at = max(next_at + self._interval_s, self._clock())
             if self._stop.wait(next_at - self._clock()):
