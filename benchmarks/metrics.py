@@ -41,6 +41,8 @@ from cutlayer.server_worker.worker_reports import WorkerReports
 
 RUN = Path(__file__).parent.parent / "examples" / "digits.toml"
 SCRAPE_LIMIT_S = 0.05
+LONGEST_PAGE = "/metrics/clients?top=200"
+"""Ten times what Prometheus is set to ask for; shown beside the others, without a limit."""
 SHARE_LIMIT = 0.01
 NUM_SITES = 4
 WARM_UP_WINDOWS = 20
@@ -98,7 +100,7 @@ def scrapes(settings: RunSettings, num_agents: int, num_times: int) -> bool:
     routes = {"/metrics": metrics_route(metrics.registry), "/metrics/clients": clients_route(metrics.agents.numbers)}
     server = HttpServer(routes, port=0)
     is_quick = True
-    for path in ("/metrics", "/metrics/clients?top=20", "/metrics/clients?top=200"):
+    for path in ("/metrics", "/metrics/clients?top=20", LONGEST_PAGE):
         times_s, num_bytes = [], 0
         for _ in range(num_times):
             start = time.perf_counter()
@@ -106,7 +108,7 @@ def scrapes(settings: RunSettings, num_agents: int, num_times: int) -> bool:
                 num_bytes = len(answer.read())
             times_s.append(time.perf_counter() - start)
         median_s = statistics.median(times_s)
-        is_quick &= median_s < SCRAPE_LIMIT_S
+        is_quick &= median_s < SCRAPE_LIMIT_S or path == LONGEST_PAGE
         print(
             f"{path:26} {num_bytes / 1000:6.1f} kB  median {1e3 * median_s:5.1f} ms  "
             f"({1e3 * min(times_s):.1f} to {1e3 * max(times_s):.1f} ms, {num_times} times)"
