@@ -74,7 +74,7 @@ bench-slow-agent: $(READY) mosquitto ## What an agent that is a hundred times sl
 	$(BIN)/python benchmarks/slow_agent.py
 
 bench-metrics: $(READY) ## What metrics cost: scrapes with a thousand agents, and their share of a step
-	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/metrics.py --windows 120
 	$(BIN)/python benchmarks/live_page.py
 
 bench-first-panel: $(READY) test-programs ## How long after a run's start the overview shows something

@@ -193,4 +193,4 @@ def test_the_broker_with_tls_has_the_settings_of_the_one_without() -> None:
 
 
 def test_the_script_installs_what_the_test_of_the_containers_needs() -> None:
-    assert f'packages="{PACKAGES}"\n' in (PROJECT / "scripts" / "install_podman.sh").read_text()
+    assert f'podman) echo "{PACKAGES}" ;;\n' in (PROJECT / "scripts" / "install_test_programs.sh").read_text()
