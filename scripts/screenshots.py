@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,6 +44,7 @@ FILLED = (
 )
 FILLED_WITHIN_S = 240.0
 TOP_WIDTH = 132
+NUM_COLOURS = 256
 PICTURES = ("live-page.png", "live-page-dark.png", "live-page-phone.png", "top.png")
 
 
@@ -167,10 +169,14 @@ def take_top(browser: HeadlessBrowser, feed: TopFeed, path: Path) -> None:
 
 
 def _shrink(path: Path) -> None:
-    """Write a picture anew with a palette: flat colours need no more, and a third of the bytes."""
+    """Write a picture anew with a palette of its commonest colours: a third of the bytes, and no fill changes."""
     with Image.open(path) as picture:
-        smaller = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    smaller.save(path, optimize=True)
+        whole = picture.convert("RGB")
+    red_green_blue = whole.tobytes()
+    colours = Counter(red_green_blue[at : at + 3] for at in range(0, len(red_green_blue), 3))
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(b"".join(colour for colour, _ in colours.most_common(NUM_COLOURS)))
+    whole.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -86,14 +86,14 @@ def _health(snapshots: Snapshots) -> Headline:
     if phase == "waiting":
         return Headline(question, "Waiting to start", f"{sites} here, more are wanted.", "neutral")
     if again >= MUCH_AGAIN:
-        text = f"{percent_text(again)} of the messages: packets get lost, or a link is slower than its deadline."
+        text = f"{percent_text(again)} of messages: packets get lost, or a link is too slow."
         return Headline(question, "Much is sent again", text, "bad")
     details = []
     if again >= SOME_AGAIN:
-        details.append(f"{percent_text(again)} of the messages are sent again.")
+        details.append(f"{percent_text(again)} of messages are sent again.")
     if rejected * 60 >= 1:
         reason = max(rejects, key=lambda group: rejects[group])[0]
-        details.append(f"{rejected * 60:.0f} a minute are not taken, most for their {reason}.")
+        details.append(f"{rejected * 60:.0f} a minute are not taken (most: {reason}).")
     if rejected > SOME_AGAIN * (_number(_MESSAGES, snapshots) or 0.0) and rejected * 60 >= 1:
         return Headline(question, "Messages are rejected", " ".join(details), "warn")
     if again >= SOME_AGAIN:
