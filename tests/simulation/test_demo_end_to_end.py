@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -74,6 +75,9 @@ def test_demo_trains_and_its_last_line_is_the_record(output: Path) -> None:
     path = output / "demo" / "run.json"
     assert done.stdout.splitlines()[-1] == str(path)
     assert "training" in done.stdout
+    page = re.search(r"^live page at (http://127\.0\.0\.1:\d+/)$", done.stdout, re.MULTILINE)
+    assert page, done.stdout
+    assert f"live page at {page[1]}, " in (path.parent / "logs" / "worker-0.log").read_text(encoding="utf-8")
     run = json.loads(path.read_text(encoding="utf-8"))
     assert set(run["accuracy"]) == {"joint", "audio", "image"}
     for direction in ("up", "down"):
@@ -131,6 +135,7 @@ def test_ctrl_c_in_the_live_view_ends_everything(output: Path) -> None:
                 demo.send_signal(signal.SIGINT)
     os.close(ours)
     assert demo.returncode == 130
+    assert seen.count("live page at http://127.0.0.1:") == 1
     assert "stopping everything" in seen
     assert "Traceback" not in seen
 

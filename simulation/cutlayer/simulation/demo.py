@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from contextlib import ExitStack
@@ -38,6 +39,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 AGENTS_END_TIMEOUT_S: Final = 20.0
 """Agents say goodbye when the run has ended; a reply that is lost costs them a deadline or two."""
 POLL_S: Final = 0.1
+_PAGE: Final = re.compile(r"live page at (\S+), metrics at \S+\n")
+"""The worker's port is a free one, so that demos can run side by side: only its log tells which."""
 
 
 def run_demo(settings: DemoSettings, console: Console, *, live: bool) -> Path:
@@ -86,6 +89,7 @@ class _Demo:
         self._logs.mkdir()
         self._children = Children(self._logs)
         self._commands: list[Command] = []
+        self._page = ""
 
     def run(self) -> Path:
         try:
@@ -143,6 +147,7 @@ class _Demo:
 
         def look() -> None:
             self._check()
+            self._tell_of_page()
             feed.pump()
             view.show(feed.status, time.monotonic() - self._started_at)
 
@@ -155,6 +160,13 @@ class _Demo:
         if not all_ended:
             late = ", ".join(self._children.running())
             self._say(f"still running {AGENTS_END_TIMEOUT_S:g} s after the end of the run, now stopped: {late}")
+
+    def _tell_of_page(self) -> None:
+        if not self._page:
+            found = _PAGE.search((self._logs / f"{WORKER}.log").read_text(encoding="utf-8", errors="replace"))
+            if found:
+                self._page = found[1]
+                self._say(f"live page at {self._page}")
 
     def _check(self) -> None:
         """Look for a signal, and for a process that has ended too early."""
