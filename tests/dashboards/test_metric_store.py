@@ -36,6 +36,13 @@ def test_every_metric_is_shown_from_the_start_at_zero() -> None:
         assert set(values) == {0.0}
 
 
+def test_what_the_broker_counts_is_shown_from_its_first_figure_on() -> None:
+    store = MetricStore()
+    assert not [name for name in exposed(store) if name.startswith("cutlayer_broker_") and name.endswith("_total")]
+    store.set("cutlayer_broker_received_bytes_total", 5e9)
+    assert exposed(store)["cutlayer_broker_received_bytes_total"] == 5e9
+
+
 def test_counters_add_up_and_gauges_are_set() -> None:
     store = MetricStore()
     store.add("cutlayer_resends_total", 2)

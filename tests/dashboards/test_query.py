@@ -118,6 +118,17 @@ def test_counter_that_starts_anew_counts_from_zero() -> None:
     assert evaluate(Rate(SAMPLES), snapshots) == {(): 2.0}
 
 
+def test_what_a_broker_had_counted_before_the_worker_came_is_no_rate() -> None:
+    received = "cutlayer_broker_received_bytes_total"
+    snapshots, stores = two_snapshots()
+    stores["w0"].set(received, 5e9)
+    snapshots.add(Snapshot.of(102.0, stores))
+    assert evaluate(Rate(received), snapshots) == {(): 0.0}
+    stores["w0"].set(received, 5e9 + 600)
+    snapshots.add(Snapshot.of(112.0, stores))
+    assert evaluate(Rate(received), snapshots) == {(): pytest.approx(60.0)}
+
+
 def test_workers_are_put_together_as_the_catalogue_says() -> None:
     snapshots, stores = two_snapshots("w0", "w1")
     for store, num_bytes in zip(stores.values(), (10, 30), strict=True):

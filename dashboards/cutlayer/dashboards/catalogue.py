@@ -174,8 +174,19 @@ class Metric:
     across: Across = Across.SUM
     combinations: tuple[tuple[str, ...], ...] = ()
 
+    @property
+    def is_counted_elsewhere(self) -> bool:
+        """Whether another program counts it, from a start of its own."""
+        return self.kind is Kind.COUNTER and self.source is Source.BROKER
+
     def initial(self) -> Iterator[tuple[str, ...]]:
-        """Yield the label values that exist from the start, in the order of `labels`: none where a run names some."""
+        """Yield the label values that exist from the start, in the order of `labels`: none where a run names some.
+
+        None either of what the broker counts: it has counted before this worker came, and from a 0 of ours to its
+        first figure would be a rate that never was.
+        """
+        if self.is_counted_elsewhere:
+            return
         if self.combinations:
             yield from self.combinations
         elif all(values is not None for values in self.labels.values()):

@@ -1,7 +1,7 @@
 """The values of the catalogue's metrics in one process: written by adapters, read by Prometheus, pages and reports.
 
 One thread writes, others read: a reader takes a copy of the whole first, which Python makes in one step. Every series
-that is known beforehand exists from the start, so that panels show 0 and not "no data".
+that is known beforehand exists from the start, so that panels show 0 and not "no data"; the broker's counts do not.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class MetricStore:
 
     def set(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge, or a counter that another program counts, to its value."""
-        if (name, labels) not in self._numbers:
-            self.initialise(name, *labels)
+        if (name, labels) not in self._numbers:  # never at 0 before: a reader might see a rate from there
+            self._initialise(metric(name), labels, float(value))
         self._numbers[name, labels] = float(value)
 
     def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
@@ -156,13 +156,13 @@ class MetricStore:
         """Return the value of one counter or gauge; 0 where there is none yet."""
         return self._numbers.get((name, labels), 0.0)
 
-    def _initialise(self, entry: Metric, labels: Labels) -> None:
+    def _initialise(self, entry: Metric, labels: Labels, value: float = 0.0) -> None:
         if len(labels) != len(entry.labels):
             raise KeyError(f"{entry.name} has the labels {', '.join(entry.labels) or 'none'}, not {labels}")
         if entry.kind is Kind.HISTOGRAM:
             self._distributions.setdefault((entry.name, labels), Distribution(entry.buckets))
         else:
-            self._numbers.setdefault((entry.name, labels), 0.0)
+            self._numbers.setdefault((entry.name, labels), value)
 
 
 class StoreCollector(Collector):

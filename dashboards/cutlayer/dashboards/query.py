@@ -395,11 +395,12 @@ def _increases(query: _Selection, earlier: Snapshot, later: Snapshot) -> dict[st
         before = earlier.numbers.get(worker)
         if before is None:
             continue
-        grown = {
-            key: value - before.get(key, 0.0) if value >= before.get(key, 0.0) else value
-            for key, value in numbers.items()
-            if key[0] == query.name
-        }
+        grown = {}
+        for key, value in numbers.items():
+            if key[0] == query.name:
+                # A series that has just come has counted from 0, but for one that another program counts.
+                start = before.get(key, value if metric(query.name).is_counted_elsewhere else 0.0)
+                grown[key] = value - start if value >= start else value
         found[worker] = _sums(query, grown)
     return found
 
