@@ -62,11 +62,15 @@ def test_questions_of_the_overview_are_answered_in_words(state: TopState) -> Non
     assert any("Up: 99" in line for line in text.splitlines() if "Which direction" in line)
 
 
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_answers_have_their_figures(state: TopState, width: int) -> None:
+    text = shown(state, width)
+    assert all(each.detail in text for each in state.headlines)
+
+
 def test_slowest_site_has_the_longest_bar_and_the_first_line_of_the_table(state: TopState) -> None:
     lines = shown(state, 160).splitlines()
-    table = lines[
-        next(index for index, line in enumerate(lines) if line.startswith("Slowest sites ") and "trip" in line) :
-    ]
+    table = lines[next(index for index, line in enumerate(lines) if line.startswith("Sites ") and "trip" in line) :]
     assert table[1].startswith("clinic/02")
     assert "400 ms" in table[1]
 

@@ -123,15 +123,18 @@ def _notices(state: TopState, waited_s: float) -> Iterator[Text]:
 
 
 def _headlines(state: TopState, width: int) -> Iterator[Text]:
-    """Yield the overview's questions with their answers, a line each."""
+    """Yield the overview's questions with their answers; figures that do not fit beside these are a line below."""
     questions = max(len(each.question) for each in state.headlines)
     answers = min(max(len(printable(each.answer)) for each in state.headlines), width - questions - 2)
     for each in state.headlines:
         line = Text().append(each.question.ljust(questions), "dim")
         line.append("  ").append(fitted(Text(printable(each.answer), f"bold {STYLES[each.meaning]}"), answers))
-        if each.detail and line.cell_len + len(each.detail) + 2 <= width:
-            line.append("  ").append(printable(each.detail))
-        yield line
+        detail = Text(printable(each.detail))
+        if line.cell_len + detail.cell_len + 2 <= width:
+            yield line.append("  ").append(detail)
+        else:
+            yield line
+            yield Text("  ").append(detail)
 
 
 def _numbers(state: TopState, width: int) -> Iterator[Text]:
@@ -217,7 +220,7 @@ def _agents(rows: Sequence[AgentRow], width: int, glyphs: Glyphs) -> Iterator[Te
     name_width = max(width - sum(size + 1 for _, _, size in chosen) - bar_room, 8)
     name_width = min(name_width, max(14, *(len(printable(row.agent)) for row in rows)))
     heads = "".join(f" {title:>{size}}" for _, title, size in chosen)
-    yield Text(fitted(Text("Slowest sites"), name_width + bar_room).plain + heads, "bold")
+    yield Text(fitted(Text("Sites"), name_width + bar_room).plain + heads, "bold")
     for row in rows[:MAX_AGENTS]:
         cells = _agent_cells(row)
         line = fitted(Text(printable(row.agent)), name_width)
