@@ -287,7 +287,8 @@ ACCURACY: Final = Panel(
 SAVED: Final = Panel(
     "What the codec saves",
     "Bytes of the run so far: the tensors as float32 (raw), what the codec makes of them (payload), and all that "
-    "crossed the wire. Raw to payload is saved by the codec, payload to wire is added by MQTT.",
+    "crossed the wire. Raw to payload is saved by the codec, payload to wire is added by MQTT. Payload counts what is "
+    "handed over, so it may be ahead of the wire while a slow link has some to send.",
     Unit.BYTES,
     Shape.BARS,
     (
