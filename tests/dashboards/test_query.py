@@ -184,6 +184,14 @@ def test_the_largest_few_in_order() -> None:
     assert list(top.items()) == [(("clinic/5",), 0.5), (("clinic/4",), 0.4)]
 
 
+def test_an_agent_that_comes_to_be_listed_has_no_rate_of_all_that_it_has_moved_so_far() -> None:
+    snapshots, stores = two_snapshots()
+    moved = Rate("cutlayer_agent_wire_bytes_total", ("agent",))
+    stores["w0"].set("cutlayer_agent_wire_bytes_total", 8e9, "clinic/7", "up")
+    snapshots.add(Snapshot.of(105.0, stores))
+    assert evaluate(moved, snapshots) == {("clinic/7",): 0.0}
+
+
 def test_increase_is_since_the_first_snapshot() -> None:
     snapshots, stores = two_snapshots()
     for at in range(101, 161):

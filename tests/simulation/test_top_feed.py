@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -6,6 +7,8 @@ from cutlayer.broker.messages import RunManifest, RunPhase, SeriesDistribution, 
 from cutlayer.broker.topics import RUN, WORKER_REPORTS, WORKER_STATES, WorkerTopics
 from cutlayer.dashboards.panels import OVERVIEW, Panel
 from cutlayer.dashboards.query import Snapshot, Snapshots, evaluate
+from cutlayer.simulation.top_state import as_document
+from cutlayer.simulation.top_view import render
 from support.reported_run import EVERY_S, Reporters, grown_store, report_of, worker_state
 from support.synthetic_run import synthetic_manifest
 
@@ -156,6 +159,24 @@ def test_what_the_catalogue_does_not_know_is_left_out(reporters: Reporters) -> N
     assert value(reporters, "Agents") == 2
 
 
+@pytest.mark.parametrize("value_of_all", [1e308, -1e308, 5e-324])
+def test_values_that_no_worker_can_have_counted_do_not_end_the_screen(
+    reporters: Reporters, value_of_all: float
+) -> None:
+    for sequence in (1, 2):
+        for worker in ("worker-0", "worker-1"):
+            report = report_of(grown_store(10 * sequence, agents={"clinic/7": 0.1}), sequence, worker=worker)
+            numbers = tuple(replace(each, value=value_of_all if sequence == 2 else 0.0) for each in report.numbers)
+            distributions = tuple(replace(each, total=value_of_all) for each in report.distributions)
+            report = replace(report, numbers=numbers, distributions=distributions)
+            reporters.say(WorkerTopics(worker).report, report)
+        reporters.clock.now_s += EVERY_S
+    state = reporters.feed.state()
+    assert state.times
+    assert render(state, 120)
+    json.dumps(as_document(state), allow_nan=False)
+
+
 def test_agents_are_told_slowest_first_and_the_rest_last(reporters: Reporters) -> None:
     agents = {"fast": 0.01, "other": 9.0, "slow": 0.9}
     for sequence in (1, 2):
@@ -168,3 +189,4 @@ def test_agents_are_told_slowest_first_and_the_rest_last(reporters: Reporters) -
     assert rows[0].wire_bytes_per_s.up == pytest.approx(700_000)
     assert rows[0].ratio == pytest.approx(2_700 / 707)
     assert (rows[0].resends, rows[0].silence_s) == (0.0, 0.5)
+    assert rows[2].wire_bytes_per_s is None, "agents come and go between the list and the rest"

@@ -398,8 +398,10 @@ def _increases(query: _Selection, earlier: Snapshot, later: Snapshot) -> dict[st
         grown = {}
         for key, value in numbers.items():
             if key[0] == query.name:
-                # A series that has just come has counted from 0, but for one that another program counts.
-                start = before.get(key, value if metric(query.name).is_counted_elsewhere else 0.0)
+                # A series that has just come has counted from 0, but for one that another program counts, and for an
+                # agent that was not among those listed.
+                is_older = query.name in _AGENT_NAMES or metric(query.name).is_counted_elsewhere
+                start = before.get(key, value if is_older else 0.0)
                 grown[key] = value - start if value >= start else value
         found[worker] = _sums(query, grown)
     return found

@@ -42,6 +42,8 @@ SILENT_AFTER: Final = 5.0
 WAIT_FOR_OTHERS: Final = 1.5
 """News wait for the other workers' for so many intervals at most."""
 MAX_WORKERS: Final = 1_024
+MAX_VALUE: Final = 2.0**64
+"""No figure of a run is larger. Sums of larger ones could be infinite, which nothing can draw."""
 
 
 @dataclass(slots=True)
@@ -234,7 +236,7 @@ _EMPTY: Final = MetricStore()
 def _numbers_of(report: WorkerReport) -> dict[SeriesKey, float]:
     """Return a report's counters and gauges; those of the catalogue that are not in it are 0.
 
-    A name or a form that the catalogue has not is another release's, and left out.
+    A name or a form that the catalogue has not is another release's, and left out, as what no worker can have counted.
     """
     numbers = _EMPTY.numbers()
     for found in report.numbers:
@@ -242,7 +244,8 @@ def _numbers_of(report: WorkerReport) -> dict[SeriesKey, float]:
             entry = metric(found.name)
         except KeyError:
             continue
-        if entry.kind is not Kind.HISTOGRAM and len(found.labels) == len(entry.labels):
+        is_known = entry.kind is not Kind.HISTOGRAM and len(found.labels) == len(entry.labels)
+        if is_known and abs(found.value) <= MAX_VALUE:
             numbers[found.name, found.labels] = found.value
     return numbers
 
@@ -256,6 +259,6 @@ def _distributions_of(report: WorkerReport) -> dict[SeriesKey, Distribution]:
         except KeyError:
             continue
         is_known = entry.kind is Kind.HISTOGRAM and len(found.labels) == len(entry.labels)
-        if is_known and len(found.counts) == len(entry.buckets) + 1:
+        if is_known and len(found.counts) == len(entry.buckets) + 1 and abs(found.total) <= MAX_VALUE:
             distributions[found.name, found.labels] = Distribution(entry.buckets, list(found.counts), found.total)
     return distributions

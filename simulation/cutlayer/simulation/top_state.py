@@ -14,7 +14,8 @@ The document, format 1 (keys may be added under the same number):
                  A target without data has no values
     agents       slowest first: agent, progress, samples, steps, resends, wire_bytes and raw_bytes (up, down),
                  wire_bytes_per_s (up, down; null before two pictures), round_trip_s (p50, p95; null before an answer),
-                 silence_s. `other` stands for all agents beyond those that workers list
+                 silence_s. `other` stands for all agents beyond those that workers list; since agents come and go
+                 between it and the list, it has no wire_bytes_per_s (null)
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def agent_rows(snapshots: Snapshots) -> list[AgentRow]:
             resends=one("resends_total", agent),
             wire_bytes=_up_down(wire, agent),
             raw_bytes=_up_down(raw, agent),
-            wire_bytes_per_s=_up_down(rates, agent) if rates else None,
+            wire_bytes_per_s=_up_down(rates, agent) if rates and agent != OTHER else None,
             p50_s=trips.get(agent, {}).get("0.5"),
             p95_s=trips.get(agent, {}).get("0.95"),
             silence_s=one("silence_seconds", agent),
