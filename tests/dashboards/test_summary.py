@@ -56,6 +56,15 @@ def test_federated_averaging_that_moves_more_is_said_to() -> None:
     assert "2.0x what this run moved" in text
 
 
+def test_federated_averaging_of_a_run_that_was_stopped_is_of_what_was_trained() -> None:
+    run = synthetic_run()
+    run["federated_averaging"]["bytes"] //= 4
+    text = federated_averaging_text(parse_run(run))
+    assert (
+        "52.7 MB (computed from 823,042 float32 parameters, 8 rounds and 4 agents, of which 25 % were trained)" in text
+    )
+
+
 def test_federated_averaging_that_moves_less_is_said_to() -> None:
     text = federated_averaging_text(parse_run(synthetic_run(num_parameters=70_000)))
     assert "This run moved more: 5.1x as much" in text

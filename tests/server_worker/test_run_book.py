@@ -51,6 +51,10 @@ def evaluation(
     return Evaluation(epoch, given, final, MetricSums(1.5 * num_samples, num_correct, num_samples), wire_bytes)
 
 
+def all_done() -> Telemetry:
+    return replace(synthetic_telemetry(), steps=200, total_steps=200)
+
+
 def telemetry(*evaluations: Evaluation, incarnation: int = 1, sequence: int = 1) -> Telemetry:
     return replace(synthetic_telemetry(1, incarnation=incarnation, sequence=sequence), evaluations=evaluations)
 
@@ -170,13 +174,22 @@ def test_wire_bytes_are_those_of_the_connection_and_not_of_messages_alone(book: 
 def test_federated_averaging_moves_the_model_both_ways_for_each_agent_and_round(book: RunBook) -> None:
     assert federated_averaging_bytes(1_000, num_rounds=3, num_agents=4) == 2 * 3 * 4 * 1_000 * 4
     for index in range(4):
-        book.take(f"clinic/{index:02d}", synthetic_telemetry())
+        book.take(f"clinic/{index:02d}", all_done())
     assert as_json(book)["federated_averaging"] == {
         "bytes": 2 * NUM_EPOCHS * 4 * (NUM_PARAMETERS + NUM_CLIENT_PARAMETERS) * 4,
         "rounds": NUM_EPOCHS,
         "agents": 4,
         "parameters": NUM_PARAMETERS + NUM_CLIENT_PARAMETERS,
     }
+
+
+def test_federated_averaging_is_compared_for_the_epochs_that_were_trained(book: RunBook) -> None:
+    book.take("clinic/00", all_done())
+    book.take("clinic/01", replace(all_done(), steps=50))  # of 200: it has left
+    whole = federated_averaging_bytes(NUM_PARAMETERS + NUM_CLIENT_PARAMETERS, NUM_EPOCHS, 1)
+    compared = as_json(book)["federated_averaging"]
+    assert isinstance(compared, dict)
+    assert compared["bytes"] == round(1.25 * whole)
 
 
 def test_bytes_per_sample_is_all_that_moved_over_all_that_was_trained_on(book: RunBook) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from cutlayer.dashboards.run_record import RunRecord
 from cutlayer.dashboards.units import bytes_text, count_text, ratio_text
 
 __all__ = ["federated_averaging_text"]
+
+FLOAT32_BYTES: Final = 4
 
 
 def federated_averaging_text(run: RunRecord) -> str:
@@ -20,6 +24,9 @@ def federated_averaging_text(run: RunRecord) -> str:
         f"computed from {count_text(other.parameters)} float32 parameters, {_counted(other.rounds, 'round')} and "
         f"{_counted(other.agents, 'agent')}"
     )
+    whole_bytes = 2 * FLOAT32_BYTES * other.parameters * other.rounds * other.agents
+    if other.bytes < 0.995 * whole_bytes:
+        basis += f", of which {other.bytes / whole_bytes * 100:.0f} % were trained"
     start = f"Federated averaging would have moved {bytes_text(other.bytes)} ({basis})"
     if not wire_bytes or not other.bytes:
         return f"{start}."

@@ -109,9 +109,9 @@ class FederatedAveraging(_Record):
     """What federated averaging of the same model moves: computed from the parameter count, not measured.
 
     Attributes:
-        bytes: Both directions, all agents.
+        bytes: Both directions, all agents, as many rounds as each has committed epochs.
         rounds: One an epoch.
-        agents: Agents in each round.
+        agents: Agents of the run.
         parameters: Parameters of the whole model.
     """
 

@@ -201,7 +201,7 @@ class RunBook:
             "bytes_per_sample": wire_bytes / committed_samples if committed_samples else None,
             "traffic": self.traffic(),
             "federated_averaging": {
-                "bytes": federated_averaging_bytes(self._num_parameters(), manifest.epochs, len(self._agents)),
+                "bytes": self._federated_bytes(),
                 "rounds": manifest.epochs,
                 "agents": len(self._agents),
                 "parameters": self._num_parameters(),
@@ -236,6 +236,14 @@ class RunBook:
             ]
             moved[agent] += entry.wire_sent_bytes + entry.wire_received_bytes
         return evaluations
+
+    def _federated_bytes(self) -> int:
+        """Return the comparison for as many epochs as each agent has trained: some leave, or come late."""
+        one_round_bytes = federated_averaging_bytes(self._num_parameters(), 1, 1)
+        shares = {
+            agent: min(entry.steps / entry.total_steps, 1.0) for agent, entry in self.latest() if entry.total_steps
+        }
+        return round(one_round_bytes * self._manifest.epochs * sum(shares.values()))
 
     def _given(self, evaluation: Evaluation) -> str:
         return "joint" if evaluation.given == "+".join(sorted(self._manifest.modalities)) else evaluation.given
