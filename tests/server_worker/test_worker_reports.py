@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
-from cutlayer.broker.messages import WorkerReport, parse, serialize
+import pytest
+
+from cutlayer.broker.messages import MetricSums, StageTime, WorkerReport, parse, serialize
 from cutlayer.broker.topics import WORKER_REPORTS, WorkerTopics
+from cutlayer.broker.wire import U53
 from cutlayer.server_worker.agent_table import AgentTable
+from cutlayer.server_worker.events import TelemetryTaken
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.worker_reports import WorkerReports
 from cutlayer.simulation.virtual import VirtualNetwork
@@ -66,6 +72,25 @@ def test_any_report_fits_its_message() -> None:
     assert parse(serialize(report)) == report
     assert "cutlayer_gradient_norm" not in {entry.name for entry in report.numbers}
     assert len(report.numbers) > 300
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param({"round_trips": ((100, U53), (101, U53))}, id="more round trips than a number holds"),
+        pytest.param({"stages": (StageTime("loss", 1, 1.7e308, ((100, 1),)),)}, id="longer times than a number holds"),
+        pytest.param({"train": MetricSums(1.7e308, 0, 32), "recent": MetricSums(1.7e308, 0, 32)}, id="losses"),
+    ],
+)
+def test_no_number_that_agents_claim_stops_a_worker_from_reporting(claim: dict[str, Any]) -> None:
+    session = Worker(VirtualNetwork(), small_settings()).session
+    metrics = WorkerMetrics("w0", synthetic_manifest(812_042))
+    for agent in ("site/0", "site/1"):
+        telemetry = replace(synthetic_telemetry(1), **claim)
+        assert parse(serialize(telemetry)) == telemetry, "nothing refuses it"
+        metrics(TelemetryTaken(agent, telemetry, None))
+    report = WorkerReports(metrics.store, metrics.agents).make(session)
+    assert parse(serialize(report)) == report
 
 
 def test_the_topic_of_reports_matches_its_filter() -> None:

@@ -6,6 +6,7 @@ import math
 
 from cutlayer.broker.messages import SeriesDistribution, SeriesNumber, WorkerReport
 from cutlayer.broker.reports import MAX_DISTRIBUTIONS, MAX_SERIES
+from cutlayer.broker.wire import U53
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker.agent_table import AgentTable
@@ -33,7 +34,10 @@ class WorkerReports:
         return max(session.manifest.telemetry_s, SHORTEST_S)
 
     def make(self, session: WorkerSession) -> WorkerReport:
-        """Return a report of how things stand: all that is not 0."""
+        """Return a report of how things stand: all that is not 0.
+
+        Nor what no message can hold: agents may claim any numbers, and nothing that they send stops a worker.
+        """
         self._sequence += 1
         numbers = {**self._store.numbers(), **self._agents.numbers()}
         return WorkerReport(
@@ -50,6 +54,6 @@ class WorkerReports:
             distributions=tuple(
                 SeriesDistribution(name, labels, tuple(distribution.counts), distribution.total)
                 for (name, labels), distribution in self._store.distributions().items()
-                if distribution.count
+                if 0 < distribution.count <= U53 and math.isfinite(distribution.total)
             )[:MAX_DISTRIBUTIONS],
         )
