@@ -110,6 +110,15 @@ def test_worker_whose_will_says_that_it_is_gone_no_longer_counts(reporters: Repo
     assert reporters.feed.num_pictures == pictures
 
 
+def test_run_without_a_worker_or_a_connection_is_not_said_to_be_well(reporters: Reporters) -> None:
+    reporters.run(2)
+    assert reporters.feed.state().headlines[0].meaning == "good"
+    reporters.state(worker_state(online=False))
+    assert reporters.feed.state().headlines[0].answer == "No: no worker"
+    reporters.feed.is_connected = False
+    assert reporters.feed.state().headlines[0].answer == "Not known"
+
+
 def test_worker_that_starts_again_counts_from_zero(reporters: Reporters) -> None:
     reporters.run(2)
     reporters.state(worker_state(incarnation=2_000))

@@ -12,17 +12,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import MalformedMessage
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import Direction, RunManifest, WorkerReport, WorkerState
+from cutlayer.broker.messages import Direction, RunManifest, RunPhase, WorkerReport, WorkerState
 from cutlayer.broker.topics import RUN, WORKER_REPORTS, WORKER_STATES
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport
 from cutlayer.dashboards.catalogue import Kind, metric
-from cutlayer.dashboards.headlines import headlines
+from cutlayer.dashboards.headlines import Headline, headlines
 from cutlayer.dashboards.live_history import History
 from cutlayer.dashboards.metric_store import Distribution, MetricStore, SeriesKey
 from cutlayer.dashboards.panels import OVERVIEW
@@ -125,7 +125,7 @@ class TopFeed:
     def state(self) -> TopState:
         """Return all that is known now."""
         now = self._clock()
-        return TopState(
+        state = TopState(
             url=self._url,
             is_connected=self.is_connected,
             problem=self.problem,
@@ -136,6 +136,7 @@ class TopFeed:
             headlines=headlines(self._snapshots),
             agents=tuple(agent_rows(self._snapshots)),
         )
+        return replace(state, headlines=_of_now(state))
 
     def _begin_anew(self) -> None:
         self._history = History(OVERVIEW, NUM_KEPT, RATE_S)
@@ -231,6 +232,16 @@ def _is_awaited(worker: _Worker) -> bool:
 
 
 _EMPTY: Final = MetricStore()
+
+
+def _of_now(state: TopState) -> tuple[Headline, ...]:
+    """Return the answers; whether the run is well the last reports do not tell where no more can come."""
+    health, *others = state.headlines
+    if not state.is_connected:
+        health = replace(health, answer="Not known", detail="No connection to the broker.", meaning="warn")
+    elif state.phase is not RunPhase.ENDED and not any(worker.is_online for worker in state.workers):
+        health = replace(health, answer="No: no worker", detail="What is shown is from before.", meaning="bad")
+    return (health, *others)
 
 
 def _numbers_of(report: WorkerReport) -> dict[SeriesKey, float]:
