@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import UserDict
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -116,3 +118,21 @@ def test_quantiles_are_linear_within_a_bucket() -> None:
     assert distribution.quantile(0.5) == 1.5
     distribution.add(100.0, times=100)
     assert distribution.quantile(0.99) == 4.0
+
+
+def test_the_sum_of_a_histogram_never_falls_while_values_are_added() -> None:
+    store = MetricStore()
+    seen: list[float] = []
+
+    class Watched(UserDict[float, int]):
+        def __iter__(self) -> Iterator[float]:
+            """Look at the store, as another thread may, after each value."""
+            for value in self.data:
+                yield value
+                seen.append(store.distributions()["cutlayer_stage_seconds", ("loss",)].total)
+
+    for _ in range(2):
+        store.observe_all("cutlayer_stage_seconds", Watched({0.02: 3, 0.5: 1}), "loss", total=0.4)
+        seen.append(store.distributions()["cutlayer_stage_seconds", ("loss",)].total)
+    assert seen == sorted(seen)
+    assert seen[-1] == 0.8
