@@ -78,6 +78,10 @@ class Bench:
             exchange = self.scheduler.exchanges[key]
             self.scheduler.take_gradients(exchange, zeros(exchange.num_samples, 2), self.now)
 
+    def late_gradients(self, key: Key) -> None:
+        """The output gradients of a microbatch come whose graph was given up."""
+        self.scheduler.forward_again(self.scheduler.exchanges[key], self.now)
+
     def backward(self) -> tuple[Key, ...]:
         """Do the backward pass that is next; return its microbatches."""
         work = self.next()
@@ -370,10 +374,11 @@ def test_agent_whose_graph_has_grown_stale_is_known_to_be_slow() -> None:
         b.through(key)
         b.now += 0.5
         b.commit()
-    assert [exchange.key for exchange in b.scheduler.take_stale(b.now)] == [slow]
-    again, fast = b.arrive("slow"), b.arrive("fast", 2)
+    b.scheduler.give_up_stale(b.now)
+    b.late_gradients(slow)
+    fast = b.arrive("fast", 2)
     assert isinstance(b.next(), Release)
-    assert b.forward() == (again,)
+    assert b.forward() == (slow,)
     assert b.forward() == (fast,)
 
 
@@ -801,13 +806,29 @@ def test_a_group_is_given_up_when_its_weights_are_older_than_allowed(max_stalene
     b.forward()
     for step in range(max_staleness):
         commit_one(b, step)
-        assert b.scheduler.take_stale(b.now) == []
+        b.scheduler.give_up_stale(b.now)
+        assert b.scheduler.exchanges[slow].group == 0
     commit_one(b, max_staleness)
-    assert [exchange.key for exchange in b.scheduler.take_stale(b.now)] == [slow]
-    assert slow not in b.scheduler.exchanges
+    b.scheduler.give_up_stale(b.now)
+    assert b.scheduler.exchanges[slow].group is None
     assert b.next() == Release(0)
+    assert b.next() is None, "it goes forward again when its gradients come, and no earlier"
+    b.scheduler.give_up_stale(b.now)
     assert b.next() is None
-    assert b.scheduler.take_stale(b.now) == []
+
+
+def test_a_microbatch_whose_graph_was_given_up_goes_forward_again_when_its_gradients_come() -> None:
+    b = bench(samples=4, max_staleness=0)
+    slow = b.arrive("a")
+    b.forward()
+    commit_one(b, 0)
+    b.scheduler.give_up_stale(b.now)
+    assert b.next() == Release(0)
+    b.late_gradients(slow)
+    assert b.forward() == (slow,)
+    b.gradients(slow)
+    assert b.backward() == (slow,)
+    assert b.commit() == [slow]
 
 
 def test_the_age_of_a_group_counts_from_the_weights_that_the_engine_used() -> None:
@@ -817,7 +838,8 @@ def test_the_age_of_a_group_counts_from_the_weights_that_the_engine_used() -> No
     assert isinstance(work, Forward)
     b.scheduler.forwarded(work.group, tuple(key for key, _ in work.microbatches), 1, b.now)
     commit_one(b, 0)
-    assert b.scheduler.take_stale(b.now) == []
+    b.scheduler.give_up_stale(b.now)
+    assert b.next() is None, "nothing is released"
 
 
 def test_what_of_a_stale_group_is_committed_already_stays_committed() -> None:
@@ -829,10 +851,12 @@ def test_what_of_a_stale_group_is_committed_already_stays_committed() -> None:
     assert b.backward() == (quick,)
     b.now = 4.0
     assert b.commit() == [quick]
-    assert [exchange.key for exchange in b.scheduler.take_stale(b.now)] == [slow]
+    b.scheduler.give_up_stale(b.now)
+    assert list(b.scheduler.exchanges) == [slow]
+    assert b.scheduler.exchanges[slow].group is None
 
 
-def test_gradients_that_came_too_late_for_their_group_are_given_up_with_it() -> None:
+def test_gradients_that_waited_for_others_of_a_stale_group_go_forward_again_at_once() -> None:
     b = bench(samples=8, max_staleness=0, deadline_s=100.0)
     early, waiting = b.arrive("a"), b.arrive("b")
     b.forward()
@@ -842,8 +866,11 @@ def test_gradients_that_came_too_late_for_their_group_are_given_up_with_it() -> 
     b.gradients(other)
     assert b.backward() == (other,)
     assert b.commit() == [other]
-    assert {exchange.key for exchange in b.scheduler.take_stale(b.now)} == {early, waiting}
+    b.scheduler.give_up_stale(b.now)
     assert b.next() == Release(0)
+    assert b.forward() == (early,)
+    assert b.scheduler.exchanges[waiting].group is None
+    assert b.next() is None
 
 
 def test_an_agents_microbatches_are_counted() -> None:

@@ -697,15 +697,22 @@ def test_a_synchronous_window_waits_for_an_absent_agent_through_the_grace_period
     assert desk.session.leases.of("b") is None
 
 
-def test_stale_steps_are_asked_for_again() -> None:
+def test_gradients_of_weights_that_are_too_old_are_answered_with_new_outputs() -> None:
+    """The activations are still here: a slow link carries them once."""
     desk = Desk(samples=4, max_staleness=0)
-    lease = desk.join("a")
+    desk.join("a")
     desk.join("b")
     desk.activations("a", 0)
-    desk.compute()
+    (old,) = messages(desk.compute(), Outputs)
     actions = desk.train("b", 0)
-    assert messages(actions, Resend) == [Resend(lease, 0, Mode.TRAIN, ResendReason.STALE)]
-    assert messages(desk.train("a", 0), ActivationGradients)
+    assert messages(actions, Resend) == []
+    assert desk.gradients("a", 0, version=old.version) == []
+    (new,) = messages(desk.compute(), Outputs)
+    assert (new.step, new.version) == (0, old.version + 1)
+    refused = desk.gradients("a", 0, version=old.version)
+    assert label_of(refused) == "version"
+    desk.gradients("a", 0, version=new.version)
+    assert messages(desk.compute(), ActivationGradients)
 
 
 # Goodbye -----------------------------------------------------------------------------------------------------

@@ -68,3 +68,31 @@ def test_slow_agent_costs_the_others_less_than_a_tenth(num_fast: int, window_sam
     alone = fast_steps_per_s(num_fast, window_samples)
     beside = fast_steps_per_s(num_fast, window_samples, slowness)
     assert beside > 0.9 * alone
+
+
+def test_agent_on_a_slow_link_trains_with_the_others_and_sends_its_activations_once() -> None:
+    """Its gradients wait in its link behind its next activations, for more windows than weights may age."""
+    fast = [f"site/{index}" for index in range(4)]
+    slow_link = LinkFaults(delay_s=0.02, bytes_per_s=1e3)  # 2 s a microbatch, while the others fill five windows
+    network = PacedNetwork(
+        {**dict.fromkeys([*fast, SLOW], 0.2), "w0": WORKER_S},
+        {**dict.fromkeys(fast, (LINK, LINK)), SLOW: (slow_link, slow_link)},
+        deadlines=Deadlines(),
+    )
+    settings = small_settings(
+        20.0,  # reports would fill such a link
+        run={"min_agents": len(fast) + 1, "epochs": 1, "microbatch_samples": MICROBATCH},
+        window={"mode": "asynchronous", "samples": 16, "max_staleness": 4},
+        evaluation={"every_epochs": 0},
+    )
+    worker = Worker(network, settings)
+    for index, topic in enumerate(fast):
+        network.add_agent(topic, small_dataset(index, NUM_STEPS * MICROBATCH))
+    agent = network.add_agent(SLOW, small_dataset(9, NUM_STEPS * MICROBATCH))
+    steps = {(topic, "train", step) for topic in fast for step in range(NUM_STEPS)}
+    network.run(lambda: steps <= worker.counter.committed.keys())
+    num_committed = len({(SLOW, "train", step) for step in range(NUM_STEPS)} & worker.counter.committed.keys())
+    traffic = agent._courier.traffic.snapshot()
+    num_sent = sum(row.messages for row in traffic if row.kind == "Activations")
+    assert num_committed > 0.5 * network.clock() / 2, "more than half of what its link can carry"
+    assert num_sent <= num_committed + settings.worker.credits, "none was sent twice"

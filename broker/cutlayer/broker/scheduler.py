@@ -256,7 +256,7 @@ class Scheduler:
         num_samples = 0
         for key, exchange in self.exchanges.items():
             message = exchange.activations
-            if message is None or exchange.group is not None:
+            if message is None or exchange.state is not ExchangeState.ACTIVATIONS or exchange.group is not None:
                 continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
@@ -315,7 +315,8 @@ class Scheduler:
             exchange = self.exchanges.get(key)
             if exchange is None or exchange.group != number:
                 continue
-            exchange.activations = None
+            if self._is_synchronous or key.mode is not Mode.TRAIN:
+                exchange.activations = None  # else they may have to go forward again (`take_stale`)
             exchange.state = ExchangeState.OUTPUTS
             exchange.outputs_at = now
             wanted.append(exchange)
@@ -380,15 +381,35 @@ class Scheduler:
             self._forget(exchange)
         return done
 
-    def take_stale(self, now: float) -> list[Exchange]:
-        """Give up the groups whose weights are too old by now; return their exchanges, to be sent again."""
-        stale: list[Exchange] = []
+    def give_up_stale(self, now: float) -> None:
+        """Free the graphs of the groups whose weights are too old by now.
+
+        Their activations are still here. Those whose gradients wait for others' go forward again at once, the others
+        when their gradients come (`forward_again`): until then nobody knows how many versions more will have gone by.
+        """
         for group in list(self._groups.values()):
-            if self.version - group.version > self._spec.max_staleness:
-                for exchange in (self.exchanges[key] for key in group.waiting):
-                    assert exchange.outputs_at is not None, "a group has versions once it went forward"
-                    self._pace.takes_at_least(exchange.key.agent, now - exchange.outputs_at)
-                stale += [self.exchanges.pop(key) for key in (*group.ready, *sorted(group.waiting))]
-                del self._groups[group.number]
-                self._to_release.append(group.number)
-        return stale
+            if self.version - group.version <= self._spec.max_staleness:
+                continue
+            for exchange in (self.exchanges[key] for key in group.waiting):
+                assert exchange.outputs_at is not None, "a group has versions once it went forward"
+                self._pace.takes_at_least(exchange.key.agent, now - exchange.outputs_at)
+                exchange.group = None
+            for key in group.ready:
+                self._queue_again(self.exchanges[key])
+            del self._groups[group.number]
+            self._to_release.append(group.number)
+
+    def forward_again(self, exchange: Exchange, now: float) -> None:
+        """Queue a microbatch again whose gradients have come after its graph was given up.
+
+        Its agent answers the new outputs, and has meanwhile sent what kept it: on a slow link gradients wait behind
+        activations that were handed over before them.
+        """
+        if exchange.outputs_at is not None:
+            self._pace.took(exchange.key.agent, now - exchange.outputs_at)
+        self._queue_again(exchange)
+
+    def _queue_again(self, exchange: Exchange) -> None:
+        assert exchange.activations is not None, "asynchronous windows keep them, and in synchronous ones nothing ages"
+        exchange.state, exchange.group = ExchangeState.ACTIVATIONS, None
+        exchange.outputs = exchange.gradients = None

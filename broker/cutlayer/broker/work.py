@@ -26,11 +26,12 @@ class Exchange:
     Attributes:
         key: Its name.
         lease: Lease it came under.
-        activations: The message, until its forward pass.
+        activations: The message, until its forward pass; in asynchronous windows until the commit, since it goes
+            forward again when its weights have become too old.
         state: Where it stands.
         num_samples: Samples B.
         received_at: When the last message of the agent came, for the server time told to it.
-        group: Number of the group that it went forward in.
+        group: Number of the group that it went forward in; None before, and when its graph was given up.
         outputs_at: When it did, and its outputs went.
         outputs: The answer, kept for an agent that asks again.
         gradients: The output gradients, until their backward pass.

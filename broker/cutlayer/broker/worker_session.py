@@ -270,7 +270,8 @@ class WorkerSession:
         done = scheduler.committed(version)
         for exchange in done:
             self.ledger.add(exchange.key.agent, exchange.key.step)
-        return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(scheduler.take_stale(now))]
+        scheduler.give_up_stale(now)
+        return self._steps.tell_committed(done, window, now)
 
     def fail_content(self, key: Key, detail: str) -> list[WorkerAction]:
         """Refuse an agent for good whose tensors cannot be decoded."""
@@ -342,10 +343,8 @@ class WorkerSession:
         done += [exchange for exchange in again if exchange.key.step in self.ledger.of(exchange.key.agent)]
         again = [exchange for exchange in again if exchange not in done]
         done += scheduler.take_committed(self.ledger)
-        return [
-            *self._steps.tell_committed(done, window, now),
-            *self._steps.ask_again([*again, *scheduler.take_stale(now)]),
-        ]
+        scheduler.give_up_stale(now)
+        return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(again)]
 
     def round_failed(self, verdict: Verdict | None, generation: int, now: float) -> list[WorkerAction]:
         """Take notice of a round that has committed nothing: the window stays open, but for a rejected part."""

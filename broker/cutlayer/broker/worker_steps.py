@@ -132,7 +132,10 @@ class WorkerSteps:
         except WireError as error:
             raise ContentRefused(str(error)) from error
         exchange.received_at = now
-        scheduler.take_gradients(exchange, message.gradients, now)
+        if exchange.group is None:  # of weights that are too old: new outputs follow
+            scheduler.forward_again(exchange, now)
+        else:
+            scheduler.take_gradients(exchange, message.gradients, now)
         return []
 
     def _commit_again(self, lease: Lease, step: int) -> Publish:

@@ -37,10 +37,11 @@ class Microbatch:
     tensors: tuple[tuple[str, EncodedTensor], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _InFlight:
     item: WorkItem
     labels_B: NDArray[np.int64]
+    is_answered: bool = False
 
 
 class Workbench:
@@ -140,7 +141,9 @@ class Workbench:
         flight = self._in_flight.get((received.mode, received.step))
         if flight is None:
             return
-        self._reporter.answered(received.round_trip_s, received.server_s)
+        if not flight.is_answered:  # outputs of newer weights are no other round trip
+            flight.is_answered = True
+            self._reporter.answered(received.round_trip_s, received.server_s)
         try:
             with self._reporter.stage("loss"):
                 result = self._client.loss(received.outputs, flight.labels_B, received.codecs.outputs)
