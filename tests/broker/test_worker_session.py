@@ -426,7 +426,7 @@ def test_gradients_of_other_outputs_than_the_last_are_refused_and_answered_with_
     desk.activations()
     (outputs,) = messages(desk.compute(), Outputs)
     actions = desk.gradients(version=7)
-    assert label_of(actions) == "version"
+    assert label_of(actions) == "late"
     assert messages(actions, Outputs) == [outputs]
     assert desk.gradients(version=0) == []
 
@@ -710,7 +710,7 @@ def test_gradients_of_weights_that_are_too_old_are_answered_with_new_outputs() -
     (new,) = messages(desk.compute(), Outputs)
     assert (new.step, new.version) == (0, old.version + 1)
     refused = desk.gradients("a", 0, version=old.version)
-    assert label_of(refused) == "version"
+    assert label_of(refused) == "late"
     desk.gradients("a", 0, version=new.version)
     assert messages(desk.compute(), ActivationGradients)
 

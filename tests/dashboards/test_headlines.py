@@ -94,7 +94,7 @@ def test_rejects_are_told_by_the_minute_with_their_reason(rejects: int, answer: 
     desk.store.add("cutlayer_rejects_total", rejects - 1, "agent", "version")
     health = desk.answers()[0]
     assert (health.answer, health.meaning) == (answer, meaning)
-    assert health.detail == f"{rejects * 6} a minute are not taken (most: version)."
+    assert health.detail == f"{rejects * 6} a minute are not taken (most: another release's)."
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,11 @@ WRITTEN: dict[str, tuple[Query, str]] = {
         Increase(WIRE, where={"kind": ("Outputs", "Activations")}),
         'sum (increase(cutlayer_wire_bytes_total{kind=~"Outputs|Activations"}[$__range]))',
     ),
+    "a value that is not wanted": (
+        Rate("cutlayer_agent_steps_total", ("agent",), unless={"agent": "other"}),
+        "max by (agent) (sum by (instance, agent) "
+        '(rate(cutlayer_agent_steps_total{agent!="other"}[$__rate_interval])))',
+    ),
     "a mean is absent where nothing was counted": (
         Mean("cutlayer_stage_seconds", ("stage",)),
         "sum by (stage) (rate(cutlayer_stage_seconds_sum[$__rate_interval])) / "
@@ -190,6 +195,15 @@ def test_an_agent_that_comes_to_be_listed_has_no_rate_of_all_that_it_has_moved_s
     stores["w0"].set("cutlayer_agent_wire_bytes_total", 8e9, "clinic/7", "up")
     snapshots.add(Snapshot.of(105.0, stores))
     assert evaluate(moved, snapshots) == {("clinic/7",): 0.0}
+
+
+def test_values_that_are_not_wanted_are_left_out() -> None:
+    snapshots, stores = two_snapshots()
+    for agent in ("clinic/1", "other"):
+        stores["w0"].set("cutlayer_agent_progress_ratio", 0.5, agent)
+    snapshots.add(Snapshot.of(101.0, stores))
+    query = Value("cutlayer_agent_progress_ratio", ("agent",), unless={"agent": "other"})
+    assert evaluate(query, snapshots) == {("clinic/1",): 0.5}
 
 
 def test_increase_is_since_the_first_snapshot() -> None:

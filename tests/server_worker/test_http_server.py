@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.server_worker import http_server
 from cutlayer.server_worker.http_routes import Request, Response, Route
 from cutlayer.server_worker.http_server import HttpServer
 
@@ -215,3 +216,45 @@ def test_port_that_is_taken_is_named_with_the_fix(server: HttpServer) -> None:
 def test_host_that_is_no_address_is_named() -> None:
     with pytest.raises(SettingsError, match=r"no\.such\.host\.invalid"):
         HttpServer(ROUTES, host="no.such.host.invalid", port=0)
+
+
+def test_connection_that_says_nothing_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], server: HttpServer
+) -> None:
+    """Browsers open connections on suspicion; each printed a traceback."""
+    monkeypatch.setattr(http_server._QuietHandler, "timeout", 0.1)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as silent:
+        assert silent.recv(1) == b"", "it is closed after a while"
+    assert ask(server, "/metrics").status == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_connections_beyond_the_limit_are_closed_and_the_server_goes_on(server: HttpServer) -> None:
+    address = ("127.0.0.1", server.port)
+    held = [socket.create_connection(address, timeout=5) for _ in range(http_server.MAX_CONNECTIONS + 8)]
+    try:
+        time.sleep(0.5)  # all of them have been accepted
+        for connection in held:
+            connection.settimeout(0.01)
+        closed = sum(is_closed(connection) for connection in held)
+        assert closed == 8
+    finally:
+        for connection in held:
+            connection.close()
+    end_s = time.monotonic() + 10
+    while time.monotonic() < end_s:
+        try:
+            assert ask(server, "/metrics").status == 200
+            return
+        except (ConnectionError, http.client.HTTPException):
+            time.sleep(0.05)  # the threads are about to notice
+    pytest.fail("the server does not answer any more")
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True

@@ -107,3 +107,23 @@ def test_json_is_written_in_one_piece(tmp_path: Path) -> None:
     write_json(path, {"second": 2})
     assert json.loads(path.read_text()) == {"second": 2}
     assert [each.name for each in path.parent.iterdir()] == ["run.json"]
+
+
+def test_record_of_the_run_before_is_kept_under_its_name(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "run.json").write_text(json.dumps({"run_id": "digits-0123abcd", "windows": 3}))
+    with pytest.raises(BrokerUnreachable):
+        program(tmp_path).run(lambda: False)
+    assert not (output / "run.json").exists()
+    assert json.loads((output / "run-digits-0123abcd.json").read_text())["windows"] == 3
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"run_id": "../../elsewhere"}', '{"run_id": 7}'])
+def test_file_that_is_no_record_stays_where_it_is(tmp_path: Path, content: str) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "run.json").write_text(content)
+    with pytest.raises(BrokerUnreachable):
+        program(tmp_path).run(lambda: False)
+    assert [path.name for path in sorted(output.glob("*.json"))] == ["run.json"]

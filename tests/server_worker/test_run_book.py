@@ -8,7 +8,7 @@ import pytest
 from cutlayer.broker.messages import Direction, Evaluation, MetricSums, StageTime, Telemetry
 from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.server_worker.run_book import RunBook, federated_averaging_bytes, versions
+from cutlayer.server_worker.run_book import MAX_PROCESSES, RunBook, federated_averaging_bytes, versions
 from support.synthetic_run import NUM_EPOCHS, STEPS_PER_EPOCH, synthetic_manifest, synthetic_telemetry
 
 NUM_PARAMETERS = 812_042
@@ -242,3 +242,27 @@ def test_rejects_stand_by_side_and_reason_and_unknown_reasons_together(book: Run
     content = as_json(book, store)
     assert content["rejects"] == {"agent": {"codec": 5, "other": 2}, "worker": {"lease": 2}}
     assert content["reconnects"] == 4
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [MetricSums(1.0, 33, 32), MetricSums(1.7e308, 1, 32), MetricSums(-1.7e308, 1, 32), MetricSums(5.0, 0, 0)],
+    ids=["more right than samples", "a loss beyond measure", "below it", "a loss of nothing"],
+)
+def test_report_that_claims_what_cannot_be_is_not_taken(book: RunBook, sums: MetricSums) -> None:
+    honest = telemetry(evaluation("audio+image", 20, 40))
+    for claim in (
+        replace(honest, sequence=2, recent=sums),
+        replace(honest, sequence=2, train=sums),
+        replace(honest, sequence=2, evaluations=(Evaluation(1, "audio+image", True, sums, 0),)),
+    ):
+        assert not book.take("clinic/07", claim)
+    assert book.take("clinic/07", honest)
+    assert book.accuracy() == {"joint": 0.5}
+
+
+def test_processes_of_an_agent_that_are_kept_are_limited(book: RunBook) -> None:
+    taken = [book.take("clinic/07", telemetry(incarnation=1 + number)) for number in range(MAX_PROCESSES + 5)]
+    assert taken == [True] * MAX_PROCESSES + [False] * 5
+    assert book.take("clinic/07", telemetry(incarnation=1, sequence=2)), "those that are known go on"
+    assert book.take("clinic/08", telemetry())

@@ -125,7 +125,7 @@ class WorkerSteps:
         if message.version != exchange.outputs.version:
             # The agent has taken late outputs for the last ones, and would wait for a commit in vain.
             outputs = Publish(AgentTopics(lease.agent).down_outputs, exchange.outputs, repeated=True)
-            return [Refused("version", "gradients of other outputs than the last ones"), outputs]
+            return [Refused("late", "gradients of other outputs than the last ones"), outputs]
         shape = (exchange.num_samples, len(self._run.manifest.task.classes))
         try:
             check_tensor(message.gradients, shape=shape, codec=lease.codecs.output_gradients, what="output gradients")

@@ -70,7 +70,8 @@ ALERTS: Final = (
         "1m",
         "critical",
         "The worker {{ $labels.instance }} has vanished in the middle of a run",
-        "Its container or host has gone, and with it its address. Start it again with --resume.",
+        "Its container or host has gone, and with it its address. Start it again with --resume. This alert ends ten "
+        "minutes after the worker was last seen, whether or not it is back.",
         "cutlayer-broker",
     ),
     Alert(
@@ -120,7 +121,9 @@ ALERTS: Final = (
         "1m",
         "warning",
         "{{ $labels.agent }} has not reported for {{ $value | humanizeDuration }}",
-        "Its machine or link is down. Its work is kept: it goes on where it stands when it comes back.",
+        "Its machine or link is down, or somebody has stopped it. Its work is kept: it goes on where it stands when it "
+        "comes back. Only the 20 sites with most bytes are watched, and one that is silent for 15 minutes is no longer "
+        "listed: then this alert ends, too.",
         "cutlayer-sites",
     ),
     Alert(
@@ -162,8 +165,8 @@ ALERTS: Final = (
         "5m",
         "warning",
         "{{ $value | humanizePercentage }} of the messages are not taken",
-        "See the reasons: version and codec point to a site with another release, lease to agents that come and go, "
-        "malformed and topic to somebody who should not be on this broker.",
+        "See the reasons: version and codec point to a site with another release, late to slow links, "
+        "lease to agents that come and go, malformed and topic to somebody who should not be on this broker.",
         "cutlayer-broker",
     ),
     Alert(

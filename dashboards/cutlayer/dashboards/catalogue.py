@@ -137,6 +137,7 @@ REFUSALS: Final = (
     "version",
     "content",
     "lease",
+    "late",
     "state",
     "credits",
     "codec",

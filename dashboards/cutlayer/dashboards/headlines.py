@@ -30,6 +30,19 @@ EVEN_SHARE: Final = 0.55
 AGENTS: Final = Value("cutlayer_agents")
 _PHASE: Final = Value("cutlayer_run_phase", ("phase",))
 _CONNECTED: Final = Value("cutlayer_broker_connected")
+MANY_A_MINUTE: Final = 10.0
+"""Messages that are not taken: a few at a start are of agents that know an earlier run."""
+IN_WORDS: Final = {
+    "version": "another release's",
+    "codec": "a release that lacks a codec",
+    "manifest": "of another run",
+    "late": "gradients that came late",
+    "lease": "without a lease",
+    "incarnation": "of an earlier process",
+    "departed": "of an agent that has left",
+    "credits": "more than the credits",
+}
+"""Reasons as people call them; the others' names say it."""
 _REJECTS: Final = Rate("cutlayer_rejects_total", ("reason",))
 _MESSAGES: Final = Rate("cutlayer_messages_total", where={"kind": ("Activations", "OutputGradients")})
 _SITES: Final = Value("cutlayer_agent_round_trip_seconds", ("agent",), {"share": "0.95"})
@@ -91,10 +104,10 @@ def _health(snapshots: Snapshots) -> Headline:
     details = []
     if again >= SOME_AGAIN:
         details.append(f"{percent_text(again)} of messages are sent again.")
-    if rejected * 60 >= 1:
+    if rejected * 60 >= MANY_A_MINUTE:
         reason = max(rejects, key=lambda group: rejects[group])[0]
-        details.append(f"{rejected * 60:.0f} a minute are not taken (most: {reason}).")
-    if rejected > SOME_AGAIN * (_number(_MESSAGES, snapshots) or 0.0) and rejected * 60 >= 1:
+        details.append(f"{rejected * 60:.0f} a minute are not taken (most: {IN_WORDS.get(reason, reason)}).")
+    if rejected > SOME_AGAIN * (_number(_MESSAGES, snapshots) or 0.0) and rejected * 60 >= MANY_A_MINUTE:
         return Headline(question, "Messages are rejected", " ".join(details), "warn")
     if again >= SOME_AGAIN:
         return Headline(question, f"{sites} {phase}", " ".join(details), "warn")

@@ -61,12 +61,14 @@ class _Selection:
         by: Labels to keep; the others are put together.
         where: Label values wanted: one, or any of several.
         variables: Labels that a variable of the dashboard restricts, and the variable. Only Grafana has them.
+        unless: Label values that are not wanted.
     """
 
     name: str
     by: tuple[str, ...] = ()
     where: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    unless: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +259,7 @@ def _selector(query: _Selection, name: str, matchers: str) -> str:
             parts.append(f'{label}="{wanted}"')
         else:
             parts.append(f'{label}=~"{"|".join(wanted)}"')
+    parts += [f'{label}!="{unwanted}"' for label, unwanted in query.unless.items()]
     if matchers:
         parts += [f'{label}=~"${variable}"' for label, variable in query.variables.items()]
     return f"{name}{{{','.join(parts)}}}" if parts else name
@@ -471,6 +474,8 @@ def _group(query: _Selection, entry: Metric, key: SeriesKey) -> Group | None:
     for label, wanted in query.where.items():
         if labels[label] not in ((wanted,) if isinstance(wanted, str) else wanted):
             return None
+    if any(labels[label] == unwanted for label, unwanted in query.unless.items()):
+        return None
     return tuple(labels[label] for label in query.by)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from cutlayer.dashboards.catalogue import OTHER
 from cutlayer.dashboards.panels import Board, Panel, Row, Shape, Target, Threshold, Unit
 from cutlayer.dashboards.query import Query, Rate, Ratio, Top, Value
 
@@ -19,7 +20,8 @@ def _value(name: str, **where: str) -> Query:
 
 
 def _rate(name: str, **where: str) -> Query:
-    return Rate(name, ("agent",), where, _CHOSEN)
+    # `other` falls whenever an agent of it comes to be listed, which Prometheus would take for a counter's new start.
+    return Rate(name, ("agent",), where, _CHOSEN, {"agent": OTHER})
 
 
 def _by_site(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import ipaddress
 import logging
+import sys
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from socketserver import ThreadingMixIn
@@ -28,6 +29,7 @@ __all__ = ["HttpServer"]
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S: Final = 10.0
+MAX_CONNECTIONS: Final = 64
 POLL_S: Final = 0.1
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 WORTH_COMPRESSING_BYTES: Final = 1024
@@ -43,10 +45,40 @@ SECURITY_HEADERS: Final = (
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread a request: who connects and says nothing keeps neither the others nor the end waiting."""
+    """A thread a request: who connects and says nothing keeps neither the others nor the end waiting.
+
+    Beyond `MAX_CONNECTIONS` at once a connection is closed unanswered.
+    """
 
     daemon_threads = True
     block_on_close = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        super().__init__(*args, **kwargs)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a connection, unless there are too many."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of connections that come to nothing: browsers open some on suspicion."""
+        del request
+        error = sys.exception()
+        if isinstance(error, OSError):
+            log.debug("a connection from %s came to nothing: %s", client_address[0], error)
+        else:
+            log.exception("a request from %s failed", client_address[0])
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ from cutlayer.server_worker.worker_reports import WorkerReports
 __all__ = ["Program", "write_json"]
 
 log = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
 
 
 class Program:
@@ -157,6 +160,7 @@ class Program:
             Path of run.json, or None where nothing was committed and so nothing is written.
         """
         manifest = self.session.manifest
+        _keep_earlier(self._output / RUN_FILE, manifest.run_id)
         log.info("model %s: %d parameters", manifest.model, manifest.num_parameters)
         log.info("%s", self._budget)
         for problem in self._budget_problems:
@@ -171,7 +175,7 @@ class Program:
             self._http.close()
         if not self.session.window:
             return None
-        path = self._output / "run.json"
+        path = self._output / RUN_FILE
         write_json(path, self._summary())
         log.info("%s", path)
         return path
@@ -215,6 +219,18 @@ class Program:
             "window": self.session.window,
         }
         return self._runtime.is_connected, facts
+
+
+def _keep_earlier(path: Path, run_id: str) -> None:
+    """Put the record of another run aside: it would pass for this one's, and be overwritten at its end."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")).get("run_id")
+    except (OSError, ValueError, AttributeError):
+        return
+    if isinstance(earlier, str) and earlier != run_id and re.fullmatch(r"[\w.-]{1,64}", earlier):
+        kept = path.with_name(f"run-{earlier}.json")
+        path.replace(kept)
+        log.info("kept the record of the run before as %s", kept)
 
 
 def _writable(folder: Path) -> Path:

@@ -25,6 +25,10 @@ __all__ = ["RUN_FORMAT", "RunBook", "federated_averaging_bytes", "versions"]
 
 RUN_FORMAT = 1
 FLOAT32_BYTES = 4
+MAX_PROCESSES = 64
+"""Of one agent whose counters are kept: an agent that came back more often is not counted any more."""
+MAX_LOSS = 1e6
+"""Mean loss of a sample; a cross-entropy beyond it is no measurement."""
 
 
 @dataclass(slots=True)
@@ -46,11 +50,18 @@ class RunBook:
         self._agents: dict[str, _Agent] = defaultdict(_Agent)
 
     def take(self, agent: str, telemetry: Telemetry) -> bool:
-        """Take an agent's counters; return False for ones that are older than what is known."""
-        known = self._agents[agent].telemetry.get(telemetry.incarnation)
-        if known is not None and known.sequence >= telemetry.sequence:
+        """Take an agent's counters; return False for ones that are not taken.
+
+        Those are older than what is known, of one process too many, or claim what cannot be: more right answers than
+        samples, or a loss beyond all measure, which would stay in the sums of all agents.
+        """
+        processes = self._agents[agent].telemetry
+        known = processes.get(telemetry.incarnation)
+        if known is None and len(processes) >= MAX_PROCESSES:
             return False
-        self._agents[agent].telemetry[telemetry.incarnation] = telemetry
+        if (known is not None and known.sequence >= telemetry.sequence) or not _is_plausible(telemetry):
+            return False
+        processes[telemetry.incarnation] = telemetry
         return True
 
     def adopt(self, manifest: Manifest) -> None:
@@ -295,6 +306,13 @@ def _stage(count: int, seconds: float, p50_s: float | None, p95_s: float | None)
 def _in_order_of_a_step(stages: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     names = [*(stage.value for stage in Stage), OTHER]
     return {name: stages[name] for name in names if name in stages}
+
+
+def _is_plausible(telemetry: Telemetry) -> bool:
+    sums = [telemetry.train, telemetry.recent, *(evaluation.sums for evaluation in telemetry.evaluations)]
+    return all(
+        entry.num_correct <= entry.num_samples and abs(entry.loss_sum) <= MAX_LOSS * entry.num_samples for entry in sums
+    )
 
 
 def _num_samples(sums: list[MetricSums]) -> int:
