@@ -11,8 +11,8 @@ from cutlayer.dashboards.panels import Colour
 __all__ = ["COLOURS", "STAGE_COLOURS"]
 
 COLOURS: Final[Mapping[Colour, str]] = {
-    "up": "blue",
-    "down": "orange",
+    "up": "orange",
+    "down": "blue",
     "good": "green",
     "bad": "red",
     "warn": "yellow",

@@ -229,7 +229,8 @@ NUMBERS: Final = (
     ),
     Panel(
         "Round trip, 95 %",
-        "Nineteen of twenty microbatches have their outputs back within this time, all agents together.",
+        "Nineteen of twenty microbatches have their outputs back within this time, all agents together. A slow "
+        "site sends few of them and hardly counts here: see the slowest sites.",
         Unit.SECONDS,
         Shape.NUMBER,
         (Target(Quantile(ROUND_TRIP, share=0.95), "p95"),),
@@ -315,7 +316,8 @@ SLOWEST_SITES: Final = Panel(
 )
 HEAVIEST: Final = Panel(
     "Bytes by direction and message",
-    "Wire bytes a second by direction and kind of message, the largest six: what to compress, or send less often.",
+    "Wire bytes a second by direction and kind of message, the largest six: what to compress, or "
+    "send less often; mqtt is what MQTT itself adds.",
     Unit.BYTES_PER_SECOND,
     Shape.BARS,
     (
