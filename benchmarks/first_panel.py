@@ -26,7 +26,7 @@ import yaml
 from cutlayer.broker.broker_options import BrokerOptions
 from cutlayer.broker.launcher import launch_broker
 from cutlayer.dashboards.panels import OVERVIEW, Panel
-from cutlayer.dashboards.query import promql
+from cutlayer.dashboards.promql import promql
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,8 @@ import pytest
 from cutlayer.dashboards.live_history import History
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.dashboards.panels import OVERVIEW, Board, Panel, Row, Shape, Target, Unit
-from cutlayer.dashboards.query import Mean, Rate, Ratio, Snapshot, Top, Value
+from cutlayer.dashboards.query import Mean, Rate, Ratio, Top, Value
+from cutlayer.dashboards.snapshots import Snapshot
 
 AGENTS = Target(Value("cutlayer_agents"), "agents")
 STEPS = Target(Rate("cutlayer_steps_total"), "steps/s")

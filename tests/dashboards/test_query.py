@@ -5,23 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.dashboards.query import (
-    Increase,
-    Mean,
-    Minus,
-    Quantile,
-    Query,
-    Rate,
-    Ratio,
-    Snapshot,
-    Snapshots,
-    Times,
-    Top,
-    Value,
-    evaluate,
-    metrics_of,
-    promql,
-)
+from cutlayer.dashboards.promql import promql
+from cutlayer.dashboards.query import Increase, Mean, Minus, Quantile, Query, Rate, Ratio, Times, Top, Value, metrics_of
+from cutlayer.dashboards.snapshots import Snapshot, Snapshots, evaluate
 
 WIRE, SAMPLES = "cutlayer_wire_bytes_total", "cutlayer_samples_total"
 UP: dict[str, str | tuple[str, ...]] = {"direction": "up"}

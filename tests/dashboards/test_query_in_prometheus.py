@@ -17,9 +17,9 @@ from cutlayer.dashboards.catalogue import AGENT_METRICS, LATENCY_BUCKETS_S, METR
 from cutlayer.dashboards.communication_board import DEFAULT_PRICE_PER_GB
 from cutlayer.dashboards.latency_board import DEFAULT_SLO_S
 from cutlayer.dashboards.metric_store import MetricStore, StoreCollector
+from cutlayer.dashboards.promql import promql
 from cutlayer.dashboards.query import (
     Buckets,
-    Group,
     Increase,
     Mean,
     Minus,
@@ -27,16 +27,13 @@ from cutlayer.dashboards.query import (
     Query,
     Rate,
     Ratio,
-    Snapshot,
-    Snapshots,
     Times,
     Top,
     Value,
     Within,
     Written,
-    evaluate,
-    promql,
 )
+from cutlayer.dashboards.snapshots import Group, Snapshot, Snapshots, evaluate
 from support.prometheus import Labels, Prometheus, backfill, needs_prometheus, running_prometheus
 from support.promql import with_variables
 

@@ -6,7 +6,7 @@ import pytest
 from cutlayer.broker.messages import RunManifest, RunPhase, SeriesDistribution, SeriesNumber, WorkerReport
 from cutlayer.broker.topics import RUN, WORKER_REPORTS, WORKER_STATES, WorkerTopics
 from cutlayer.dashboards.panels import OVERVIEW, Panel
-from cutlayer.dashboards.query import Snapshot, Snapshots, evaluate
+from cutlayer.dashboards.snapshots import Snapshot, Snapshots, evaluate
 from cutlayer.simulation.top_state import as_document
 from cutlayer.simulation.top_view import render
 from support.reported_run import EVERY_S, Reporters, grown_store, report_of, worker_state

@@ -17,6 +17,7 @@ from typing import Final, TypedDict, Unpack
 
 __all__ = [
     "AGENT_METRICS",
+    "AGENT_NAMES",
     "LATENCY_BUCKETS_S",
     "METRICS",
     "NO_CODEC",
@@ -490,6 +491,8 @@ AGENT_METRICS: Final[tuple[Metric, ...]] = (
     ),
 )
 """What `/metrics/clients` shows, for the agents with most bytes and `other` for the rest together."""
+AGENT_NAMES: Final = frozenset(entry.name for entry in AGENT_METRICS)
+"""Their names."""
 
 _BY_NAME: Final = {entry.name: entry for entry in (*METRICS, *AGENT_METRICS)}
 assert len(_BY_NAME) == len(METRICS) + len(AGENT_METRICS), "a name stands twice"

@@ -8,7 +8,8 @@ from typing import Any, Final
 from cutlayer.dashboards.catalogue import AGENT_METRICS
 from cutlayer.dashboards.grafana_colours import COLOURS, STAGE_COLOURS
 from cutlayer.dashboards.panels import Panel, Shape, Target, Unit
-from cutlayer.dashboards.query import Top, metrics_of, promql
+from cutlayer.dashboards.promql import promql
+from cutlayer.dashboards.query import Top, metrics_of
 
 __all__ = ["AGENT_SCRAPE_INTERVAL", "DATASOURCE", "Json", "panel_json"]
 

@@ -8,7 +8,7 @@ from cutlayer.dashboards.communication_board import DEFAULT_PRICE_PER_GB, PRICE_
 from cutlayer.dashboards.grafana_panels import DATASOURCE, Json
 from cutlayer.dashboards.latency_board import DEFAULT_SLO_S, SLO_VARIABLE
 from cutlayer.dashboards.panels import Board
-from cutlayer.dashboards.query import AGENT_MATCHERS, MATCHERS, promql
+from cutlayer.dashboards.promql import AGENT_MATCHERS, MATCHERS, promql
 from cutlayer.dashboards.sites_board import SITE_VARIABLE
 
 __all__ = ["time_marks", "variables"]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from cutlayer.dashboards.panels import SENT_AGAIN, Colour, run_bytes
-from cutlayer.dashboards.query import Query, Rate, Snapshots, Value, evaluate, metrics_of
+from cutlayer.dashboards.query import Query, Rate, Value, metrics_of
+from cutlayer.dashboards.snapshots import Snapshots, evaluate
 from cutlayer.dashboards.units import bytes_text, latency_text, percent_text
 
 __all__ = ["AGENTS", "HEADLINE_METRICS", "Headline", "headlines"]

@@ -15,7 +15,8 @@ from typing import Final, TypeVar
 from cutlayer.dashboards.catalogue import METRICS
 from cutlayer.dashboards.metric_store import Distribution, SeriesKey
 from cutlayer.dashboards.panels import Board, Shape
-from cutlayer.dashboards.query import Group, Query, Snapshot, Snapshots, evaluate, metrics_of
+from cutlayer.dashboards.query import Query, metrics_of
+from cutlayer.dashboards.snapshots import Group, Snapshot, Snapshots, evaluate
 
 __all__ = ["History", "Series", "TargetKey"]
 

@@ -35,7 +35,7 @@ from cutlayer.dashboards.live_history import History, Series
 from cutlayer.dashboards.metric_store import MetricStore, SeriesKey
 from cutlayer.dashboards.panel_text import group_labels, legend_text
 from cutlayer.dashboards.panels import OVERVIEW, Board, Panel
-from cutlayer.dashboards.query import Snapshot, Snapshots, evaluate
+from cutlayer.dashboards.snapshots import Snapshot, Snapshots, evaluate
 
 __all__ = ["LiveStats", "RunFacts", "board_as_json"]
 

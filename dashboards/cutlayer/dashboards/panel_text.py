@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from cutlayer.dashboards.panels import Panel, Target, Unit
-from cutlayer.dashboards.query import Group, Minus, Query, Ratio, Times, Top, Written
+from cutlayer.dashboards.query import Minus, Query, Ratio, Times, Top, Written
+from cutlayer.dashboards.snapshots import Group
 from cutlayer.dashboards.units import bytes_text, latency_text
 
 __all__ = ["group_labels", "labels_of", "legend_text", "panel_text", "value_text"]

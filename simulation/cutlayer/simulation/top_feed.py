@@ -26,7 +26,7 @@ from cutlayer.dashboards.headlines import Headline, headlines
 from cutlayer.dashboards.live_history import History
 from cutlayer.dashboards.metric_store import Distribution, MetricStore, SeriesKey
 from cutlayer.dashboards.panels import OVERVIEW
-from cutlayer.dashboards.query import Snapshot, Snapshots
+from cutlayer.dashboards.snapshots import Snapshot, Snapshots
 from cutlayer.simulation.top_state import TopState, WorkerSeen, agent_rows
 
 __all__ = ["RATE_S", "TopFeed"]

@@ -31,7 +31,8 @@ from cutlayer.dashboards.headlines import Headline
 from cutlayer.dashboards.live_history import Series
 from cutlayer.dashboards.panel_text import group_labels, legend_text
 from cutlayer.dashboards.panels import OVERVIEW, Panel
-from cutlayer.dashboards.query import Group, Query, Rate, Snapshots, Value, evaluate
+from cutlayer.dashboards.query import Query, Rate, Value
+from cutlayer.dashboards.snapshots import Group, Snapshots, evaluate
 
 __all__ = ["TOP_FORMAT", "AgentRow", "Line", "TopState", "WorkerSeen", "agent_rows", "as_document"]
 
