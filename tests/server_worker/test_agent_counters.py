@@ -20,11 +20,11 @@ STARTED = 1_000
 
 
 class Desk:
-    """The counters of a worker that went on with a run at `STARTED`, and what they hold."""
+    """The counters of a worker that joins a run, and what they hold."""
 
-    def __init__(self, counted_before: int = STARTED) -> None:
+    def __init__(self, *, joins_run: bool = True) -> None:
         self.store = MetricStore()
-        self.counters = AgentCounters(self.store, synthetic_manifest(812_042), counted_before)
+        self.counters = AgentCounters(self.store, synthetic_manifest(812_042), joins_run=joins_run)
 
     def take(self, now: Telemetry, before: Telemetry | None = None, *, is_counted_here: bool = True) -> None:
         self.counters.take(TelemetryTaken("clinic/07", now, before, is_counted_here=is_counted_here))
@@ -41,12 +41,14 @@ def desk() -> Desk:
     return Desk()
 
 
-def report(sent: int, *, incarnation: int = STARTED, final: bool = False, lost: int = 0) -> Telemetry:
+def report(
+    sent: int, *, sequence: int = 1, incarnation: int = STARTED, final: bool = False, lost: int = 0
+) -> Telemetry:
     """Return a report of an agent that has sent so many bytes in messages, and some that are in no message."""
     wire = WireCount(sent_bytes=sent + 100 + lost, received_bytes=60, sent_publish_bytes=sent + lost)
     rows = (Traffic(Direction.UP, "Activations", "int8+zstd", 1, 4 * sent, sent // 2, sent), *control_traffic(wire))
     return replace(
-        synthetic_telemetry(1, incarnation=incarnation),
+        synthetic_telemetry(1, incarnation=incarnation, sequence=sequence),
         traffic=rows,
         wire_sent_bytes=wire.sent_bytes,
         wire_received_bytes=wire.received_bytes,
@@ -89,7 +91,7 @@ def test_an_agent_that_was_started_again_counts_from_zero(desk: Desk) -> None:
 
 
 def test_of_an_agent_that_ran_before_the_worker_only_later_growth_counts(desk: Desk) -> None:
-    first, second = report(1_000, incarnation=STARTED - 1), report(1_500, incarnation=STARTED - 1)
+    first, second = report(1_000, sequence=7), report(1_500, sequence=8, final=True, lost=90)
     desk.take(first)
     assert desk.wire("up") == 0
     desk.take(second, first)
@@ -97,8 +99,8 @@ def test_of_an_agent_that_ran_before_the_worker_only_later_growth_counts(desk: D
 
 
 def test_a_worker_that_begins_a_run_counts_all_of_an_agent_that_waited_for_it() -> None:
-    desk = Desk(counted_before=0)
-    desk.take(report(1_000, incarnation=STARTED - 1))
+    desk = Desk(joins_run=False)
+    desk.take(report(1_000, sequence=3))  # the ones before were lost
     assert desk.wire("up") == 1_100
 
 

@@ -85,7 +85,7 @@ class Worker:
             name,
             self.manifest,
             num_client_parameters=self.built.num_tokenizer_parameters,
-            counted_before=self.session.incarnation if resumes or lighthouse is not None else 0,
+            joins_run=resumes or lighthouse is not None,
             clock=network.clock,
         )
         self.events: list[Event] = []

@@ -1,8 +1,9 @@
 """Adds what agents count, as their telemetry tells it, to a worker's counters.
 
-Agents count from their own start; what is added is what has grown since the report before. So a worker that goes on
-with a run takes the first report of an agent that was running already as its baseline: what came before it has been
-counted by another process, and Prometheus would add it twice. In a pool one worker adds for all.
+Agents count from their own start; what is added is what has grown since the report before. So a worker that joins a
+run, or goes on with one, takes the first report that it hears of an agent as its baseline, unless it is the agent's
+first (its sequence says so; clocks of two machines would not): what came before has been counted by another process,
+and Prometheus would add it twice. In a pool one worker adds for all.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class AgentCounters:
     Args:
         store: Where they stand.
         manifest: The run, whose codecs have series from the start.
-        counted_before: Agents that had started by then (milliseconds since the epoch) may have been counted by another
-            worker's process.
+        joins_run: Whether another worker's process may have counted agents before.
     """
 
-    def __init__(self, store: MetricStore, manifest: Manifest, counted_before: int) -> None:
+    def __init__(self, store: MetricStore, manifest: Manifest, *, joins_run: bool) -> None:
         self._store = store
-        self._counted_before = counted_before
+        self._joins_run = joins_run
+        self._counted_elsewhere: set[tuple[str, int]] = set()
         # An agent that lacks a byte stage leaves it out.
         self._codecs = frozenset(form for _, name in manifest.codecs for form in (name, name.partition("+")[0]))
         initialise_traffic(
@@ -46,11 +47,14 @@ class AgentCounters:
     def take(self, event: TelemetryTaken) -> None:
         """Add what is new in an agent's counters."""
         now, before = event.telemetry, event.previous
-        is_older = now.incarnation < self._counted_before
-        if not event.is_counted_here or (before is None and is_older):
+        process = (event.agent, now.incarnation)
+        if self._joins_run and before is None and now.sequence > 1:
+            self._counted_elsewhere.add(process)
+            return
+        if not event.is_counted_here:
             return
         add_growth(self._store, now, before, self._codecs)
-        if now.final and not is_older:
+        if now.final and process not in self._counted_elsewhere:
             for direction, num_bytes in _rest(now).items():
                 amount = max(num_bytes, 0)
                 self._store.add("cutlayer_wire_bytes_total", amount, direction.value, MQTT_KIND, NO_CODEC)

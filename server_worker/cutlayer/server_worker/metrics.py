@@ -49,8 +49,7 @@ class WorkerMetrics:
         worker: The worker's name.
         manifest: The run.
         num_client_parameters: Parameters of the tokenizers.
-        counted_before: Start of this process, in milliseconds since the epoch, where another worker may have counted
-            what agents had moved until then; 0 for a worker that begins a run alone.
+        joins_run: Whether another worker's process may have counted what agents had moved before.
         clock: Seconds, monotonic.
 
     Attributes:
@@ -65,7 +64,7 @@ class WorkerMetrics:
         manifest: Manifest,
         *,
         num_client_parameters: int = 0,
-        counted_before: int = 0,
+        joins_run: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store = MetricStore()
@@ -75,7 +74,7 @@ class WorkerMetrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self._counters = AgentCounters(store, manifest, counted_before)
+        self._counters = AgentCounters(store, manifest, joins_run=joins_run)
         self._figures = RunFigures(store, manifest, num_client_parameters)
         self._was_connected = False
         store.set("cutlayer_build", 1, worker, manifest.model, versions().get("cutlayer", ""))

@@ -114,7 +114,7 @@ class Program:
             name,
             resumed.manifest,
             num_client_parameters=built.num_tokenizer_parameters,
-            counted_before=self.session.incarnation if resume or pool is not None else 0,
+            joins_run=resume or pool is not None,
         )
         self._metrics(BudgetComputed(self._budget.total_bytes, self._budget.agent_bytes))
         transport = MqttTransport(broker, client_id=f"cutlayer-worker-{name}", identity=name)
