@@ -122,7 +122,7 @@ class AgentRuntime:
         self._told_done = False
         self._is_leaving = False
         self.is_finished = False
-        self.reporter = Reporter(incarnation, self._courier)
+        self.reporter = Reporter(incarnation, self._courier, clock)
 
     @property
     def is_leased(self) -> bool:
