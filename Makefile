@@ -57,7 +57,7 @@ dashboards-pictures: $(READY) ## Draw two dashboards from a Prometheus at 127.0.
 	$(BIN)/python scripts/grafana_pixels/render.py --board communication --out docs/img/grafana-communication.png
 
 screenshots: $(READY) test-programs ## Pictures of the live page and of `cutlayer top`, from a run with a slow site
-	$(BIN)/python scripts/screenshots.py
+	PYTHONPATH=tests $(BIN)/python scripts/screenshots.py
 
 bench: bench-network bench-accuracy ## All benchmarks (about 40 minutes)
 
