@@ -256,7 +256,7 @@ class Scheduler:
         num_samples = 0
         for key, exchange in self.exchanges.items():
             message = exchange.activations
-            if message is None or exchange.state is not ExchangeState.ACTIVATIONS or exchange.group is not None:
+            if exchange.state is not ExchangeState.ACTIVATIONS or exchange.group is not None:
                 continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
@@ -315,8 +315,6 @@ class Scheduler:
             exchange = self.exchanges.get(key)
             if exchange is None or exchange.group != number:
                 continue
-            if self._is_synchronous or key.mode is not Mode.TRAIN:
-                exchange.activations = None  # else they may have to go forward again (`take_stale`)
             exchange.state = ExchangeState.OUTPUTS
             exchange.outputs_at = now
             wanted.append(exchange)
@@ -410,6 +408,5 @@ class Scheduler:
         self._queue_again(exchange)
 
     def _queue_again(self, exchange: Exchange) -> None:
-        assert exchange.activations is not None, "asynchronous windows keep them, and in synchronous ones nothing ages"
         exchange.state, exchange.group = ExchangeState.ACTIVATIONS, None
         exchange.outputs = exchange.gradients = None

@@ -26,8 +26,7 @@ class Exchange:
     Attributes:
         key: Its name.
         lease: Lease it came under.
-        activations: The message, until its forward pass; in asynchronous windows until the commit, since it goes
-            forward again when its weights have become too old.
+        activations: The message: it goes forward again when its weights have become too old.
         state: Where it stands.
         num_samples: Samples B.
         received_at: When the last message of the agent came, for the server time told to it.
@@ -40,7 +39,7 @@ class Exchange:
 
     key: Key
     lease: int
-    activations: Activations | None
+    activations: Activations
     state: ExchangeState
     num_samples: int
     received_at: float
