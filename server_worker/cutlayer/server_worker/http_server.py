@@ -52,6 +52,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 2 * MAX_CONNECTIONS
+    """The library's 5 makes the system drop what connects faster than it is accepted: those wait for seconds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
