@@ -1,12 +1,18 @@
-"""Rules for the whole suite: what may be skipped, and where."""
+"""Rules for the whole suite: what may be skipped, and where; and that no example is judged by how long it takes."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cutlayer.broker.launcher_mosquitto import INSTALL, find_mosquitto
+
+# Hypothesis fails an example after 200 ms, and a test whose data are made slowly: on a loaded machine both happen to
+# sound code.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
