@@ -17,7 +17,8 @@ import pytest
 from cutlayer.dashboards.boards import BOARDS
 from cutlayer.dashboards.grafana import dashboard_json
 from support.brokers import mosquitto_test, running_broker
-from support.pool_processes import Lighthouse, free_port
+from support.pool_processes import Lighthouse
+from support.ports import free_port
 from support.processes import DIGITS_FILE, Process, script
 from support.prometheus import Prometheus, needs_prometheus, promtool, running_prometheus, shipped_config
 from support.promql import with_variables

@@ -18,7 +18,7 @@ from typing import Any
 
 from cutlayer.dashboards.boards import BOARDS
 from cutlayer.dashboards.grafana import dashboard_json
-from support.pool_processes import free_port
+from support.ports import free_port
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_grafana"
 Json = dict[str, Any]

@@ -14,7 +14,8 @@ from cutlayer.broker.errors import PoolError
 from cutlayer.broker.ledger import Ledger
 from cutlayer.server_worker.torchft_pool import PoolTimeouts, TorchftPool, own_address
 from server_worker.torchft_replica import GIVE_UP_S, Child, Report, number_of
-from support.pool_processes import Lighthouse, free_port
+from support.pool_processes import Lighthouse
+from support.ports import free_port
 
 
 class Site:

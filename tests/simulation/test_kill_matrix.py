@@ -28,10 +28,10 @@ from support.pool_processes import (
     Trap,
     When,
     WorkerSpec,
-    free_port,
     start_agent,
     start_worker,
 )
+from support.ports import free_port
 from support.small_run import small_dataset, small_settings
 from support.virtual_run import Worker
 

@@ -19,8 +19,10 @@ from cutlayer.broker.launcher_mosquitto import find_mosquitto
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, TransportEvent, Will
+from support.ports import free_port
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 120.0
+"""Only a failing test waits so long."""
 
 needs_mosquitto = (
     pytest.mark.mosquitto,
@@ -56,8 +58,11 @@ def unique(name: str) -> str:
 
 
 def running_broker(kind: Literal["auto", "amqtt", "mosquitto"], **options: Any) -> BrokerProcess:
-    """Start a broker on a free port of the loopback interface; use as a context manager."""
-    return launch_broker(BrokerOptions(kind=kind, **options))
+    """Start a broker on a free port of the loopback interface; use as a context manager.
+
+    The port stays the broker's own while the broker is away (`free_port`), so that it can come back.
+    """
+    return launch_broker(BrokerOptions(kind=kind, **({"port": free_port()} | options)))
 
 
 Event = TypeVar("Event", bound=TransportEvent)

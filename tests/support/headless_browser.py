@@ -27,7 +27,7 @@ FLAGS = (
     "--hide-scrollbars", "--force-color-profile=srgb",
 )  # fmt: skip
 PHONE_WIDTH = 600
-LOAD_TIMEOUT_S = 30.0
+LOAD_TIMEOUT_S = 120.0
 
 
 def find_chromium() -> tuple[str, str] | None:

@@ -24,13 +24,14 @@ from cutlayer.broker.launcher_mosquitto import find_mosquitto
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.transport import Transport
+from support.ports import free_port
 
 __all__ = ["BROKERS", "PERSISTENT_BROKERS", "LiveBroker", "live_broker"]
 
 BROKERS = ("memory", "amqtt", "mosquitto-3.1.1", "mosquitto-5")
 PERSISTENT_BROKERS = ("memory", "mosquitto-3.1.1", "mosquitto-5")
 """Those that can keep retained messages over a restart: amqtt keeps nothing."""
-READY_TIMEOUT_S = 15.0
+READY_TIMEOUT_S = 120.0
 UNANNOUNCED_BYTES = 8 << 20
 """What a client would send if its broker announced no limit."""
 
@@ -80,7 +81,7 @@ class Amqtt(LiveBroker):
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._process: BrokerProcess = launch_broker(BrokerOptions(kind="amqtt"))
+        self._process: BrokerProcess = launch_broker(BrokerOptions(kind="amqtt", port=free_port()))
 
     def transport(self, client_id: str) -> Transport:
         """Make a client of it."""
@@ -106,8 +107,7 @@ class Mosquitto(LiveBroker):
     """
 
     def __init__(self, limit_bytes: int, protocol: ProtocolChoice, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port: int = probe.getsockname()[1]
+        self._port = free_port()
         own_limit = UNANNOUNCED_BYTES if protocol == "5" else limit_bytes
         url = f"mqtt://127.0.0.1:{self._port}"
         self._settings = BrokerSettings(url=url, protocol=protocol, max_packet_bytes=own_limit)

@@ -23,7 +23,7 @@ from support.live_brokers import LiveBroker
 __all__ = ["LiveNetwork"]
 
 IDLE_S = 0.002
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
 DEADLINES = Deadlines(hello_s=0.3, step_s=1.0, longest_s=3.0)
 """Shorter than by default: what a test breaks here is mended by them, and nobody computes for long."""
 

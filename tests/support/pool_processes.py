@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,9 +33,11 @@ from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_pool, make_session
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from support.ports import free_port, listens
 from support.small_run import small_dataset
+from support.waiting import until
 
-__all__ = ["AgentSpec", "Child", "Lighthouse", "Trap", "WorkerSpec", "free_port", "start_agent", "start_worker"]
+__all__ = ["AgentSpec", "Child", "Lighthouse", "Trap", "WorkerSpec", "start_agent", "start_worker"]
 
 When = Literal["before", "after"]
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -100,9 +101,7 @@ class TrappedTransport:
             self._stop()
             return self._inner.publish(topic, payload, **options)
         written = self._inner.publish(topic, payload, **options)
-        give_up_at = time.monotonic() + 1.0
-        while self._inner.pending_bytes() and time.monotonic() < give_up_at:
-            time.sleep(0.001)
+        until(lambda: not self._inner.pending_bytes(), "acknowledgement of the trapped message", every_s=0.001)
         self._stop()
         return written
 
@@ -207,32 +206,12 @@ class Lighthouse:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env={**os.environ, "RUST_LOG": "warn"}
             )
-        wait_for_port(self.port)
+        until(lambda: listens(self.port), f"lighthouse on port {self.port}")
 
     def kill(self) -> None:
         """End it with SIGKILL."""
         self._process.kill()
         self._process.wait()
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_for_port(port: int, timeout_s: float = 20.0) -> None:
-    """Wait until somebody listens."""
-    give_up_at = time.monotonic() + timeout_s
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-        except OSError:
-            assert time.monotonic() < give_up_at, f"nobody listens on port {port}"
-            time.sleep(0.02)
-        else:
-            return
 
 
 def _worker_main(spec: WorkerSpec, trap: Trap | None, line: Connection) -> None:

@@ -24,6 +24,7 @@ from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
+from support.waiting import LIMIT_S
 
 __all__ = ["DIGITS_FILE", "SMALL_DIGITS", "CountingWorker", "Process", "counting_worker", "digits_settings", "script"]
 
@@ -89,11 +90,14 @@ class Process:
         """Return what it has printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, text: str, timeout_s: float = 30.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = LIMIT_S) -> None:
         """Wait until it has printed a text, or fail."""
         end_s = time.monotonic() + timeout_s
-        while text not in self.text():
-            if self._process.poll() is not None or time.monotonic() > end_s:
+        while True:
+            has_ended = self._process.poll() is not None  # asked first: its last words are there by then
+            if text in self.text():
+                return
+            if has_ended or time.monotonic() > end_s:
                 pytest.fail(f"no {text!r} in:\n{self.text()}")
             time.sleep(0.02)
 
@@ -101,7 +105,7 @@ class Process:
         """Send a signal."""
         self._process.send_signal(number)
 
-    def exit_code(self, timeout_s: float = 30.0) -> int:
+    def exit_code(self, timeout_s: float = LIMIT_S) -> int:
         """Wait until it has ended, and return its exit code."""
         try:
             return self._process.wait(timeout_s)
@@ -122,7 +126,7 @@ class CountingWorker:
     book: RunBook
     thread: threading.Thread
 
-    def join(self, timeout_s: float = 60.0) -> None:
+    def join(self, timeout_s: float = LIMIT_S) -> None:
         """Wait for the end of the run, or fail."""
         self.thread.join(timeout_s)
         assert not self.thread.is_alive(), "the run has not ended"
@@ -146,4 +150,4 @@ def counting_worker(url: str, settings: RunSettings, **broker: Any) -> Iterator[
         yield CountingWorker(runtime, engine, book, thread)
     finally:
         stop.set()
-        thread.join(30.0)
+        thread.join(LIMIT_S)

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 import yaml
 
-from support.pool_processes import free_port
+from support.ports import free_port
 from support.processes import Process
 
 __all__ = ["SHIPPED", "Prometheus", "backfill", "needs_prometheus", "promtool", "running_prometheus", "shipped_config"]
 
 SHIPPED = Path(__file__).parents[2] / "dashboards" / "prometheus"
 """The configuration that Cutlayer ships."""
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("promtool") is None and not os.environ.get("CUTLAYER_SKIP_NOTHING"),
