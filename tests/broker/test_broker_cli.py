@@ -15,6 +15,7 @@ from cutlayer.broker.errors import NetworkError, SettingsError
 from cutlayer.broker.launcher import BrokerProcess, launch_broker
 from cutlayer.broker.transport import Received
 from support.brokers import mqtt_client
+from support.waiting import LIMIT_S
 
 PROGRAM = (
     "from cutlayer.broker.broker_cli import app; from cutlayer.broker.command_line import run_app; "
@@ -37,7 +38,7 @@ def test_start_prints_how_to_connect_and_ends_cleanly_on_a_signal(number: signal
             client.transport.publish("x", b"1")
             client.next(Received)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0
         assert errors == ""
 

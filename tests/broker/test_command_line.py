@@ -20,6 +20,7 @@ from cutlayer.broker.errors import (
     SettingsError,
     WrongVersion,
 )
+from support.waiting import LIMIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +239,6 @@ def test_ctrl_c_is_acknowledged_at_once() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         os.kill(process.pid, signal.SIGINT)
-        _, printed = process.communicate(timeout=20)
+        _, printed = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0
     assert printed == "\nfinishing; Ctrl-C again to stop at once\n"

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cutlayer.broker.launcher import launch_broker
 from cutlayer.broker.transport import Received
 from support.brokers import BROKER_KINDS, mosquitto_test, mqtt_client, running_broker
 from support.certificates import make_certificates
+from support.waiting import until
 
 
 def is_alive(pid: int) -> bool:
@@ -125,7 +125,7 @@ def test_a_broker_does_not_outlive_a_parent_that_is_killed(kind: Any) -> None:
         "from cutlayer.broker.broker_options import BrokerOptions\n"
         "from cutlayer.broker.launcher import launch_broker\n"
         f"print(launch_broker(BrokerOptions(kind={kind!r})).pid, flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     # A folder of its own, since a killed parent tidies nothing up; open to Mosquitto's user.
     folder = tempfile.mkdtemp()
@@ -137,11 +137,8 @@ def test_a_broker_does_not_outlive_a_parent_that_is_killed(kind: Any) -> None:
         pid = int(parent.stdout.readline())
         assert is_alive(pid)
         parent.send_signal(signal.SIGKILL)
-    end_s = time.monotonic() + 5
-    while is_alive(pid) and time.monotonic() < end_s:
-        time.sleep(0.02)
+    until(lambda: not is_alive(pid), "end of the broker")
     shutil.rmtree(folder)
-    assert not is_alive(pid)
 
 
 def test_the_log_goes_where_it_is_asked_to_and_stays(tmp_path: Path) -> None:

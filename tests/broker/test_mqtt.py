@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +15,10 @@ from cutlayer.broker.launcher import BrokerProcess
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.transport import Connected, Disconnected, Received, Will
 from support.brokers import BROKER_KINDS, Client, mosquitto_test, mqtt_client, running_broker, unique
+from support.ports import free_port
 from support.relay import relay
 from support.scripted_broker import CONNECT, PUBLISH, SUBSCRIBE, accept_3_1_1, accept_5, scripted_broker
+from support.waiting import ends
 
 
 @pytest.fixture(scope="module", params=BROKER_KINDS)
@@ -40,11 +40,10 @@ def protocol_of(client: Client) -> str:
 
 
 def test_auto_settles_on_the_version_that_the_broker_has_at_once(broker: BrokerProcess) -> None:
-    started_s = time.monotonic()
     with mqtt_client(broker.url, unique("auto")) as client:
         client.connect(Will("state", b"offline"), "x")
         assert protocol_of(client) == ("5" if broker.kind == "mosquitto" else "3.1.1")
-    assert time.monotonic() - started_s < 1.0
+        assert client.events == [], "no attempt has failed"
 
 
 def test_packets_that_wait_survive_the_change_of_version() -> None:
@@ -75,14 +74,10 @@ def test_a_broker_that_says_nothing_to_the_question_is_tried_with_mqtt_5() -> No
 # Refusals
 
 
-def test_no_broker_is_reported_quickly() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    with mqtt_client(url(port), "lonely") as client:
-        started_s = time.monotonic()
+def test_no_broker_is_reported_with_the_first_attempt() -> None:
+    with mqtt_client(url(free_port()), "lonely") as client:
         client.transport.connect(None)
         event = client.next(Disconnected)
-        assert time.monotonic() - started_s < 1.0
         assert event.fatal is None
         assert "Connection refused" in event.reason
 
@@ -257,23 +252,23 @@ def test_no_packet_comes_before_connected(broker: BrokerProcess) -> None:
 
 
 def test_closing_leaves_no_thread_behind(broker: BrokerProcess) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for graceful in (True, False):
         client = mqtt_client(broker.url, unique("threads"))
         client.connect(None, "x")
         client.transport.close(graceful=graceful)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
-def test_closing_while_no_broker_answers_is_prompt() -> None:
-    before = threading.active_count()
+def test_closing_does_not_wait_for_the_next_attempt_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RECONNECT_MIN_S", "RECONNECT_MAX_S"):
+        monkeypatch.setattr(f"cutlayer.broker.mqtt_client.{name}", 3_600)
+    before = set(threading.enumerate())
     client = mqtt_client("mqtt://127.0.0.1:1", "nobody")
     client.transport.connect(None)
     client.next(Disconnected)
-    started_s = time.monotonic()
-    client.transport.close()
-    assert time.monotonic() - started_s < 3.0
-    assert threading.active_count() == before
+    assert ends(client.transport.close)
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_graceful_close_does_not_wait_for_a_stalled_broker_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +277,5 @@ def test_a_graceful_close_does_not_wait_for_a_stalled_broker_for_ever(monkeypatc
         client = mqtt_client(url(port), "stalled", protocol="3.1.1")
         client.connect()
         client.transport.publish("x", bytes(1000))
-        started_s = time.monotonic()
-        client.transport.close()
-        assert 0.15 < time.monotonic() - started_s < 3.0
+        assert ends(client.transport.close)
+        assert client.transport.pending_bytes() > 0, "what it has waited for never came"

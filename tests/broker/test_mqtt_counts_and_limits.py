@@ -14,8 +14,9 @@ from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.transport import Connected, Disconnected, Received, Will
 from support.brokers import BROKER_KINDS, Client, mosquitto_test, mqtt_client, running_broker, unique
-from support.relay import Relay, relay
+from support.relay import relay
 from support.scripted_broker import CONNECT, accept_3_1_1, scripted_broker
+from support.waiting import until
 
 
 @pytest.fixture(scope="module", params=BROKER_KINDS)
@@ -51,19 +52,12 @@ def test_the_wire_count_is_what_a_relay_sees(
         client.transport.unsubscribe("counted/#")
         client.until(lambda: client.transport.wire.received_bytes > before, "UNSUBACK")
         client.transport.close()
-        settle(between)
+        between.settle()
         wire = client.transport.wire
     assert (wire.sent_bytes, wire.received_bytes) == (between.up_bytes, between.down_bytes)
     assert (wire.sent_packets, wire.received_packets, wire.dropped_packets) == (5, 5, 0)
     assert wire.sent_publish_bytes == wire.received_publish_bytes == sum(packet.wire_bytes for packet in received)
     assert 5 * size < wire.sent_publish_bytes < wire.sent_bytes
-
-
-def settle(between: Relay) -> None:
-    seen = (-1, -1)
-    while seen != (between.up_bytes, between.down_bytes):
-        seen = (between.up_bytes, between.down_bytes)
-        time.sleep(0.02)
 
 
 @mosquitto_test
@@ -108,9 +102,10 @@ def test_a_limit_that_mqtt_3_1_1_cannot_announce_is_guessed_at_after_a_while(mos
     with mqtt_client(mosquitto.url, unique("limit"), protocol="3.1.1") as client:
         client.connect()
         client.transport.publish("limit", bytes(60_000))
-        reasons = [client.next(Disconnected).reason for _ in range(3)]
-    assert "packet limit" not in reasons[0]
-    assert "packet limit may be below 60" in reasons[2]
+        assert "packet limit" not in client.next(Disconnected).reason
+        # After the third short connection in a row (test_mqtt_reasons.py); how long one lasts is the machine's choice.
+        while "packet limit may be below 60" not in (reason := client.next(Disconnected).reason):
+            assert "packet limit" not in reason
 
 
 def test_the_number_of_waiting_packets_is_bounded() -> None:
@@ -144,10 +139,8 @@ def test_a_flood_from_a_peer_is_bounded(broker: BrokerProcess) -> None:
         for _ in range(20):
             flooder.transport.publish("flood", bytes(30_000))
         flooder.delivered()
-        end_s = time.monotonic() + 5
-        while flooded.transport.wire.received_packets < 20 and time.monotonic() < end_s:
-            time.sleep(0.02)
-        time.sleep(0.05)
+        until(lambda: flooded.transport.wire.dropped_packets >= 17, "flood")
         flooded.pump()
         assert len(flooded.events) == 3
         assert flooded.transport.wire.dropped_packets == 17
+        assert flooded.transport.wire.received_packets == 20

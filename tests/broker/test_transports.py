@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -11,6 +10,7 @@ import pytest
 from cutlayer.broker.errors import IdentityTaken, PacketTooLarge
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from support.brokers import TRANSPORTS, Backend, transports, unique
+from support.waiting import LIMIT_S, ends
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
@@ -20,7 +20,10 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Callable[[ExitStack], Bac
 
 
 @pytest.fixture
-def backend(broker: Callable[[ExitStack], Backend]) -> Iterator[Backend]:
+def backend(broker: Callable[[ExitStack], Backend], monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    # What a graceful end is worth shall not depend on how soon a loaded machine's broker answers.
+    monkeypatch.setattr("cutlayer.broker.mqtt.FLUSH_TIMEOUT_S", LIMIT_S)
+    monkeypatch.setattr("cutlayer.broker.mqtt_connection.LEAVE_TIMEOUT_S", LIMIT_S)
     with ExitStack() as stack:
         yield broker(stack)
 
@@ -236,19 +239,17 @@ def test_the_first_client_with_an_identifier_loses_its_connection_to_the_second(
 def test_wait_ends_as_soon_as_a_packet_comes(backend: Backend, root: str) -> None:
     client = backend.client()
     client.connect(None, root)
-    started_s = time.monotonic()
     client.transport.publish(root, b"x")
-    client.transport.wait(5.0)
-    assert time.monotonic() - started_s < 1.0
+    assert ends(lambda: client.transport.wait(3_600.0))
     client.next(Received)
 
 
 def test_wait_ends_at_its_timeout(backend: Backend) -> None:
     client = backend.client()
     client.connect()
-    started_s = time.monotonic()
-    client.transport.wait(0.05)
-    assert 0.04 < time.monotonic() - started_s < 1.0
+    assert ends(lambda: client.transport.wait(0.05))
+    client.pump()
+    assert client.events == [], "nothing has ended it"
 
 
 def test_connected_carries_the_packet_limit(backend: Backend) -> None:

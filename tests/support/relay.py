@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from support.waiting import LIMIT_S
+
 
 class Relay:
     """Passes bytes between clients and a server.
@@ -35,6 +37,12 @@ class Relay:
         for each in list(self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def settle(self) -> None:
+        """Wait until every connection has ended at both sides; then all of its bytes are counted."""
+        for thread in self._threads[1:]:
+            thread.join(LIMIT_S)
+            assert not thread.is_alive(), "a connection goes on"
 
     def close(self) -> None:
         """End everything."""
