@@ -26,6 +26,7 @@ def test_all_lists_exactly_the_public_names() -> None:
         "WrongLengthError",
         "available_byte_stages",
         "available_codecs",
+        "available_shuffles",
         "codec_from_name",
     }
 

@@ -10,13 +10,15 @@ from cutlayer.compression import (
     UnknownCodecError,
     available_byte_stages,
     available_codecs,
+    available_shuffles,
     codec_from_name,
 )
 
 
 def test_available_names() -> None:
-    assert available_codecs() == ("identity", "fp16", "int8")
-    assert available_byte_stages() == ("none", "lz4", "zstd")
+    assert available_codecs()[:4] == ("identity", "fp16", "bf16", "int8")
+    assert available_shuffles() == ("shuffle", "bitshuffle")
+    assert available_byte_stages() == ("shuffle", "bitshuffle", "none", "lz4", "zstd")
 
 
 @pytest.mark.parametrize("tensor", available_codecs())
@@ -25,9 +27,21 @@ def test_every_codec_goes_with_every_stage(tensor: str, stage: str) -> None:
     assert codec_from_name(f"{tensor}+{stage}").name.startswith(tensor)
 
 
+@pytest.mark.parametrize("tensor", available_codecs())
+@pytest.mark.parametrize("shuffle", available_shuffles())
+@pytest.mark.parametrize("compressor", ["none", "lz4", "zstd"])
+def test_a_shuffle_may_stand_between_the_codec_and_the_compressor(tensor: str, shuffle: str, compressor: str) -> None:
+    assert codec_from_name(f"{tensor}+{shuffle}+{compressor}").name.startswith(tensor)
+
+
 @pytest.mark.parametrize(
     ("name", "canonical"),
     [
+        ("bf16+shuffle+zstd", "bf16+shuffle+zstd:3"),
+        ("fp16+bitshuffle+lz4", "fp16+bitshuffle+lz4"),
+        ("identity+shuffle+none", "identity+shuffle"),
+        ("int8+shuffle+zstd:1", "int8+zstd:1"),
+        ("int8+bitshuffle", "int8+bitshuffle"),
         ("identity", "identity"),
         ("fp16+none", "fp16"),
         ("int8+lz4", "int8+lz4"),
@@ -65,7 +79,7 @@ def test_an_unknown_codec_is_told_what_exists_and_the_nearest(name: str, suggest
     assert caught.value.available == available_codecs()
     assert caught.value.suggestion == suggestion
     assert f"did you mean '{suggestion}'?" in str(caught.value)
-    assert "identity, fp16, int8" in str(caught.value)
+    assert "identity, fp16, bf16, int8" in str(caught.value)
 
 
 def test_an_unknown_stage_is_told_the_stages() -> None:
@@ -103,8 +117,23 @@ def test_an_unknown_option_is_named_with_what_is_accepted(name: str, problem: st
 
 
 @pytest.mark.parametrize(
+    ("name", "problem", "available"),
+    [
+        ("fp16+zstd+lz4", "'zstd' cannot be the first of two byte stages", available_shuffles()),
+        ("fp16+zstd+shuffle", "'zstd' cannot be the first of two byte stages", available_shuffles()),
+        ("fp16+shuffle+bitshuffle", "'bitshuffle' cannot be the second of two byte stages", ("none", "lz4", "zstd")),
+        ("fp16+none+zstd", "'none' cannot be the first of two byte stages", available_shuffles()),
+    ],
+)
+def test_two_byte_stages_are_a_shuffle_and_a_compressor(name: str, problem: str, available: tuple[str, ...]) -> None:
+    with pytest.raises(UnknownCodecError) as caught:
+        codec_from_name(name)
+    assert (caught.value.problem, caught.value.available) == (problem, available)
+
+
+@pytest.mark.parametrize(
     "name",
-    ["", "+", "int8+", "+zstd", "int8:", "int8+zstd:", "int8 ", " int8", "int8+zstd+lz4", "int8:,", "int8\n", "8int"],
+    ["", "+", "int8+", "+zstd", "int8:", "int8+zstd:", "int8 ", " int8", "int8+a+b+c", "int8:,", "int8\n", "8int"],
 )
 def test_a_name_that_breaks_the_grammar_is_told_the_form(name: str) -> None:
     with pytest.raises(UnknownCodecError, match="not of the form"):
@@ -123,7 +152,7 @@ def test_a_long_name_is_refused_and_not_repeated_whole() -> None:
     assert len(str(caught.value)) < 400
 
 
-@given(st.text(max_size=80) | st.from_regex(r"(int8|fp16|x)(:[a-z0-9=]{1,4})?(\+(zstd|lz4|y)(:\d{1,2})?)?"))
+@given(st.text(max_size=80) | st.from_regex(r"(int8|fp16|x)(:[a-z0-9=]{1,4})?(\+(zstd|lz4|shuffle|y)(:\d{1,2})?){0,2}"))
 def test_any_string_is_a_codec_or_an_unknown_codec_error(name: str) -> None:
     try:
         codec = codec_from_name(name)

@@ -22,7 +22,12 @@ from cutlayer.compression.errors import (
     WrongDtypeError,
     WrongLengthError,
 )
-from cutlayer.compression.registry import available_byte_stages, available_codecs, codec_from_name
+from cutlayer.compression.registry import (
+    available_byte_stages,
+    available_codecs,
+    available_shuffles,
+    codec_from_name,
+)
 
 __all__ = [
     "MAX_AXES",
@@ -43,5 +48,6 @@ __all__ = [
     "WrongLengthError",
     "available_byte_stages",
     "available_codecs",
+    "available_shuffles",
     "codec_from_name",
 ]

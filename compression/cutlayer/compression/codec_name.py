@@ -1,6 +1,6 @@
 """The grammar of codec names; what the words mean is in `registry`.
 
-name   = part [ "+" part ]              a tensor codec, then a byte stage
+name   = part [ "+" part [ "+" part ] ]     a tensor codec, then a shuffle, then a compressor
 part   = family [ ":" option { "," option } ]
 family = a lower-case letter, then lower-case letters, digits and "-"
 option = lower-case letters, digits and "=", ".", "_", "-"
@@ -15,7 +15,7 @@ MAX_NAME_LENGTH = 64
 """Names come from peers too; the search for a similar name takes time quadratic in the length."""
 
 _PART = r"[a-z][a-z0-9-]*(?::[a-z0-9=._-]+(?:,[a-z0-9=._-]+)*)?"
-_NAME = re.compile(rf"({_PART})(?:\+({_PART}))?", re.ASCII)
+_NAME = re.compile(rf"{_PART}(?:\+{_PART}){{0,2}}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,19 @@ class CodecPart:
             raise BadOptionError(self.family, ",".join(self.options), "no options")
 
 
-def split_codec_name(name: str) -> tuple[CodecPart, CodecPart | None] | None:
+def split_codec_name(name: str) -> tuple[CodecPart, tuple[CodecPart, ...]] | None:
     """Split a codec name into its parts.
 
     Args:
         name: Any string.
 
     Returns:
-        The tensor codec's part and the byte stage's, if one is named; None if the name breaks the grammar.
+        The tensor codec's part and those of at most two byte stages; None if the name breaks the grammar.
     """
-    if len(name) > MAX_NAME_LENGTH:
+    if len(name) > MAX_NAME_LENGTH or not _NAME.fullmatch(name):
         return None
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    tensor, stage = match.group(1), match.group(2)
-    return _part(tensor), None if stage is None else _part(stage)
+    tensor, *stages = (_part(text) for text in name.split("+"))
+    return tensor, tuple(stages)
 
 
 def _part(text: str) -> CodecPart:

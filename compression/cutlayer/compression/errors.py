@@ -29,7 +29,7 @@ class UnknownCodecError(CodecError):
 
     Args:
         name: The name as it was given.
-        available: What may stand at the place that is wrong (codecs or byte stages).
+        available: What may stand at the place that is wrong (codecs, byte stages or options).
         problem: What is wrong with the name.
         suggestion: The entry of `available` nearest to what was written, if one is near.
     """
@@ -52,12 +52,14 @@ class BadOptionError(CodecError):
         family: The family, such as `zstd`.
         option: The option as it was written, such as `99`.
         accepted: What the family takes, in words.
+        known: Options that it takes, as they are written; what was meant is looked for among them.
     """
 
-    def __init__(self, family: str, option: str, accepted: str):
+    def __init__(self, family: str, option: str, accepted: str, known: tuple[str, ...] = ()):
         self.family = family
         self.option = option
         self.accepted = accepted
+        self.known = known
         super().__init__(f"{family} takes {accepted}, not {option[:_SHOWN_CHARACTERS]!r}")
 
 
