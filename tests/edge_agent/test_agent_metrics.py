@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cutlayer.broker.errors import SettingsError
 from cutlayer.edge_agent.metrics import AGENT_SHOWS, AgentMetrics
 from support.message_values import TELEMETRY
+from support.waiting import LIMIT_S
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def metrics() -> Iterator[AgentMetrics]:
 
 def scrape(metrics: AgentMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
     """Return values by name and label values, these in the order of their labels' names."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=LIMIT_S) as answer:
         text = answer.read().decode()
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value

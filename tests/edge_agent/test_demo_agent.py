@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support.waiting import LIMIT_S
+
 SCRIPT = Path(__file__).parents[2] / "edge_agent" / "demo_agent.sh"
 
 
@@ -65,7 +67,7 @@ def test_one_container_too_many_says_so_and_ends(site: Site) -> None:
     for process in (site.start(), site.start()):
         assert said(process)
     third = site.start()
-    _, errors = third.communicate(timeout=10)
+    _, errors = third.communicate(timeout=LIMIT_S)
     assert third.returncode == 2
     assert "all 2 shards are taken" in errors
 

@@ -54,6 +54,7 @@ from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import small_dataset
 from support.small_side import small_manifest, tokenizer_file
 from support.virtual_run import Client
+from support.waiting import ends, until
 
 TOPICS = AgentTopics("clinic/07")
 WORKER = WorkerTopics("w0")
@@ -523,11 +524,11 @@ class Threads:
         return state.online if isinstance(state, AgentState) else None
 
     def until(self, condition: Callable[[], bool]) -> None:
-        end_s = time.monotonic() + 10.0
-        while not condition():
-            assert time.monotonic() < end_s
+        def holds() -> bool:
             self.observer.poll()
-            time.sleep(0.005)
+            return condition()
+
+        until(holds, "such state")
 
 
 def test_stopped_agent_says_that_it_is_gone() -> None:
@@ -535,7 +536,7 @@ def test_stopped_agent_says_that_it_is_gone() -> None:
     scene.thread.start()
     scene.until(lambda: scene.online() is True)
     scene.stop.set()
-    scene.thread.join(10.0)
+    assert ends(scene.thread.join)
     scene.until(lambda: scene.online() is False)
     assert scene.error is None
     assert scene.agent.is_finished
@@ -549,6 +550,6 @@ def test_agent_that_fails_leaves_its_will() -> None:
     scene.thread.start()
     scene.until(lambda: scene.online() is True)
     scene.observer.publish(RUN, serialize(RunManifest(small_manifest().to_bytes())), retain=True)
-    scene.thread.join(10.0)
+    assert ends(scene.thread.join)
     scene.until(lambda: scene.online() is False)
     assert isinstance(scene.error, SettingsError)

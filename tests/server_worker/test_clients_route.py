@@ -12,6 +12,7 @@ from cutlayer.server_worker.agent_table import AgentTable
 from cutlayer.server_worker.clients_route import clients_route
 from cutlayer.server_worker.http_server import HttpServer
 from support.synthetic_run import synthetic_telemetry
+from support.waiting import LIMIT_S
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def server() -> Iterator[HttpServer]:
 
 
 def ask(server: HttpServer, query: str = "") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT_S)
     connection.request("GET", f"/metrics/clients{query}")
     response = connection.getresponse()
     answer = response.status, response.read().decode()

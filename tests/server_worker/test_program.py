@@ -12,6 +12,7 @@ from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.errors import BrokerUnreachable, CheckpointError, SettingsError
 from cutlayer.server_worker.program import Program, write_json
 from support.processes import DIGITS_FILE, SMALL_DIGITS
+from support.waiting import LIMIT_S
 
 
 def program(
@@ -92,7 +93,7 @@ def test_the_port_serves_the_worker_metrics_and_those_of_its_agents(tmp_path: Pa
     worker = program(tmp_path)
     texts = {}
     for path in ("/metrics", "/metrics/clients?top=3"):
-        with urllib.request.urlopen(f"http://127.0.0.1:{worker._http.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{worker._http.port}{path}", timeout=LIMIT_S) as answer:
             texts[path] = answer.read().decode()
     worker._http.close()
     budget = next(line for line in texts["/metrics"].splitlines() if line.startswith("cutlayer_broker_budget_bytes"))

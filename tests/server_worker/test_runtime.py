@@ -35,6 +35,7 @@ from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import small_dataset, small_settings
 from support.virtual_run import Client, Worker, committed_once, run_until_over
+from support.waiting import ends
 
 STATE = WorkerTopics("w0").state
 
@@ -220,9 +221,9 @@ def test_worker_that_fails_leaves_its_will() -> None:
     threads = [threading.Thread(target=serve_it), threading.Thread(target=agent.run, args=(stop.is_set,))]
     for thread in threads:
         thread.start()
-    threads[0].join(20.0)
+    assert ends(threads[0].join)
     stop.set()
-    threads[1].join(20.0)
+    assert ends(threads[1].join)
     broker.advance()
     state = parse(broker.retained[STATE].payload)
     assert isinstance(state, WorkerState)
