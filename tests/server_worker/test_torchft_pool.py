@@ -83,16 +83,21 @@ def assert_agree(reports: dict[str, Report]) -> None:
             assert weight == sum(number_of(*step) for step in steps)
 
 
+def num_steps_of_each(report: Report) -> int:
+    """Return how many steps of each of two replicas are committed, at the least."""
+    ledger = Ledger.from_bytes(report.ledgers[report.window])
+    return min(len(ledger.of(name)) for name in ("w0", "w1"))
+
+
 # Together ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_replicas_commit_the_same_sums(tmp_path: Path) -> None:
     with site(tmp_path, "w0", "w1") as place:
-        reports = place.wait_for_windows(10)
+        place.wait_for_windows(10)
+        reports = place.wait_for(lambda reports: min(map(num_steps_of_each, reports.values())) >= 10)
         assert_agree(reports)
-        ledger = Ledger.from_bytes(reports["w0"].ledgers[reports["w0"].window])
-        assert min(len(ledger.of(name)) for name in ("w0", "w1")) >= 10, "both have brought their steps"
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from cutlayer.server_worker.torchft_pool import PoolTimeouts, TorchftPool
 
 __all__ = ["GIVE_UP_S", "Child", "Report", "number_of"]
 
-GIVE_UP_S = 60.0
+GIVE_UP_S = 180.0
 CONTEXT = multiprocessing.get_context("forkserver")
 TIMEOUTS = PoolTimeouts(connect_s=10.0, quorum_s=8.0, exchange_s=5.0)
 
