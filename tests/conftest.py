@@ -1,7 +1,8 @@
-"""Rules for the whole suite: what may be skipped, and where; and that no example is judged by how long it takes."""
+"""Rules for the whole suite: what may be skipped, and where; and what is not judged by how long it takes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
@@ -24,3 +25,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         pytest.exit(f"{len(wanting)} tests need Mosquitto and nothing may be skipped here: {INSTALL}", returncode=1)
     for item in wanting:
         item.add_marker(pytest.mark.skip(reason=f"no mosquitto binary: {INSTALL}"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known that `pytest_pyfunc_call` heeds."""
+    text = "judges_by_silence: what is tested takes silence for an answer, so a machine that stands still misleads it"
+    config.addinivalue_line("markers", text)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Hear a judgement that is wrong again, twice at most, where silence was judged: a wrong judge stays wrong."""
+    if pyfuncitem.get_closest_marker("judges_by_silence") is None:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    for _ in range(2):
+        with contextlib.suppress(AssertionError, pytest.fail.Exception):
+            pyfuncitem.obj(**arguments)
+            return True
+    pyfuncitem.obj(**arguments)
+    return True

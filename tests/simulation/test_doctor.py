@@ -14,6 +14,8 @@ from cutlayer.simulation.doctor_report import Verdict
 from support.brokers import mosquitto_test, running_broker
 from support.doctor_visits import AGENT, visit, worker_online
 
+pytestmark = pytest.mark.judges_by_silence
+
 PAGE = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
 ORDER = [
     "name",

@@ -14,6 +14,9 @@ import pytest
 
 from support.brokers import running_broker
 from support.processes import script
+from support.waiting import LIMIT_S
+
+pytestmark = pytest.mark.judges_by_silence
 
 
 def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -21,7 +24,7 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         [script("cutlayer"), "doctor", "--timeout", "2", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
         env={**os.environ, **environment},
     )

@@ -19,6 +19,8 @@ from support.brokers import BROKER_KINDS, mosquitto_test, running_broker
 from support.doctor_visits import visit
 from support.scripted_broker import CONNECT, PUBLISH, accept_5, scripted_broker
 
+pytestmark = pytest.mark.judges_by_silence
+
 QUIET = "clinic/07/up/nobody/activations"
 
 

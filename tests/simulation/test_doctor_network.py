@@ -17,6 +17,9 @@ from cutlayer.simulation.doctor_report import Finding, Verdict
 from support.brokers import BROKER_KINDS, mosquitto_test, running_broker
 from support.certificates import Certificates, make_certificates
 from support.doctor_visits import visit
+from support.ports import free_port
+
+pytestmark = pytest.mark.judges_by_silence
 
 AFTER_THE_NETWORK = ["rights", "packets", "round-trip", "up", "down", "clock", "manifest", "weights", "workers"]
 
@@ -63,8 +66,7 @@ def test_a_name_is_shown_with_its_addresses() -> None:
 
 
 def test_a_closed_port_is_told_from_a_missing_host() -> None:
-    with silent_port() as port:
-        pass
+    port = free_port()
     seen = visit(f"mqtt://127.0.0.1:{port}")
     assert seen.one("name").verdict is Verdict.OK
     finding = seen.one("port")
@@ -79,7 +81,7 @@ def test_a_port_that_answers_is_timed() -> None:
         finding = check_port(BrokerSettings(url=f"mqtt://127.0.0.1:{port}"), 2.0)
     assert finding.verdict is Verdict.OK
     assert finding.values["address"] == "127.0.0.1"
-    assert 0.0 < finding.values["connect_s"] < 2.0  # type: ignore[operator]
+    assert finding.values["connect_s"] > 0.0  # type: ignore[operator]
 
 
 # TLS -----------------------------------------------------------------------------------------------------------

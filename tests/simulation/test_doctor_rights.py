@@ -19,6 +19,8 @@ from support.brokers import BROKER_KINDS, Client, mosquitto_test, mqtt_client, r
 from support.doctor_visits import AGENT, Visit, visit, worker_online
 from support.processes import CountingWorker
 
+pytestmark = pytest.mark.judges_by_silence
+
 UP, DOWN, STATE = f"write {AGENT}/up/#", f"read {AGENT}/down/#", f"readwrite {AGENT}/state"
 RUN, MODEL, WORKERS = "read cutlayer/run", "read cutlayer/model/#", "read cutlayer/workers/+/state"
 INBOX = f"write cutlayer/workers/+/inbox/{AGENT}"

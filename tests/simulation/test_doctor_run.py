@@ -19,6 +19,8 @@ from support.brokers import mqtt_client, running_broker, unique
 from support.doctor_visits import AGENT, visit, worker_online
 from support.synthetic_run import synthetic_manifest
 
+pytestmark = pytest.mark.judges_by_silence
+
 WEIGHTS = bytes(range(256)) * 1_000
 MANIFEST = synthetic_manifest().model_copy(update={"tokenizers": describe_model(WEIGHTS)})
 W0 = WorkerState(True, "w0", 1_000, bytes.fromhex(MANIFEST.digest()), RunPhase.TRAINING, 3, 17, "")

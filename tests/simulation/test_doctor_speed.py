@@ -14,6 +14,8 @@ from support.brokers import running_broker
 from support.scripted_broker import CONNECT, PUBLISH, accept_3_1_1, scripted_broker
 from support.synthetic_run import synthetic_manifest
 
+pytestmark = pytest.mark.judges_by_silence
+
 QUIET = "clinic/07/up/nobody/activations"
 
 
