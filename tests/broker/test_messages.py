@@ -54,43 +54,43 @@ SPECIFICATION = (Path(__file__).parents[2] / "broker" / "README.md").read_text(e
 # The wire format. A change here is a change of the protocol: raise PROTOCOL_VERSION, and say so in broker/README.md.
 GOLDEN = {
     "Chunk": "970100c40831323334353637380103ccfac403616263",
-    "Hello": "990101a9636c696e69632f3037cf0000018bcfe56800c420000102030405060708090a0b0c0d0e0f10111213141516171819"
-    "1a1b1c1d1e1fcd01c293a86964656e74697479a466703136a4696e743893a46e6f6e65a36c7a34a47a737464ae6375746c61796572"
-    "20302e312e30",
-    "Welcome": "9a0102a8776f726b65722d30cf0000018bcfe56800cedeadbeef0294a9696e74382b7a737464a466703136a8667031362b"
-    "6c7a34a86964656e746974799292000792090a01cb404e000000000000",
+    "Hello": "990101a9636c696e69632f3037cf0000018bcfe56800c420000102030405060708090a0b0c0d0e0f101112131415161718191a1b1"
+    "c1d1e1fcd01c293a86964656e74697479a466703136a4696e743893a46e6f6e65a36c7a34a47a737464ae6375746c6179657220302e312e30",
+    "Welcome": "9b0102a8776f726b65722d30cf0000018bcfe56800cedeadbeef0294a9696e74382b7a737464a466703136a8667031362b6c7a3"
+    "4a86964656e746974799292000792090a01cb404e000000000000b030313233343536373839616263646566",
     "Busy": "950103a8776f726b65722d30cf0000018bcfe56800cb4004000000000000",
     "Reject": "960104a8776f726b65722d30cf0000018bcfe5680003bd737465702039206f6620616e206167656e7420746861742068617"
     "32038",
-    "Activations": "970105cedeadbeef0c00029292a5617564696f93a9696e74382b7a73746493020304c40301020392a5696d61676593"
-    "a9696e74382b7a73746493020304c403010203",
-    "Outputs": "980106cedeadbeef0c0103cb3fc000000000000093a46670313692020ac40400000000",
-    "OutputGradients": "960107cedeadbeef0c0393a46670313692020ac401ff",
+    "Activations": "9c0105cedeadbeef0c00029292a5617564696f93a9696e74382b7a73746493020304c40301020392a5696d61676593a9696"
+    "e74382b7a73746493020304c403010203c4020509c4010190c401029192a5696d616765c4020707",
+    "Outputs": "990106cedeadbeef0c0103cb3fc000000000000093a46670313692020ac40400000000c40102",
+    "OutputGradients": "970107cedeadbeef0c0393a46670313692020ac401ff9192aa696d6167652e6269617393a9696e74382b7a737464930"
+    "20304c403010203",
     "ActivationGradients": "970108cedeadbeef0c05cb3fd000000000000090",
-    "Resend": "960109cedeadbeef0c0000",
+    "TokenizerWeights": "950117cedeadbeef039192aa696d6167652e6269617393a9696e74382b7a73746493020304c403010203",
+    "Resend": "970109cedeadbeef0c0000c400",
     "Phase": "95010acedeadbeef02d921616c6c206167656e7473206861766520646f6e652074686569722065706f636873",
     "TrainingDone": "93010bcedeadbeef",
-    "Goodbye": "95010ccedeadbeef01dc0016cf0000018bcfe5680007c20228ccc8cd050093cb3ff80000000000001e4093cb3fd000000000"
-    "00001f20919501ab617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a4667031"
-    "3628cdc800cd6590cd6978ce000186a0cd7530929200019278279194a8746f6b656e697a6528cb3fe000000000000092925a"
-    "26925f02010203cb4012000000000000ce043b5fc0019192a56c6561736503",
-    "Telemetry": "dc0018010dcf0000018bcfe5680007c20228ccc8cd050093cb3ff80000000000001e4093cb3fd00000000000001f20919501"
-    "ab617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a46670313628cdc800cd65"
-    "90cd6978ce000186a0cd7530929200019278279194a8746f6b656e697a6528cb3fe000000000000092925a26925f02010203"
-    "cb4012000000000000ce043b5fc0019192a56c6561736503",
+    "Goodbye": "95010ccedeadbeef01dc0018cf0000018bcfe5680007c20228ccc8cd050093cb3ff80000000000001e4093cb3fd000000000000"
+    "01f20919501ab617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a46670313628cdc800cd6590"
+    "cd6978ce000186a0cd7530929200019278279194a8746f6b656e697a6528cb3fe000000000000092925a26925f02010203cb4012000000000"
+    "000ce043b5fc0019192a56c656173650304cb3ff8000000000000",
+    "Telemetry": "dc001a010dcf0000018bcfe5680007c20228ccc8cd050093cb3ff80000000000001e4093cb3fd00000000000001f20919501a"
+    "b617564696f2b696d616765c393cb40000000000000003240cd3039919701a74f757470757473a46670313628cdc800cd6590cd6978ce0001"
+    "86a0cd7530929200019278279194a8746f6b656e697a6528cb3fe000000000000092925a26925f02010203cb4012000000000000ce043b5fc"
+    "0019192a56c656173650304cb3ff8000000000000",
     "AgentState": "95010ec3cf0000018bcfe5680000",
-    "WorkerState": "9c010fc3a8776f726b65722d30cf0000018bcfe56800c4200000000000000000000000000000000000000000000000"
-    "000000000000000000000411a0c200",
+    "WorkerState": "9c010fc3a8776f726b65722d30cf0000018bcfe56800c420000000000000000000000000000000000000000000000000000"
+    "0000000000000000411a0c200",
     "RunManifest": "930110c40c7b22666f726d6174223a317d",
     "ModelChunk": "9501110102c40777656967687473",
     "WindowState": "980112a8776f726b65722d30cf0000018bcfe56800113091a9636c696e69632f3037c2",
     "MissingChunks": "950113c4083132333435363738cd012c929200019211cd0104",
     "Probe": "950114ce00c0ffeecb41d954fc40100000c40400000000",
     "ProbeAnswer": "960115a8776f726b65722d30ce00c0ffeecb41d954fc40100000cb41d954fc40200000",
-    "WorkerReport": "990116a8776f726b65722d30cf0000018bcfe5680009af6469676974732d3031323361626364cb4000000000000000"
-    "9293af6375746c617965725f6167656e747390cb401000000000000093b26375746c617965725f72756e5f62797465"
-    "7392a27570a3726177cb412e8480000000009194b66375746c617965725f73746167655f7365636f6e647391a7666f"
-    "727761726493000301cb3fd0000000000000",
+    "WorkerReport": "990116a8776f726b65722d30cf0000018bcfe5680009af6469676974732d3031323361626364cb40000000000000009293"
+    "af6375746c617965725f6167656e747390cb401000000000000093b26375746c617965725f72756e5f627974657392a27570a3726177cb412"
+    "e8480000000009194b66375746c617965725f73746167655f7365636f6e647391a7666f727761726493000301cb3fd0000000000000",
 }
 KINDS = sorted(GOLDEN)
 
@@ -155,6 +155,11 @@ TENSORS = (
     [[], [["image", ["fp16", [2], b""]]] * 16],
     [[["image", ["fp16", [2], b""]]] * 17, [["image"]], [["n" * 65, ["fp16", [2], b""]]], [1], None],
 )
+PARAMETERS = (
+    [[], [["image.bias", ["fp16", [2], b""]]] * 32],
+    [[["image.bias", ["fp16", [2], b""]]] * 33, [["image.bias"]], [["n" * 65, ["fp16", [2], b""]]], [1], None],
+)
+MASK = ([b"", bytes(8_192)], [bytes(8_193), "x", None, 1])
 RANGES = ([[], [[0, 1]] * 4_096], [[[0, 1]] * 4_097, [[0]], [[0, -1]], [[0, 1, 2]], [1], None])
 WORDS = ([[], ["fp16"] * 64], [["fp16"] * 65, ["n" * 65], [1], "fp16", None])
 PHASE = ([0, 3], [4, -1, "training", True, None])
@@ -190,6 +195,7 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "committed": RANGES,
         "phase": PHASE,
         "lease_s": SECONDS,
+        "store": NAME,
     },
     "Busy": {
         "worker": NAME,
@@ -203,6 +209,14 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "mode": MODE,
         "num_samples": ([0, 65_536], [65_537, -1, None]),
         "tensors": TENSORS,
+        "samples": ([b"", bytes(262_144)], [bytes(262_145), "x", None, 1]),
+        "stored": MASK,
+        "from_store": ([[], ["image"] * 16], [["image"] * 17, ["n" * 65], [1], "image", None]),
+        "bases": ([b"", bytes(65_536)], [bytes(65_537), "x", None, 1]),
+        "positions": (
+            [[], [["image", b"\x01"]] * 16],
+            [[["image", b"\x01"]] * 17, [["image"]], [["n" * 65, b""]], [["image", "x"]], [1], None],
+        ),
     },
     "Outputs": {
         "lease": U32,
@@ -211,10 +225,18 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "version": U53,
         "server_s": SECONDS,
         "outputs": TENSOR,
+        "unkept": MASK,
     },
-    "OutputGradients": {"lease": U32, "step": U53, "version": U53, "gradients": TENSOR},
+    "OutputGradients": {
+        "lease": U32,
+        "step": U53,
+        "version": U53,
+        "gradients": TENSOR,
+        "tokenizer_gradients": PARAMETERS,
+    },
     "ActivationGradients": {"lease": U32, "step": U53, "window": U53, "server_s": SECONDS, "tensors": TENSORS},
-    "Resend": {"lease": U32, "step": U53, "mode": MODE, "reason": MODE},
+    "TokenizerWeights": {"lease": U32, "version": U53, "tensors": PARAMETERS},
+    "Resend": {"lease": U32, "step": U53, "mode": MODE, "reason": PHASE, "missing": MASK},
     "Phase": {"lease": U32, "phase": PHASE, "reason": DETAIL},
     "TrainingDone": {"lease": U32},
     "Goodbye": {"lease": U32, "reason": ([0, 1], [2, -1, None]), "telemetry": ([], [None, [], [1, 2]])},
@@ -247,6 +269,8 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "peak_rss_bytes": U53,
         "reconnects": U53,
         "rejects_by": ([[], [["lease", 1]] * 64], [[["lease", 1]] * 65, [["lease"]], None]),
+        "codec_changes": U53,
+        "paced_s": SECONDS,
     },
     "AgentState": {"online": FLAG, "incarnation": U53, "answers": U53},
     "WorkerState": {

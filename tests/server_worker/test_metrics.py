@@ -16,6 +16,7 @@ from cutlayer.broker.messages import Direction, RunPhase, Traffic
 from cutlayer.dashboards.catalogue import METRICS, REFUSALS, Kind, Source, Stage, metric
 from cutlayer.server_worker.broker_figures import FIGURES
 from cutlayer.server_worker.events import (
+    ActivationsAssembled,
     AgentCountChanged,
     BrokerReported,
     BudgetComputed,
@@ -187,11 +188,17 @@ def test_only_a_connection_that_was_there_before_is_made_again(metrics: WorkerMe
     assert value(metrics, "cutlayer_broker_connected") == 1
 
 
-def test_received_activations_are_counted_and_every_tensor_message_is_measured(metrics: WorkerMetrics) -> None:
+def test_samples_are_counted_by_where_their_activations_came_from(metrics: WorkerMetrics) -> None:
+    metrics(ActivationsAssembled(num_fresh=32, num_stored=0))
+    metrics(ActivationsAssembled(num_fresh=2, num_stored=30))
+    assert value(metrics, "cutlayer_activations_total", source="tensors") == 34
+    assert value(metrics, "cutlayer_activations_total", source="store") == 30
+
+
+def test_every_tensor_message_is_measured(metrics: WorkerMetrics) -> None:
     metrics(TensorsMoved(Direction.UP, "Activations", 67_000))
     metrics(TensorsMoved(Direction.UP, "OutputGradients", 400))
     metrics(TensorsMoved(Direction.DOWN, "Outputs", 300))
-    assert value(metrics, "cutlayer_activations_total", source="tensors") == 1
     assert value(metrics, "cutlayer_message_size_bytes_count", direction="up") == 2
     assert value(metrics, "cutlayer_message_size_bytes_sum", direction="down") == 300
 

@@ -310,9 +310,18 @@ TENSORS = {
     "Activations.tensors",
     "Outputs.outputs",
     "OutputGradients.gradients",
+    "OutputGradients.tokenizer_gradients",
     "ActivationGradients.tensors",
+    "TokenizerWeights.tensors",
 }
 BYTES = {
+    # Numbers that the agent gives its samples, which mean nothing elsewhere, and bits and counters of those.
+    "Activations.bases",
+    "Activations.positions",
+    "Activations.samples",
+    "Activations.stored",
+    "Outputs.unkept",
+    "Resend.missing",
     "Chunk.data",
     "Chunk.message_id",
     "EncodedTensor.data",
@@ -335,6 +344,7 @@ FLOATS_ALONE = {
     "SeriesNumber.value",
     "StageTime.seconds",
     "Telemetry.cpu_s",
+    "Telemetry.paced_s",
     "Welcome.lease_s",
     "WorkerReport.every_s",
 }

@@ -21,6 +21,7 @@ from cutlayer.broker.launcher_mosquitto import find_mosquitto
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.runtime import AgentRuntime
+from cutlayer.server_worker.activation_store import MemoryActivationStore
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
@@ -28,6 +29,7 @@ from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork, is_retained_topic
 from support.small_run import SmallWorker, small_dataset, small_settings
+from support.waiting import LIMIT_S
 from support.whole import train_whole
 
 MESSY = LinkFaults(seed=7, duplication=0.3, reordering=0.3, delay_s=0.002, jitter_s=0.01)
@@ -71,13 +73,15 @@ def assert_equal(
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("num_agents", [1, 3])
 @pytest.mark.parametrize("faults", [NO_FAULTS, MESSY, LOSSY], ids=["perfect", "messy", "lossy"])
-def test_split_equals_whole_over_memory(optimizer: str, num_agents: int, faults: LinkFaults) -> None:
+@pytest.mark.parametrize("is_kept", [False, True], ids=["sent each time", "sent once"])
+def test_split_equals_whole_over_memory(optimizer: str, num_agents: int, faults: LinkFaults, is_kept: bool) -> None:
     settings, sites = settings_of(optimizer, num_agents), sites_of(num_agents)
     network = VirtualNetwork(faults)
-    worker = SmallWorker(network, settings)
+    worker = SmallWorker(network, settings, kept_in=MemoryActivationStore() if is_kept else None)
     agents = [network.add_agent(topic, data) for topic, data in sites.items()]
     network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
     assert worker.session.window == 20
+    assert bool(worker.num_stored_samples) is is_kept
     loss_sum = sum(entry.train.loss_sum for _, entry in worker.book.latest())
     assert_equal(dict(worker.built.encoder.named_parameters()), loss_sum, settings, sites)
 
@@ -105,7 +109,7 @@ def test_split_equals_whole_over_mqtt(broker_url: str, optimizer: str, num_agent
         book,
     )
     agents = [agent_at(broker_url, topic, data) for topic, data in sites.items()]
-    too_late = time.monotonic() + 60.0
+    too_late = time.monotonic() + LIMIT_S
     threads = [threading.Thread(target=agent.run, args=(lambda: time.monotonic() > too_late,)) for agent in agents]
     for thread in threads:
         thread.start()

@@ -9,13 +9,16 @@ import numpy as np
 from cutlayer.broker.manifest import AudioSpec, ImageSpec, Manifest
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import Batch, Split
+from cutlayer.server_worker.activation_store import ActivationStore
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.events import ActivationsAssembled, Event
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.store_keeper import StoreKeeper
 from cutlayer.simulation.virtual import VirtualNetwork
 
 IMAGE = ImageSpec(height=4, width=4, channels=1, patch=2)
@@ -73,10 +76,17 @@ class SmallWorker:
         settings: The run.
         counting: Whether to count instead of computing.
         name: The worker's name.
+        kept_in: Keeps activations; None for nothing.
     """
 
     def __init__(
-        self, network: VirtualNetwork, settings: RunSettings, *, counting: bool = False, name: str = "w0"
+        self,
+        network: VirtualNetwork,
+        settings: RunSettings,
+        *,
+        counting: bool = False,
+        name: str = "w0",
+        kept_in: ActivationStore | None = None,
     ) -> None:
         self.settings = settings
         self.built: BuiltModel = build(settings, settings.run.seed)
@@ -86,6 +96,7 @@ class SmallWorker:
         self.session = make_session(
             settings, self.manifest, name, incarnation=network.next_incarnation(), lease_seed=settings.run.seed
         )
+        self.num_stored_samples = 0
         self.book = RunBook(self.manifest, self.built.num_tokenizer_parameters)
         transport = network.transport(name)
         self.runtime = WorkerRuntime(
@@ -95,6 +106,12 @@ class SmallWorker:
             self.built.tokenizer_file,
             self.book,
             options=WorkerOptions(claim_s=0.1),
+            on_event=self._take,
             clock=network.clock,
+            keeper=StoreKeeper(None if kept_in is None else lambda _: kept_in),
         )
         network.add(name, self.runtime, transport, lambda: self.runtime.is_finished)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, ActivationsAssembled):
+            self.num_stored_samples += event.num_stored

@@ -10,6 +10,7 @@ from cutlayer.broker.memory import MemoryTransport
 from cutlayer.broker.messages import Message, serialize
 from cutlayer.broker.transport import Received
 from cutlayer.edge_agent.runtime import AgentRuntime
+from cutlayer.server_worker.activation_store import ActivationStore
 from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
@@ -22,6 +23,7 @@ from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.store_keeper import StoreKeeper
 from cutlayer.server_worker.worker_reports import WorkerReports
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import CLASSES
@@ -42,6 +44,7 @@ class Worker:
         name: Its name.
         lighthouse: Where it meets the other workers of its pool; None for a worker that trains alone.
         watches: Whether it asks its broker for figures and publishes its own, as a worker process does.
+        kept_in: Keeps activations; None for nothing.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Worker:
         name: str = "w0",
         lighthouse: MemoryLighthouse | None = None,
         watches: bool = False,
+        kept_in: ActivationStore | None = None,
     ) -> None:
         self.name = name
         self._network = network
@@ -102,6 +106,7 @@ class Worker:
             reports=WorkerReports(self.metrics.store, self.metrics.agents) if watches else None,
             options=WorkerOptions(claim_s=0.1, checkpoint_every_windows=every_windows, asks_broker=watches),
             clock=network.clock,
+            keeper=StoreKeeper(None if kept_in is None else lambda _: kept_in),
         )
         network.add(name, self.runtime, self.transport, self._has_ended)
 

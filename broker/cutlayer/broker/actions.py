@@ -22,6 +22,7 @@ __all__ = [
     "StepCommitted",
     "Subscribe",
     "TelemetryReceived",
+    "TensorsWanted",
     "Unsubscribe",
 ]
 
@@ -85,7 +86,19 @@ class LedgerTold:
 
 @dataclass(frozen=True, slots=True)
 class OutputsReceived:
-    """To the agent: compute loss and gradients from these outputs, then `submit_gradients`."""
+    """To the agent: compute loss and gradients from these outputs, then `submit_gradients`.
+
+    Attributes:
+        step: The step.
+        mode: Its mode.
+        outputs: The model's outputs, (B, C).
+        codecs: The lease's.
+        version: Version of the weights.
+        round_trip_s: Seconds since the activations were sent.
+        server_s: Seconds of those at the worker.
+        store: The worker's store, which has the microbatch's samples now, but for those unkept; empty for none.
+        unkept: B bits, one for each sample that it has no room for; empty where it has all.
+    """
 
     step: int
     mode: Mode
@@ -94,6 +107,27 @@ class OutputsReceived:
     version: int
     round_trip_s: float
     server_s: float
+    store: str = ""
+    unkept: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsWanted:
+    """To the agent: the worker's store lacks samples of a microbatch; make it again with their tensors, and `supply`.
+
+    Attributes:
+        step: The step.
+        mode: Its mode.
+        store: The store that lacks them.
+        missing: B bits, one for each sample that it lacks.
+        codecs: The lease's.
+    """
+
+    step: int
+    mode: Mode
+    store: str
+    missing: bytes
+    codecs: NegotiatedCodecs
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +196,7 @@ AgentAction = (
     | LedgerTold
     | OutputsReceived
     | StepCommitted
+    | TensorsWanted
     | PhaseReached
     | Duplicate
     | Refused

@@ -6,9 +6,17 @@ A microbatch ends with its outputs (evaluation) or its commit (training). Until 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cutlayer.broker.actions import AgentAction, Duplicate, OutputsReceived, Publish, Refused, StepCommitted
+from cutlayer.broker.actions import (
+    AgentAction,
+    Duplicate,
+    OutputsReceived,
+    Publish,
+    Refused,
+    StepCommitted,
+    TensorsWanted,
+)
 from cutlayer.broker.agent_deadlines import Deadlines, Patience
 from cutlayer.broker.agent_workers import ExchangeKey, KnownWorker, WorkerTable
 from cutlayer.broker.ledger import StepRanges
@@ -21,7 +29,9 @@ from cutlayer.broker.messages import (
     OutputGradients,
     Outputs,
     Resend,
+    ResendReason,
 )
+from cutlayer.broker.sample_refs import SampleRefs
 from cutlayer.broker.states import ExchangeState, next_state
 from cutlayer.broker.topics import AgentTopics
 
@@ -38,6 +48,7 @@ class AgentExchange:
         num_samples: Samples B.
         tensors: (modality, tokens (B, N, D)) of each modality given.
         first_sent_at: When it was submitted.
+        refs: What it says of its samples besides.
         state: Where it stands.
         worker: Whom it is with, or None.
         version: Version of the weights of the outputs that were answered.
@@ -57,6 +68,7 @@ class AgentExchange:
     num_samples: int
     tensors: tuple[tuple[str, EncodedTensor], ...]
     first_sent_at: float
+    refs: SampleRefs = field(default_factory=SampleRefs)
     state: ExchangeState = ExchangeState.IDLE
     worker: str | None = None
     version: int = -1
@@ -118,13 +130,31 @@ class ExchangeTable:
     # Sending --------------------------------------------------------------------------------------------------
 
     def submit(
-        self, step: int, mode: Mode, num_samples: int, tensors: tuple[tuple[str, EncodedTensor], ...], now: float
+        self,
+        step: int,
+        mode: Mode,
+        num_samples: int,
+        tensors: tuple[tuple[str, EncodedTensor], ...],
+        now: float,
+        refs: SampleRefs,
     ) -> list[AgentAction]:
         """Send a new microbatch."""
-        exchange = AgentExchange(step, mode, num_samples, tensors, first_sent_at=now)
+        exchange = AgentExchange(step, mode, num_samples, tensors, now, refs)
         assert exchange.key not in self._exchanges, "a step is submitted once"
         self._exchanges[exchange.key] = exchange
         return self._send_activations(exchange, now)
+
+    def supply(
+        self, step: int, mode: Mode, tensors: tuple[tuple[str, EncodedTensor], ...], refs: SampleRefs, now: float
+    ) -> list[AgentAction]:
+        """Send a microbatch again that was made anew, unless it has come to its end meanwhile."""
+        exchange = self._exchanges.get((mode, step))
+        if exchange is None or exchange.state is not ExchangeState.IDLE:
+            return []
+        exchange.tensors, exchange.refs = tensors, refs
+        self.num_repeats += 1
+        self._homeless.discard(exchange.key)
+        return self._send_activations(exchange, now, repeated=True)
 
     def submit_gradients(self, step: int, version: int, gradients: EncodedTensor, now: float) -> list[AgentAction]:
         """Send the output gradients of a training step, unless it has come to another state meanwhile."""
@@ -218,6 +248,10 @@ class ExchangeTable:
             self._finish(exchange)
             return [StepCommitted(message.step, message.window), *self.rehome(now)]
         if isinstance(message, Resend):
+            if message.reason is ResendReason.MISSING:
+                assert worker.codecs is not None, "a lease has codecs"
+                self._release(exchange)
+                return [TensorsWanted(message.step, mode, worker.store, message.missing, worker.codecs)]
             self.num_repeats += 1
             self._release(exchange)
             return self._send_activations(exchange, now, repeated=True)
@@ -235,7 +269,15 @@ class ExchangeTable:
             self._finish(exchange)
         assert worker.codecs is not None
         outputs = OutputsReceived(
-            message.step, mode, message.outputs, worker.codecs, message.version, round_trip_s, message.server_s
+            message.step,
+            mode,
+            message.outputs,
+            worker.codecs,
+            message.version,
+            round_trip_s,
+            message.server_s,
+            worker.store,
+            message.unkept,
         )
         return [outputs, *self.rehome(now)]
 
@@ -249,6 +291,12 @@ class ExchangeTable:
     def withdraw_training(self) -> None:
         """Forget the training steps, and give their credits back."""
         for exchange in [exchange for exchange in self._exchanges.values() if exchange.mode is Mode.TRAIN]:
+            self._finish(exchange)
+
+    def withdraw(self, step: int, mode: Mode) -> None:
+        """Forget one microbatch, and give its credit back."""
+        exchange = self._exchanges.get((mode, step))
+        if exchange is not None:
             self._finish(exchange)
 
     def take_back(self, worker: KnownWorker) -> None:
@@ -274,7 +322,19 @@ class ExchangeTable:
         exchange.state = ExchangeState.ACTIVATIONS
         exchange.version = -1
         worker.outstanding.add(exchange.key)
-        message = Activations(worker.lease, exchange.step, exchange.mode, exchange.num_samples, exchange.tensors)
+        refs = exchange.refs
+        message = Activations(
+            worker.lease,
+            exchange.step,
+            exchange.mode,
+            exchange.num_samples,
+            exchange.tensors,
+            refs.samples,
+            refs.stored,
+            refs.from_store,
+            refs.bases,
+            refs.positions,
+        )
         topic = self._topics.up_activations(worker.name)
         return self._send(exchange, Publish(topic, message, repeated=repeated), now)
 

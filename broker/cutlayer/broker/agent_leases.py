@@ -164,7 +164,7 @@ class AgentLeases:
             self._exchanges.take_back(worker)
             worker.end_lease()
             worker.lease, worker.credits, worker.codecs = message.lease, message.credits, message.codecs
-            worker.phase = message.phase
+            worker.phase, worker.store = message.phase, message.store
             self.phase = self._workers.phase(self.phase)
         commits = self._exchanges.finish_committed(committed)
         if not is_known:

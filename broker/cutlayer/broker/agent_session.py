@@ -40,6 +40,7 @@ from cutlayer.broker.messages import (
     Welcome,
     WorkerState,
 )
+from cutlayer.broker.sample_refs import SampleRefs
 from cutlayer.broker.topics import RUN, WORKER_STATES, AgentTopics, WorkerTopics
 
 __all__ = ["MAX_GOODBYES", "AgentSession", "Deadlines"]
@@ -136,11 +137,32 @@ class AgentSession:
         hello = Hello(agent, incarnation, manifest_digest, num_samples, codecs, byte_stages, software)
         return self._greetings.ready(hello, now)
 
+    def store_for(self, step: int) -> str:
+        """Return the store of the worker that a microbatch of this number would go to now; empty for none."""
+        worker = self._workers.choose(step)
+        return "" if worker is None else worker.store
+
     def submit(
-        self, step: int, mode: Mode, num_samples: int, tensors: tuple[tuple[str, EncodedTensor], ...], now: float
+        self,
+        step: int,
+        mode: Mode,
+        num_samples: int,
+        tensors: tuple[tuple[str, EncodedTensor], ...],
+        now: float,
+        refs: SampleRefs | None = None,
     ) -> list[AgentAction]:
         """Send a new microbatch to the least loaded worker (`can_submit` says whether there is one)."""
-        return self._exchanges.submit(step, mode, num_samples, tensors, now)
+        return self._exchanges.submit(step, mode, num_samples, tensors, now, refs or SampleRefs())
+
+    def supply(
+        self, step: int, mode: Mode, tensors: tuple[tuple[str, EncodedTensor], ...], refs: SampleRefs, now: float
+    ) -> list[AgentAction]:
+        """Send a microbatch again, made anew with the tensors that a store lacks (`TensorsWanted`)."""
+        return self._exchanges.supply(step, mode, tensors, refs, now)
+
+    def withdraw(self, step: int, mode: Mode) -> None:
+        """Forget one microbatch that the driver has no use for any more."""
+        self._exchanges.withdraw(step, mode)
 
     def submit_gradients(self, step: int, version: int, gradients: EncodedTensor, now: float) -> list[AgentAction]:
         """Send the output gradients of a training step, unless it has come to another state meanwhile."""

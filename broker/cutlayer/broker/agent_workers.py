@@ -34,6 +34,7 @@ class KnownWorker:
         lease: The lease that it has granted, or None.
         credits: Microbatches that it takes at once.
         codecs: The lease's codecs.
+        store: Names the store that keeps activations for it; empty for none.
         phase: The furthest phase that it has told under this lease.
         is_draining: Whether it finishes what it has and takes nothing new.
         is_silent: Whether it has left repetitions unanswered and said nothing since.
@@ -52,6 +53,7 @@ class KnownWorker:
     lease: int | None = None
     credits: int = 0
     codecs: NegotiatedCodecs | None = None
+    store: str = ""
     phase: RunPhase = RunPhase.WAITING
     is_draining: bool = False
     is_silent: bool = False

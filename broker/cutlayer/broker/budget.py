@@ -31,6 +31,7 @@ from cutlayer.broker.messages import (
     serialize,
 )
 from cutlayer.broker.mqtt_packets import largest_payload, publish_size
+from cutlayer.broker.sample_refs import mask_bytes
 from cutlayer.broker.topics import MAX_AGENT_TOPIC
 from cutlayer.compression import codec_from_name
 
@@ -177,12 +178,29 @@ def budget_of(
 def _messages(manifest: Manifest) -> Iterator[tuple[str, Message, int]]:
     """Yield (topic, message, bytes of its tensors) of a microbatch: numbers at their longest, tensors empty."""
     num_samples, codecs = manifest.microbatch_samples, manifest.codecs
-    tokens = {
-        name: (num_samples, spec.num_tokens, manifest.width) for name, spec in sorted(manifest.modalities.items())
-    }
-    sizes = [_tensor_bytes(codecs.activations, shape) for shape in tokens.values()]
-    tensors = tuple((name, EncodedTensor(codecs.activations, shape, b"")) for name, shape in tokens.items())
-    yield LONGEST_UP_TOPIC, Activations(MAX_U32, MAX_UINT, Mode.PREDICT, num_samples, tensors), sum(sizes)
+    tokens = {name: (num_samples, manifest.num_tokens(name), manifest.width) for name in sorted(manifest.modalities)}
+    names = (codecs.activations, *manifest.budget.ladder)
+    sizes = [max(_tensor_bytes(codec, shape) for codec in names) for shape in tokens.values()]
+    tensors = tuple((name, EncodedTensor(max(names, key=len), shape, b"")) for name, shape in tokens.items())
+    mask = bytes(mask_bytes(num_samples))
+    positions = tuple(
+        (name, bytes(num_samples * mask_bytes(manifest.modalities[name].num_tokens)))
+        for name in sorted(manifest.reduction)
+    )
+    numbers = b"" if manifest.activations == "every-step" else bytes(4 * num_samples)
+    bases = bytes(num_samples) if manifest.activations == "delta" else b""
+    activations = Activations(
+        MAX_U32,
+        MAX_UINT,
+        Mode.PREDICT,
+        num_samples,
+        tensors,
+        samples=numbers,
+        stored=mask if numbers else b"",
+        bases=bases,
+        positions=positions,
+    )
+    yield LONGEST_UP_TOPIC, activations, sum(sizes)
     shape = (num_samples, len(manifest.task.classes))
     outputs = EncodedTensor(codecs.outputs, shape, b"")
     outputs_bytes = _tensor_bytes(codecs.outputs, shape)

@@ -18,13 +18,16 @@ from cutlayer.broker.errors import MalformedMessage
 __all__ = [
     "MANIFEST_FORMAT",
     "MAX_MANIFEST_BYTES",
+    "ActivationMode",
     "AudioSpec",
+    "BudgetSpec",
     "CodecNames",
     "EvaluationSpec",
     "ImageSpec",
     "Manifest",
     "ModalitySpec",
     "TaskSpec",
+    "TokenReduction",
     "TokenizerWeights",
     "WindowSpec",
 ]
@@ -35,6 +38,7 @@ MAX_MANIFEST_BYTES = 64 * 1024
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Dimension = Annotated[int, Field(ge=1, le=65_536)]
 CodecName = Annotated[str, Field(min_length=1, max_length=64)]  # as long as a message may carry
+ActivationMode = Literal["every-step", "once", "delta"]
 
 
 class _Frozen(BaseModel):
@@ -161,6 +165,39 @@ class CodecNames(_Frozen):
     activation_gradients: CodecName = "int8+zstd"
 
 
+class TokenReduction(_Frozen):
+    """How many tokens of a modality go up: the others are dropped or merged before the cut.
+
+    Attributes:
+        kind: `random` drops the same ones of a sample each time, whatever they hold; `content` drops those nearest to
+            the sample's mean token; `merge` averages the most similar pairs (ToMe, arXiv 2210.09461).
+        keep: Share of the tokens that is left.
+    """
+
+    kind: Literal["random", "content", "merge"] = "content"
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+    def num_kept(self, num_tokens: int) -> int:
+        """Return how many of `num_tokens` are left: at least one."""
+        return max(round(self.keep * num_tokens), 1)
+
+
+class BudgetSpec(_Frozen):
+    """How far agents may go down in precision to meet a limit of bytes.
+
+    Attributes:
+        bytes_per_sample: Bytes that an agent may send up for each sample of each step, all told; None for no limit.
+        ladder: Codecs of activations coarser than `codecs.activations`, the finest first. An agent short of uplink
+            steps down this list, and up again.
+        max_relative_error: The accuracy guard: a codec of the ladder is used only where the root mean square of its
+            error is at most this share of the activations' own, measured on what the agent sends.
+    """
+
+    bytes_per_sample: PositiveFloat | None = None
+    ladder: Annotated[tuple[CodecName, ...], Field(max_length=16)] = ()
+    max_relative_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+
+
 class WindowSpec(_Frozen):
     """When an optimizer step happens.
 
@@ -227,6 +264,10 @@ class Manifest(_Frozen):
         tokenizers: The client-side weights.
         evaluation: How agents evaluate.
         telemetry_s: Seconds between two telemetry messages of an agent.
+        activations: `every-step` sends them each time; `once` lets workers keep them, so that later epochs send
+            references; `delta` sends their change since the sample's last visit. A site may always send every step.
+        reduction: Token reduction, by modality; those not named send all tokens.
+        budget: How far agents may go down in precision.
     """
 
     format: Literal[1] = MANIFEST_FORMAT
@@ -245,6 +286,22 @@ class Manifest(_Frozen):
     tokenizers: TokenizerWeights
     evaluation: EvaluationSpec = EvaluationSpec()
     telemetry_s: PositiveFloat = 1.0
+    activations: ActivationMode = "every-step"
+    reduction: Annotated[dict[Name, TokenReduction], Field(max_length=16)] = Field(default_factory=dict)
+    budget: BudgetSpec = BudgetSpec()
+
+    @model_validator(mode="after")
+    def _reduces_its_modalities(self) -> Manifest:
+        for name in self.reduction:
+            if name not in self.modalities:
+                raise ValueError(f"reduction of {name!r}, which is none of {', '.join(sorted(self.modalities))}")
+        return self
+
+    def num_tokens(self, modality: str) -> int:
+        """Return how many tokens of a modality go up for each sample: K."""
+        num_tokens = self.modalities[modality].num_tokens
+        reduction = self.reduction.get(modality)
+        return num_tokens if reduction is None else reduction.num_kept(num_tokens)
 
     def to_bytes(self) -> bytes:
         """Serialize as canonical JSON: sorted keys, no white space, UTF-8."""

@@ -8,7 +8,8 @@ No message carries a label, raw data, a loss of a single sample or a name that m
 Who sends what:
 
     agent -> worker     Hello, Activations, OutputGradients, TrainingDone, Goodbye, Telemetry, Probe
-    worker -> agent     Welcome, Busy, Reject, Phase, Outputs, ActivationGradients, Resend, ProbeAnswer
+    worker -> agent     Welcome, Busy, Reject, Phase, Outputs, ActivationGradients, TokenizerWeights, Resend,
+                        ProbeAnswer
     worker -> worker    WindowState
     worker -> anybody   WorkerReport
     retained            AgentState, WorkerState, RunManifest, ModelChunk
@@ -69,6 +70,12 @@ MAX_TENSOR_DIMENSIONS = 4
 MAX_DIMENSION = 65_536
 MAX_TENSOR_ELEMENTS = 64 << 20
 """256 MiB as float32."""
+MAX_SAMPLES_BYTES = 4 * MAX_DIMENSION
+"""Numbers of the samples of a microbatch, four bytes each."""
+MAX_MASK_BYTES = MAX_DIMENSION // 8
+"""A bit for each of them."""
+MAX_PARAMETERS = 2 * MAX_MODALITIES
+"""Parameters of all tokenizers: a weight and a bias each."""
 MAX_DETAIL = 512
 MAX_RANGES = 4_096
 """Committed ranges in a Welcome. A ledger with more holes than this is sent without the last ones."""
@@ -112,11 +119,15 @@ class RejectReason(StrEnum):
 
 
 class ResendReason(StrEnum):
-    """Why a worker asks for a step's activations again. `lease`: say Hello first, the lease is gone."""
+    """Why a worker asks for a step's activations again.
+
+    `lease`: say Hello first, the lease is gone. `missing`: its store lacks samples that were referred to.
+    """
 
     STALE = "stale"
     UNKNOWN = "unknown"
     LEASE = "lease"
+    MISSING = "missing"
 
 
 class GoodbyeReason(StrEnum):
@@ -208,6 +219,8 @@ class Welcome:
         committed: Ranges [start, stop) of this agent's training steps that the run has already committed.
         phase: Where the run stands.
         lease_s: Seconds of silence after which the worker takes the lease back.
+        store: Names the store that keeps activations of samples with numbers; workers that share one say the same.
+            Empty where nothing is kept.
     """
 
     KIND: ClassVar[int] = 2
@@ -219,6 +232,7 @@ class Welcome:
     committed: tuple[tuple[int, int], ...] = wire(many(pair(uint(), uint()), MAX_RANGES))
     phase: RunPhase = wire(choice(RunPhase))
     lease_s: float = wire(number(0.0))
+    store: str = wire(text(MAX_NAME), default="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,14 +258,24 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """A microbatch at the cut, going up.
+    """A microbatch at the cut, going up: tensors, references to what the worker's store has, or both.
+
+    Samples that come as tensors are *fresh*: F of B. `sample_refs.py` packs and reads the byte strings.
 
     Attributes:
         lease: The lease.
         step: Number of the agent's step in this mode. A training step's number fixes its samples.
         mode: What it is for.
         num_samples: Samples B.
-        tensors: (modality, tokens (B, N, D)) of each modality given.
+        tensors: (modality, tokens (F, N, D)) of each modality given; K tokens for N where they are reduced. Empty
+            where no sample is fresh.
+        samples: The agent's number of each sample, B unsigned integers of one, two or four bytes. Empty where the
+            agent names none: nothing of them may be kept then.
+        stored: B bits, one for each sample that is to be taken from the store. Empty where all are fresh.
+        from_store: The modalities given, where no sample is fresh; else empty.
+        bases: For each fresh sample, how often it was sent before, modulo 256, where `tensors` are changes since
+            then. Empty where they are the activations themselves.
+        positions: (modality, N bits for each fresh sample), which K tokens these are; of reduced modalities only.
     """
 
     KIND: ClassVar[int] = 5
@@ -262,6 +286,18 @@ class Activations:
     tensors: tuple[tuple[str, EncodedTensor], ...] = wire(
         many(pair(text(MAX_NAME), record(EncodedTensor)), MAX_MODALITIES)
     )
+    samples: bytes = wire(binary(MAX_SAMPLES_BYTES), default=b"")
+    stored: bytes = wire(binary(MAX_MASK_BYTES), default=b"")
+    from_store: tuple[str, ...] = wire(many(text(MAX_NAME), MAX_MODALITIES), default=())
+    bases: bytes = wire(binary(MAX_DIMENSION), default=b"")
+    positions: tuple[tuple[str, bytes], ...] = wire(
+        many(pair(text(MAX_NAME), binary(MAX_MESSAGE_BYTES)), MAX_MODALITIES), default=()
+    )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities given, in the order of the message."""
+        return self.from_store or tuple(name for name, _ in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +311,7 @@ class Outputs:
         version: Version of the weights.
         server_s: Seconds from the worker's receipt of the activations to this answer.
         outputs: (B, C).
+        unkept: B bits, one for each sample with a number that the store has no room for; empty where all are kept.
     """
 
     KIND: ClassVar[int] = 6
@@ -284,6 +321,7 @@ class Outputs:
     version: int = wire(uint())
     server_s: float = wire(number(0.0))
     outputs: EncodedTensor = wire(record(EncodedTensor))
+    unkept: bytes = wire(binary(MAX_MASK_BYTES), default=b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +333,8 @@ class OutputGradients:
         step: The training step.
         version: Echo of the Outputs': a gradient of other outputs is not taken.
         gradients: (B, C).
+        tokenizer_gradients: (parameter of a tokenizer, its gradient), summed over the samples of the steps since the
+            agent's last; with trainable tokenizers, now and then.
     """
 
     KIND: ClassVar[int] = 7
@@ -302,6 +342,9 @@ class OutputGradients:
     step: int = wire(uint())
     version: int = wire(uint())
     gradients: EncodedTensor = wire(record(EncodedTensor))
+    tokenizer_gradients: tuple[tuple[str, EncodedTensor], ...] = wire(
+        many(pair(text(MAX_NAME), record(EncodedTensor)), MAX_PARAMETERS), default=()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,14 +370,41 @@ class ActivationGradients:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenizerWeights:
+    """The tokenizers as they are now, with trainable ones: whoever has older weights takes these.
+
+    Attributes:
+        lease: The lease.
+        version: Version of the weights.
+        tensors: (parameter of a tokenizer, its value).
+    """
+
+    KIND: ClassVar[int] = 23
+    lease: int = wire(uint(U32))
+    version: int = wire(uint())
+    tensors: tuple[tuple[str, EncodedTensor], ...] = wire(
+        many(pair(text(MAX_NAME), record(EncodedTensor)), MAX_PARAMETERS)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Resend:
-    """A worker has no use for what it holds of a step and asks for its activations again."""
+    """A worker has no use for what it holds of a step and asks for its activations again.
+
+    Attributes:
+        lease: The lease.
+        step: The step.
+        mode: Its mode.
+        reason: Why.
+        missing: B bits, one for each sample that the store lacks, for the reason `missing`; else empty.
+    """
 
     KIND: ClassVar[int] = 9
     lease: int = wire(uint(U32))
     step: int = wire(uint())
     mode: Mode = wire(choice(Mode))
     reason: ResendReason = wire(choice(ResendReason))
+    missing: bytes = wire(binary(MAX_MASK_BYTES), default=b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,6 +591,7 @@ Message = (
     | Outputs
     | OutputGradients
     | ActivationGradients
+    | TokenizerWeights
     | Resend
     | Phase
     | TrainingDone

@@ -136,6 +136,8 @@ class Telemetry:
         peak_rss_bytes: Largest resident memory.
         reconnects: Connections to the broker that were lost and made again.
         rejects_by: (label, count) of the messages that were not taken, as the table of broker/README.md names them.
+        codec_changes: Steps up and down the ladder of codecs.
+        paced_s: Seconds that the limit of the uplink was waited for.
     """
 
     KIND: ClassVar[int] = 13
@@ -161,6 +163,8 @@ class Telemetry:
     peak_rss_bytes: int = wire(uint())
     reconnects: int = wire(uint(), default=0)
     rejects_by: tuple[tuple[str, int], ...] = wire(many(pair(text(MAX_NAME), uint()), MAX_REJECT_LABELS), default=())
+    codec_changes: int = wire(uint(), default=0)
+    paced_s: float = wire(number(0.0), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,8 +260,7 @@ class Scheduler:
                 continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
-            shapes = tuple((name, tensor.shape[1:]) for name, tensor in sorted(message.tensors))
-            signature = (key.mode, shapes, self._keeps_apart(key))
+            signature = (key.mode, sorted(message.modalities), self._keeps_apart(key))
             if form is None:
                 form = signature
             # A group is committed whole, so one of training is not larger than this worker's share of an asynchronous

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import get_type_hints
 
-from cutlayer.broker.messages import MAX_TRAFFIC, MESSAGE_TYPES, Direction, EncodedTensor, Message, Traffic
-from cutlayer.broker.tensors import raw_bytes
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.messages import (
+    MAX_TRAFFIC,
+    MESSAGE_TYPES,
+    Activations,
+    Direction,
+    EncodedTensor,
+    Message,
+    Traffic,
+)
+from cutlayer.broker.tensors import FLOAT32_BYTES, raw_bytes
 from cutlayer.broker.transport import WireCount
 
 __all__ = [
@@ -16,6 +25,7 @@ __all__ = [
     "MQTT_KIND",
     "LogHistogram",
     "TrafficMeter",
+    "activation_bytes",
     "control_traffic",
     "message_codec",
     "message_raw_bytes",
@@ -30,12 +40,14 @@ MQTT_KIND = "mqtt"
 MAX_CODECS_APART = MAX_TRAFFIC - len(Direction) * (len(MESSAGE_TYPES) + 1)
 """Rows of traffic beyond which a codec has no row of its own: its name comes from a peer, before any check."""
 OTHER_CODEC = "other"
+STORE_CODEC = "store"
+"""In the place of a codec: activations that went as references to a store."""
 
 _TENSOR_FIELDS = {
     number: tuple(
         entry.name
         for entry in fields(kind)
-        if get_type_hints(kind)[entry.name] is EncodedTensor or entry.name == "tensors"
+        if get_type_hints(kind)[entry.name] is EncodedTensor or entry.name in ("tensors", "tokenizer_gradients")
     )
     for number, kind in MESSAGE_TYPES.items()
 }
@@ -98,9 +110,15 @@ class _Sums:
 
 
 class TrafficMeter:
-    """Counts messages and bytes by direction, kind of message and codec."""
+    """Counts messages and bytes by direction, kind of message and codec.
+
+    Attributes:
+        sample_bytes: What a sample's activations take as float32, whole, by modality; set once the run is known.
+            Raw bytes of activations are these, also where references go up in their place, or fewer tokens.
+    """
 
     def __init__(self) -> None:
+        self.sample_bytes: Mapping[str, int] = {}
         self._sums: dict[tuple[Direction, str, str], _Sums] = {}
 
     def add(self, direction: Direction, message: Message, payload_bytes: int, wire_bytes: int) -> None:
@@ -117,9 +135,14 @@ class TrafficMeter:
             key = (direction, type(message).__name__, OTHER_CODEC)
         sums = self._sums.setdefault(key, _Sums())
         sums.messages += 1
-        sums.raw_bytes += message_raw_bytes(message)
+        sums.raw_bytes += self._raw_bytes(message)
         sums.payload_bytes += payload_bytes
         sums.wire_bytes += wire_bytes
+
+    def _raw_bytes(self, message: Message) -> int:
+        if isinstance(message, Activations) and all(name in self.sample_bytes for name in message.modalities):
+            return message.num_samples * sum(self.sample_bytes[name] for name in message.modalities)
+        return message_raw_bytes(message)
 
     def snapshot(self) -> tuple[Traffic, ...]:
         """Return the counts so far."""
@@ -157,6 +180,13 @@ def message_raw_bytes(message: Message) -> int:
 
 
 def message_codec(message: Message) -> str:
-    """Return the codec of a message's tensors, or an empty text where it has none."""
+    """Return the codec of a message's tensors, `store` for references in their place, or an empty text."""
+    if isinstance(message, Activations) and message.from_store:
+        return STORE_CODEC
     tensors = message_tensors(message)
     return tensors[0].codec if tensors else ""
+
+
+def activation_bytes(manifest: Manifest) -> dict[str, int]:
+    """Return what a sample's activations take as float32, whole, by modality: what `TrafficMeter` asks for."""
+    return {name: spec.num_tokens * manifest.width * FLOAT32_BYTES for name, spec in manifest.modalities.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,13 @@ def encode_tensor(codec: str, array: NDArray[np.float32]) -> EncodedTensor:
     return EncodedTensor(codec, array.shape, codec_from_name(codec).encode(array))
 
 
-def check_tensor(tensor: EncodedTensor, *, shape: tuple[int, ...], codec: str, what: str) -> None:
+def check_tensor(tensor: EncodedTensor, *, shape: tuple[int, ...], codec: str | Collection[str], what: str) -> None:
     """Check what can be checked of a peer's tensor without taking memory for it.
 
     Args:
         tensor: The tensor.
         shape: The shape that it must have.
-        codec: The codec agreed on.
+        codec: The codec agreed on, or those.
         what: Its name, for the error.
 
     Raises:
@@ -39,12 +40,13 @@ def check_tensor(tensor: EncodedTensor, *, shape: tuple[int, ...], codec: str, w
     """
     if tensor.shape != shape:
         raise MalformedMessage(f"{what} has shape {tensor.shape}, {shape} is needed")
-    if tensor.codec != codec:
-        raise MalformedMessage(f"{what} is encoded as {tensor.codec!r}, the lease says {codec!r}")
+    if tensor.codec != codec if isinstance(codec, str) else tensor.codec not in codec:
+        wanted = codec if isinstance(codec, str) else ", ".join(sorted(codec))
+        raise MalformedMessage(f"{what} is encoded as {tensor.codec!r}, the lease says {wanted!r}")
     num_elements = math.prod(shape)
     if num_elements > MAX_TENSOR_ELEMENTS:
         raise OversizedMessage(what, num_elements * FLOAT32_BYTES, MAX_TENSOR_ELEMENTS * FLOAT32_BYTES)
-    limit = codec_from_name(codec).max_encoded_bytes(shape)
+    limit = codec_from_name(tensor.codec).max_encoded_bytes(shape)
     if len(tensor.data) > limit:
         raise OversizedMessage(what, len(tensor.data), limit)
 

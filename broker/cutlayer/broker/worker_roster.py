@@ -201,6 +201,7 @@ class WorkerRoster:
             committed,
             run.phase,
             run.limits.lease_s,
+            run.store,
         )
 
     def subscribe(self, agent: str) -> list[WorkerAction]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cutlayer.broker.actions import Publish
-from cutlayer.broker.leases import LeaseTable
+from cutlayer.broker.leases import Lease, LeaseTable
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import RunPhase, WorkerState
 from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.scheduler import Scheduler
 from cutlayer.broker.topics import WorkerTopics
+from cutlayer.compression import codec_from_name
 
 __all__ = ["WorkerLimits", "WorkerRun"]
 
@@ -57,6 +58,7 @@ class WorkerRun:
         reason: Why it has come there.
         known_samples: Samples of each agent that the run has seen.
         is_draining: Whether it takes nothing new.
+        store: Names the store that keeps activations; empty where none does.
     """
 
     name: str
@@ -72,11 +74,17 @@ class WorkerRun:
     phase: RunPhase = RunPhase.WAITING
     reason: str = ""
     is_draining: bool = False
+    store: str = ""
 
     @property
     def planned_samples(self) -> int | None:
         """Samples that the agents known so far will have trained on in all epochs; None for a service."""
         return None if self.limits.is_service else self.manifest.epochs * sum(self.known_samples.values())
+
+    def activation_codecs(self, lease: Lease) -> frozenset[str]:
+        """Return the codecs that activations may come in: the lease's, and those of the budget's ladder."""
+        ladder = {codec_from_name(name).name for name in self.manifest.budget.ladder}
+        return frozenset({lease.codecs.activations, *ladder})
 
     def state(self, *, is_online: bool = True) -> Publish:
         """Return this worker's retained state, to be published."""

@@ -226,6 +226,10 @@ class WorkerSession:
             times += [self._window_said_at + WINDOW_REPEAT_S] if self._window_said_at is not None else []
         return min((time for time in times if time > now), default=None)
 
+    def keep_in(self, store: str) -> None:
+        """Tell agents from now on which store keeps activations; empty for none."""
+        self._run.store = store
+
     # What the driver reports ----------------------------------------------------------------------------------
 
     def disconnected(self) -> None:
@@ -247,9 +251,33 @@ class WorkerSession:
             actions += self._roster.subscribe(lease.agent)
         return actions
 
-    def forwarded(self, group: int, outputs: dict[Key, EncodedTensor], version: int, now: float) -> list[WorkerAction]:
-        """Take the outputs of a forward pass and send each to its agent."""
-        return self._steps.forwarded(group, outputs, version, now)
+    def forwarded(
+        self,
+        group: int,
+        outputs: dict[Key, EncodedTensor],
+        version: int,
+        now: float,
+        unkept: Mapping[Key, bytes] | None = None,
+    ) -> list[WorkerAction]:
+        """Take the outputs of a forward pass and send each to its agent.
+
+        Args:
+            group: The group's number.
+            outputs: Of each of its microbatches.
+            version: Version of the weights.
+            now: Seconds.
+            unkept: Masks of the samples that the store has no room for.
+        """
+        return self._steps.forwarded(group, outputs, version, now, unkept or {})
+
+    def lacks(self, key: Key, missing: bytes) -> list[WorkerAction]:
+        """Ask for a microbatch again with the tensors of the samples that the store lacks.
+
+        Args:
+            key: The microbatch.
+            missing: Mask of those samples.
+        """
+        return self._steps.lacks(key, missing)
 
     def backward_begun(self, work: Backward, now: float) -> list[WorkerAction]:
         """Tell the pool what a backward pass is about to add to the window: or others would fill it meanwhile, too."""

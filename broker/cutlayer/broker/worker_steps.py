@@ -6,7 +6,7 @@ message is helped by sending its own again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cutlayer.broker.actions import Duplicate, Publish, Refused, WorkerAction
 from cutlayer.broker.errors import MalformedMessage, WireError
@@ -21,6 +21,7 @@ from cutlayer.broker.messages import (
     Resend,
     ResendReason,
 )
+from cutlayer.broker.sample_refs import unpack_mask, unpack_numbers, unpack_positions
 from cutlayer.broker.states import ExchangeState, next_state
 from cutlayer.broker.tensors import check_tensor
 from cutlayer.broker.topics import AgentTopics
@@ -88,20 +89,44 @@ class WorkerSteps:
         return False
 
     def _check_activations(self, lease: Lease, message: Activations) -> None:
-        given = [name for name, _ in message.tensors]
+        given = message.modalities
         manifest = self._run.manifest
         specs = manifest.modalities
         if not given or len(set(given)) != len(given) or not set(given) <= set(specs):
-            raise MalformedMessage(f"modalities {given} are not some of {sorted(specs)}, each at most once")
+            raise MalformedMessage(f"modalities {list(given)} are not some of {sorted(specs)}, each at most once")
         if message.mode is Mode.TRAIN and message.step >= lease.total_steps:
             raise MalformedMessage(f"step {message.step} of an agent that has {lease.total_steps}")
         if not 1 <= message.num_samples <= manifest.microbatch_samples:
             raise MalformedMessage(
                 f"{message.num_samples} samples in a microbatch of at most {manifest.microbatch_samples}"
             )
+        num_fresh = self._check_refs(message)
+        codecs = self._run.activation_codecs(lease)
         for name, tensor in message.tensors:
-            shape = (message.num_samples, specs[name].num_tokens, manifest.width)
-            check_tensor(tensor, shape=shape, codec=lease.codecs.activations, what=f"activations of {name}")
+            shape = (num_fresh, manifest.num_tokens(name), manifest.width)
+            check_tensor(tensor, shape=shape, codec=codecs, what=f"activations of {name}")
+
+    def _check_refs(self, message: Activations) -> int:
+        """Check what a microbatch says of its samples; return how many of them are fresh."""
+        manifest, num_samples = self._run.manifest, message.num_samples
+        num_fresh = num_samples - int(unpack_mask(message.stored, num_samples).sum())
+        if message.samples:
+            unpack_numbers(message.samples, num_samples)
+        elif message.stored or message.bases:
+            raise MalformedMessage("references to stored samples without their numbers")
+        if message.stored and manifest.activations == "every-step":
+            raise MalformedMessage("references to stored samples in a run that keeps none")
+        if bool(message.tensors) != bool(num_fresh) or bool(message.from_store) == bool(num_fresh):
+            raise MalformedMessage(f"{len(message.tensors)} tensors of {num_fresh} fresh samples")
+        if message.bases and (manifest.activations != "delta" or len(message.bases) != num_fresh):
+            raise MalformedMessage(f"{len(message.bases)} bases of changes of {num_fresh} fresh samples")
+        reduced = sorted(name for name, _ in message.tensors if name in manifest.reduction)
+        if sorted(name for name, _ in message.positions) != reduced:
+            raise MalformedMessage(f"positions of {[name for name, _ in message.positions]}, needed are {reduced}")
+        for name, mask in message.positions:
+            num_tokens = manifest.modalities[name].num_tokens
+            unpack_positions(mask, num_fresh, num_tokens, manifest.num_tokens(name))
+        return num_fresh
 
     def gradients(self, lease: Lease, message: OutputGradients, now: float) -> list[WorkerAction]:
         """Take a microbatch's output gradients.
@@ -144,7 +169,18 @@ class WorkerSteps:
 
     # To the agents --------------------------------------------------------------------------------------------
 
-    def forwarded(self, group: int, outputs: dict[Key, EncodedTensor], version: int, now: float) -> list[WorkerAction]:
+    def lacks(self, key: Key, missing: bytes) -> list[WorkerAction]:
+        """Forget a microbatch whose samples the store lacks, and ask for their tensors."""
+        exchange = self._run.scheduler.exchanges.get(key)
+        if exchange is None:
+            return []
+        self._run.scheduler.discard(key)
+        resend = Resend(exchange.lease, key.step, key.mode, ResendReason.MISSING, missing)
+        return [Publish(AgentTopics(key.agent).down_control, resend)]
+
+    def forwarded(
+        self, group: int, outputs: dict[Key, EncodedTensor], version: int, now: float, unkept: Mapping[Key, bytes]
+    ) -> list[WorkerAction]:
         """Send the outputs of a forward pass, each to its agent."""
         actions: list[WorkerAction] = []
         for exchange in self._run.scheduler.forwarded(group, tuple(outputs), version, now):
@@ -155,6 +191,7 @@ class WorkerSteps:
                 version,
                 max(now - exchange.received_at, 0.0),
                 outputs[exchange.key],
+                unkept.get(exchange.key, b""),
             )
             exchange.outputs = message if exchange.key.mode is Mode.TRAIN else None
             actions.append(Publish(AgentTopics(exchange.key.agent).down_outputs, message))

@@ -316,7 +316,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     ),
     _counter(
         "cutlayer_activations_total",
-        "Microbatches that came with their tensors, or as references to activations that the worker has stored.",
+        "Samples, also of evaluations, whose activations came as tensors, or as references to stored ones.",
         labels={"source": ("tensors", "store")},
     ),
     # What goes wrong.

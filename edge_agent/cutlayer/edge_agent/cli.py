@@ -42,6 +42,8 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
+ACTIVATION_CHOICES = ("as-the-run", "every-step")
+
 Topic = Annotated[
     str, typer.Option(help="This agent's own MQTT topic and identity, such as clinic/07.", envvar="CUTLAYER_TOPIC")
 ]
@@ -50,6 +52,14 @@ ShardText = Annotated[str, typer.Option("--shard", help="Which part of the data 
 DataOption = Annotated[
     list[str] | None,
     typer.Option(help="Option of the data set as KEY=VALUE, such as alpha=0.5 (label skew); may be repeated."),
+]
+Activations = Annotated[
+    str,
+    typer.Option(
+        help="`as-the-run`: workers may keep this site's activations where the run does (deleted with it), and later "
+        "epochs send references. `every-step`: nothing of this site is kept, and each epoch sends them again.",
+        envvar="CUTLAYER_ACTIVATIONS",
+    ),
 ]
 MetricsPort = Annotated[
     int | None,
@@ -78,6 +88,7 @@ def start(
     data: Data,
     shard: ShardText = "0/1",
     data_option: DataOption = None,
+    activations: Activations = "as-the-run",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     connect_timeout: ConnectTimeout = 20.0,
@@ -116,6 +127,8 @@ def start(
     from cutlayer.edge_agent.partition import Shard
     from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
 
+    if activations not in ACTIVATION_CHOICES:
+        raise SettingsError(f"--activations {activations!r} is unknown", f"use {' or '.join(ACTIVATION_CHOICES)}")
     part = Shard.parse(shard)
     options = _parse_options(data_option or [])
     AgentTopics(topic)
@@ -139,7 +152,9 @@ def start(
         lambda manifest: open_dataset(data, shard=part, seed=manifest.seed, options=options),
         url=settings.url,
         options=AgentOptions(
-            connect_timeout_s=connect_timeout, software=f"cutlayer {importlib.metadata.version('cutlayer')}"
+            connect_timeout_s=connect_timeout,
+            software=f"cutlayer {importlib.metadata.version('cutlayer')}",
+            may_be_kept=activations != "every-step",
         ),
     )
     with ExitStack() as stack:

@@ -17,6 +17,7 @@ from cutlayer.broker.tensors import check_tensor, decode_tensor
 from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.edge_agent.batches import Dataset, Split
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
+from cutlayer.edge_agent.token_reduction import reduce_tokens
 from cutlayer.edge_agent.tokenizers import load_tokenizers
 
 __all__ = ["ClientSide", "Tokenized", "check_satisfiable"]
@@ -30,12 +31,14 @@ class Tokenized:
     """A microbatch at the cut.
 
     Attributes:
-        tokens: (modality, float32 (B, N, D)) of each modality given.
+        tokens: (modality, float32 (B, K, D)) of each modality given.
         labels_B: Its labels, int64; they stay here.
+        positions: (modality, intp (B, K)) of those whose tokens are reduced: where each token was.
     """
 
     tokens: tuple[tuple[str, NDArray[np.float32]], ...]
     labels_B: NDArray[np.int64]
+    positions: tuple[tuple[str, NDArray[np.intp]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,13 @@ class ClientSide:
     def __init__(self, manifest: Manifest, tokenizer_file: bytes, dataset: Dataset) -> None:
         check_satisfiable(manifest, dataset)
         self._dataset = dataset
+        self._seed = manifest.seed
+        self._reduction = manifest.reduction
         self._task = task_from_spec(manifest.task)
         self._num_classes = len(manifest.task.classes)
         self._tokenizers = load_tokenizers(manifest.modalities, tokenizer_file)
         self._samples: dict[tuple[Split, int], _Sample] = {}
+        self._labels: dict[tuple[Split, int], int] = {}
         self._cached_bytes = 0
 
     def tokenize(self, split: Split, indices: NDArray[np.int64], given: tuple[str, ...]) -> Tokenized:
@@ -78,11 +84,25 @@ class ClientSide:
             given: Modalities to give.
         """
         samples = self._read(split, indices)
-        tokens = []
+        tokens, positions = [], []
         for name in given:
             patches_BNP = np.stack([sample.patches[name] for sample in samples])
-            tokens.append((name, self._tokenizers[name].project(patches_BNP)))
-        return Tokenized(tuple(tokens), np.array([sample.label for sample in samples], dtype=np.int64))
+            tokens_BKD = self._tokenizers[name].project(patches_BNP)
+            if name in self._reduction:
+                # Without the agent's name: whoever holds a sample drops the same of its tokens.
+                draws = [f"{self._seed}/{name}/{split}/{index}" for index in indices]
+                tokens_BKD, positions_BK = reduce_tokens(self._reduction[name], tokens_BKD, draws)
+                positions.append((name, positions_BK))
+            tokens.append((name, tokens_BKD))
+        labels_B = np.array([sample.label for sample in samples], dtype=np.int64)
+        return Tokenized(tuple(tokens), labels_B, tuple(positions))
+
+    def labels(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return labels of samples, int64 (B); those seen before cost nothing to look up."""
+        unseen = [int(index) for index in indices if (split, int(index)) not in self._labels]
+        if unseen:
+            self._read(split, np.array(unseen, dtype=np.int64))
+        return np.array([self._labels[split, int(index)] for index in indices], dtype=np.int64)
 
     def loss(self, outputs: EncodedTensor, labels_B: NDArray[np.int64], codec: str) -> LossResult:
         """Compute loss and gradient of some samples from their outputs.
@@ -105,6 +125,7 @@ class ClientSide:
                 # A copy each, or one sample kept would keep the whole batch.
                 patches = {name: patches_BNP[place].copy() for name, patches_BNP in computed.items()}
                 fresh[index] = _Sample(patches, int(batch.labels_B[place]))
+                self._labels[split, index] = fresh[index].label
                 self._keep(split, index, fresh[index])
         return [fresh.get(index) or self._samples[split, index] for index in wanted]
 

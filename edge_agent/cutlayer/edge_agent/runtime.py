@@ -25,6 +25,7 @@ from cutlayer.broker.actions import (
     Refused,
     StepCommitted,
     Subscribe,
+    TensorsWanted,
     Unsubscribe,
 )
 from cutlayer.broker.agent_session import AgentSession, Deadlines
@@ -42,6 +43,7 @@ from cutlayer.broker.messages import (
     RunPhase,
     serialize,
 )
+from cutlayer.broker.telemetry import activation_bytes
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from cutlayer.edge_agent.batches import Dataset
@@ -69,11 +71,13 @@ class AgentOptions:
         connect_timeout_s: How long the first connection is tried.
         deadlines: When messages are sent again.
         software: Version for the worker's log.
+        may_be_kept: Whether workers may keep this site's activations, where the run lets them.
     """
 
     connect_timeout_s: float = 20.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     software: str = ""
+    may_be_kept: bool = True
 
 
 class AgentRuntime:
@@ -260,7 +264,8 @@ class AgentRuntime:
         self._is_connected = False
 
     def _enrolled(self, enrolled: Enrolled, now: float) -> None:
-        self._bench = Workbench(enrolled, self.reporter)
+        self._bench = Workbench(enrolled, self.reporter, may_be_kept=self._options.may_be_kept)
+        self._courier.traffic.sample_bytes = activation_bytes(enrolled.manifest)
         digest = bytes.fromhex(enrolled.manifest.digest())
         codecs, stages = compression.available_codecs(), compression.available_byte_stages()
         self._do(self._session.ready(digest, enrolled.plan.num_train, codecs, stages, now), now)
@@ -280,6 +285,8 @@ class AgentRuntime:
                     self._outputs(action)
                 case StepCommitted():
                     self._step_committed(action.step)
+                case TensorsWanted():
+                    self._supply(action, now)
                 case LeaseGranted():
                     self._leased(action, now)
                 case LeaseLost():
@@ -347,11 +354,22 @@ class AgentRuntime:
             codecs = self._session.codecs()
             assert codecs is not None, "with a credit there is a lease"
             # Once the others evaluate, the weights stay as they are.
-            microbatch = self._bench.next(codecs, may_train=phase is RunPhase.TRAINING)
+            microbatch = self._bench.next(
+                codecs, may_train=phase is RunPhase.TRAINING, store_for=self._session.store_for
+            )
             if microbatch is None:
                 return
-            step, mode = microbatch.step, microbatch.mode
-            self._do(self._session.submit(step, mode, microbatch.num_samples, microbatch.tensors, now), now)
+            step, mode, refs = microbatch.step, microbatch.mode, microbatch.refs
+            self._do(self._session.submit(step, mode, microbatch.num_samples, microbatch.tensors, now, refs), now)
+
+    def _supply(self, wanted: TensorsWanted, now: float) -> None:
+        """Send a microbatch again with the tensors that a store lacks."""
+        microbatch = None if self._bench is None else self._bench.again(wanted)
+        if microbatch is None:
+            self._session.withdraw(wanted.step, wanted.mode)
+        else:
+            tensors, refs = microbatch.tensors, microbatch.refs
+            self._do(self._session.supply(wanted.step, wanted.mode, tensors, refs, now), now)
 
     def _outputs(self, action: OutputsReceived) -> None:
         def send(gradients: EncodedTensor) -> None:

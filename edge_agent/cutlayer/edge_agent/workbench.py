@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.broker.actions import OutputsReceived
+from cutlayer.broker.actions import OutputsReceived, TensorsWanted
 from cutlayer.broker.errors import RunError, WireError
 from cutlayer.broker.messages import EncodedTensor, Mode, NegotiatedCodecs, RunPhase
+from cutlayer.broker.sample_refs import SampleRefs, pack_mask, pack_numbers, pack_positions, unpack_mask
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
+from cutlayer.edge_agent.client_side import Tokenized
 from cutlayer.edge_agent.enrolment import Enrolled
+from cutlayer.edge_agent.kept_samples import KeptSamples
 from cutlayer.edge_agent.reporter import Reporter
 from cutlayer.edge_agent.work_items import WorkItem, WorkItems
 
@@ -28,13 +31,15 @@ class Microbatch:
         step: Its number in its mode.
         mode: Train or eval.
         num_samples: Samples B.
-        tensors: (modality, tokens (B, N, D)) of each modality given.
+        tensors: (modality, tokens (F, K, D)) of each modality given, of the samples that are fresh.
+        refs: What goes up of the samples besides.
     """
 
     step: int
     mode: Mode
     num_samples: int
     tensors: tuple[tuple[str, EncodedTensor], ...]
+    refs: SampleRefs
 
 
 @dataclass(slots=True)
@@ -50,10 +55,16 @@ class Workbench:
     Args:
         enrolled: The run, and the client side of its model.
         reporter: Counts what is done.
+        may_be_kept: Whether workers may keep this site's activations, where the run lets them.
     """
 
-    def __init__(self, enrolled: Enrolled, reporter: Reporter) -> None:
+    def __init__(self, enrolled: Enrolled, reporter: Reporter, *, may_be_kept: bool = True) -> None:
         manifest = enrolled.manifest
+        self._all_modalities = tuple(sorted(manifest.modalities))
+        self._num_tokens = {name: spec.num_tokens for name, spec in manifest.modalities.items()}
+        self._num_train = enrolled.plan.num_train
+        self._may_be_kept = may_be_kept and manifest.activations != "every-step"
+        self._kept = KeptSamples(enrolled.plan.num_train + enrolled.plan.num_test)
         self.items = WorkItems(
             enrolled.plan,
             tuple(sorted(manifest.modalities)),
@@ -104,12 +115,15 @@ class Workbench:
         self.is_finishing = True
         self.items.start_final_evaluations()
 
-    def next(self, codecs: NegotiatedCodecs, *, may_train: bool) -> Microbatch | None:
+    def next(
+        self, codecs: NegotiatedCodecs, *, may_train: bool, store_for: Callable[[int], str] = lambda _: ""
+    ) -> Microbatch | None:
         """Return what to send next, or None when nothing is left to send.
 
         Args:
             codecs: The lease's.
             may_train: Whether training steps may be sent, too, or evaluations only.
+            store_for: Says which store the worker has that a step will go to; empty for none.
 
         Raises:
             RunError: When the activations cannot be encoded as the lease says.
@@ -117,20 +131,68 @@ class Workbench:
         item = self.items.next(may_train=may_train)
         if item is None:
             return None
-        with self._reporter.stage("tokenize"):
-            tokenized = self._client.tokenize(item.split, item.indices, item.given)
-        with self._reporter.stage("encode"):
-            try:
-                tensors = tuple(
-                    (name, encode_tensor(codecs.activations, tokens_BND)) for name, tokens_BND in tokenized.tokens
+        labels_B = self._client.labels(item.split, item.indices)
+        self._in_flight[item.mode, item.step] = _InFlight(item, labels_B)
+        return self._microbatch(item, codecs, store_for(item.step))
+
+    def again(self, wanted: TensorsWanted) -> Microbatch | None:
+        """Make a microbatch again with the tensors that a store lacks; None for one that is not out.
+
+        Raises:
+            RunError: As `next`.
+        """
+        flight = self._in_flight.get((wanted.mode, wanted.step))
+        if flight is None:
+            return None
+        numbers_B = self._numbers(flight.item)
+        try:
+            missing_B = unpack_mask(wanted.missing, len(numbers_B))
+        except WireError:
+            missing_B = np.zeros(len(numbers_B), bool)
+        # A worker that lacks nothing and asks all the same is helped by everything.
+        self._kept.remove(wanted.store, numbers_B[missing_B] if missing_B.any() else numbers_B)
+        return self._microbatch(flight.item, wanted.codecs, wanted.store)
+
+    def _microbatch(self, item: WorkItem, codecs: NegotiatedCodecs, store: str) -> Microbatch:
+        """Make a microbatch: references to what the store has, tensors of the rest."""
+        numbers_B = self._numbers(item)
+        known_B = self._kept.known(store, numbers_B)
+        if not (store and self._may_be_kept):
+            known_B[:] = False
+        # A store takes the modalities of a sample together or not at all.
+        is_named = bool(known_B.any()) or (bool(store) and self._may_be_kept and item.given == self._all_modalities)
+        tensors: tuple[tuple[str, EncodedTensor], ...] = ()
+        positions: tuple[tuple[str, bytes], ...] = ()
+        if not known_B.all():
+            with self._reporter.stage("tokenize"):
+                tokenized = self._client.tokenize(item.split, item.indices[~known_B], item.given)
+            with self._reporter.stage("encode"):
+                tensors = _encoded(codecs.activations, tokenized)
+                positions = tuple(
+                    (name, pack_positions(places_BK, self._num_tokens[name])) for name, places_BK in tokenized.positions
                 )
-            except CodecError as error:
-                raise RunError(
-                    f"activations cannot be encoded as {codecs.activations!r}, which the worker asks for: {error}\n"
-                    "  fix: choose another codec in the run settings"
-                ) from error
-        self._in_flight[item.mode, item.step] = _InFlight(item, tokenized.labels_B)
-        return Microbatch(item.step, item.mode, len(item.indices), tensors)
+        refs = SampleRefs(
+            samples=pack_numbers(numbers_B) if is_named else b"",
+            stored=pack_mask(known_B),
+            from_store=item.given if known_B.all() else (),
+            positions=positions,
+        )
+        return Microbatch(item.step, item.mode, len(item.indices), tensors, refs)
+
+    def _numbers(self, item: WorkItem) -> NDArray[np.int64]:
+        """Return the agent's own numbers of a microbatch's samples: those for testing come after the others."""
+        return item.indices if item.split == "train" else item.indices + self._num_train
+
+    def _keep_books(self, flight: _InFlight, received: OutputsReceived) -> None:
+        """Take notice of what a store has of a microbatch that was answered."""
+        if not (received.store and self._may_be_kept and flight.item.given == self._all_modalities):
+            return
+        numbers_B = self._numbers(flight.item)
+        try:
+            unkept_B = unpack_mask(received.unkept, len(numbers_B))
+        except WireError:
+            return
+        self._kept.add(received.store, numbers_B[~unkept_B])
 
     def outputs(self, received: OutputsReceived, send: Callable[[EncodedTensor], None]) -> None:
         """Take outputs: give `send` the gradient of a training step, and count the result of an evaluation.
@@ -143,6 +205,7 @@ class Workbench:
             return
         if not flight.is_answered:  # outputs of newer weights are no other round trip
             flight.is_answered = True
+            self._keep_books(flight, received)
             self._reporter.answered(received.round_trip_s, received.server_s)
         try:
             with self._reporter.stage("loss"):
@@ -164,3 +227,13 @@ class Workbench:
         flight = self._in_flight.pop((Mode.TRAIN, step), None)
         if flight is not None:
             self._reporter.num_samples += len(flight.item.indices)
+
+
+def _encoded(codec: str, tokenized: Tokenized) -> tuple[tuple[str, EncodedTensor], ...]:
+    try:
+        return tuple((name, encode_tensor(codec, tokens_BKD)) for name, tokens_BKD in tokenized.tokens)
+    except CodecError as error:
+        raise RunError(
+            f"activations cannot be encoded as {codec!r}, which the worker asks for: {error}\n"
+            "  fix: choose another codec in the run settings"
+        ) from error

@@ -18,9 +18,11 @@ from cutlayer.broker.work import Backward, Forward, Key, Release
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.broker.worker_view import WindowMember
 from cutlayer.dashboards.catalogue import Stage
+from cutlayer.server_worker.assembler import Assembler, Lacking
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import CommitResult, Engine, ForwardItem
-from cutlayer.server_worker.events import EventHandler, StageTimed, WindowCommitted
+from cutlayer.server_worker.events import ActivationsAssembled, EventHandler, StageTimed, WindowCommitted
+from cutlayer.server_worker.store_keeper import StoreKeeper
 
 __all__ = ["Arithmetic"]
 
@@ -34,6 +36,7 @@ class Arithmetic:
         do: Does the session's actions.
         emit: Takes events.
         clock: Seconds, monotonic.
+        keeper: Holds the store of activations; None for nothing.
 
     Attributes:
         engine: Does the sums.
@@ -47,10 +50,12 @@ class Arithmetic:
         do: Callable[[list[WorkerAction]], None],
         emit: EventHandler,
         clock: Callable[[], float],
+        keeper: StoreKeeper | None = None,
     ) -> None:
         self.engine = engine
         self.last_commit_at: float | None = None
         self._session = session
+        self._assembler = Assembler(keeper or StoreKeeper())
         self._do = do
         self._emit = emit
         self._clock = clock
@@ -64,17 +69,23 @@ class Arithmetic:
             if received_at is not None:
                 self._emit(StageTimed(Stage.QUEUE, max(began_at - received_at, 0.0), message.num_samples))
         items: list[ForwardItem] = []
+        unkept: dict[Key, bytes] = {}
         mode: Literal["train", "eval"] = "train" if work.mode is Mode.TRAIN else "eval"
         with self.timed(Stage.DECODE, 0):
             for key, message in work.microbatches:
                 try:
-                    tokens = {
-                        name: decode_tensor(tensor, what=f"activations of {name}") for name, tensor in message.tensors
-                    }
+                    assembled = self._assembler.assemble(self._session.manifest, key.agent, message)
                 except WireError as error:
                     self._do(self._session.fail_content(key, str(error)))
                     continue
-                items.append(ForwardItem(_engine_key(key), mode, tokens))
+                if isinstance(assembled, Lacking):
+                    self._do(self._session.lacks(key, assembled.missing))
+                    continue
+                num_fresh = message.num_samples - assembled.num_stored
+                self._emit(ActivationsAssembled(num_fresh, assembled.num_stored))
+                items.append(ForwardItem(_engine_key(key), mode, assembled.tokens, assembled.positions))
+                if assembled.unkept:
+                    unkept[key] = assembled.unkept
         if not items:
             return
         with self.timed(Stage.FORWARD, sum(item.num_samples for item in items)):
@@ -92,12 +103,12 @@ class Arithmetic:
                 for key, _ in work.microbatches
                 if _engine_key(key) in forwarded.outputs
             }
-            self._do(self._session.forwarded(work.group, outputs, forwarded.version, self._clock()))
+            self._do(self._session.forwarded(work.group, outputs, forwarded.version, self._clock(), unkept))
 
     def _is_sound(self, like: ForwardItem) -> bool:
         """Whether the weights give finite outputs for zeros: then it is the activations that do not."""
         zeros = {name: np.zeros_like(tokens) for name, tokens in like.tokens.items()}
-        return not self.engine.forward([ForwardItem(("", "eval", 0), "eval", zeros)]).refused
+        return not self.engine.forward([ForwardItem(("", "eval", 0), "eval", zeros, like.positions)]).refused
 
     def backward(self, work: Backward) -> None:
         """Add a group's gradients to the open window."""

@@ -61,9 +61,17 @@ class ModalityEmbedding(nn.Module):
         self.modality = nn.Parameter(torch.empty(1, 1, vit.embed_dim))  # (1, 1, D)
         nn.init.trunc_normal_(self.modality, std=0.02)
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return (B, S, D)."""
-        x = tokens_BND if self.position is None else tokens_BND + self.position  # (B, N, D)
+    def forward(self, tokens_BND: Tensor, positions_BK: Tensor | None = None) -> Tensor:
+        """Return (B, S, D).
+
+        Args:
+            tokens_BND: All N tokens, or K of them.
+            positions_BK: Which ones: each gets the position embedding of its own place, so that a shorter sequence
+                means what the whole one does. None for all.
+        """
+        x = tokens_BND
+        if self.position is not None:
+            x = x + (self.position if positions_BK is None else self.position[0][positions_BK])  # (B, K, D)
         if self.prefix is not None:
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)  # (B, S, D)
         return x + self.modality
@@ -112,7 +120,12 @@ class SplitEncoder(nn.Module):
         """Return patterns of the parameters that weight decay spares, as timm's models do: tokens, embeddings."""
         return {"embeddings.*"}
 
-    def forward(self, tokens: Mapping[str, Tensor], keep: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Mapping[str, Tensor],
+        keep: Mapping[str, Tensor] | None = None,
+        positions: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Run a batch.
 
         Args:
@@ -120,6 +133,7 @@ class SplitEncoder(nn.Module):
                 sequence is that much shorter.
             keep: Bool (B,) by modality: False hides the modality of that sample, as if the sample lacked it. At
                 least one modality of each sample is kept. None keeps everything, without the cost of a mask.
+            positions: (B, K) by modality, where only K of its tokens are there: which ones.
 
         Returns:
             Logits (B, C): the head over the mean feature of the modalities kept. The head is linear, so this is
@@ -127,7 +141,10 @@ class SplitEncoder(nn.Module):
         """
         names = [name for name in self.names if name in tokens]
         keep_BM = None if keep is None else torch.stack([keep[name] for name in names], dim=1)
-        parts = [self.embeddings[f"{name}_tokens"](self.token_norm(tokens[name])) for name in names]  # (B, S, D) each
+        places = positions or {}
+        parts = [
+            self.embeddings[f"{name}_tokens"](self.token_norm(tokens[name]), places.get(name)) for name in names
+        ]  # (B, S, D) each
         parts = [self.vit.patch_drop(self.vit.pos_drop(part)) for part in parts]
         if self.fusion == "early":
             lengths = [part.shape[1] for part in parts]

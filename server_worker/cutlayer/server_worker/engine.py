@@ -18,7 +18,7 @@ Not thread-safe: one thread owns an engine.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -42,12 +42,14 @@ class ForwardItem:
         key: Names the microbatch in outputs and gradients, and seeds its modality dropout: a value whose `repr`
             is the same in every process, such as a tuple of strings and numbers.
         mode: `train` keeps the graph and drops modalities; `eval` does neither.
-        tokens: Activations, float32 (b, N, D), by modality. A modality that the microbatch lacks is left out.
+        tokens: Activations, float32 (b, K, D), by modality. A modality that the microbatch lacks is left out.
+        positions: Which of the N tokens these K are, (b, K), of the modalities that are reduced.
     """
 
     key: Hashable
     mode: Literal["train", "eval"]
     tokens: Mapping[str, NDArray[np.float32]]
+    positions: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -57,7 +59,8 @@ class ForwardItem:
     @property
     def batch_key(self) -> Hashable:
         """Items with equal batch keys can go forward together."""
-        return self.mode, tuple(sorted(self.tokens))
+        lengths = tuple((name, tokens.shape[1], name in self.positions) for name, tokens in sorted(self.tokens.items()))
+        return self.mode, lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ class Engine:
             items: At least one, of the same mode and modalities, with distinct keys.
 
         Raises:
-            ValueError: When items do not fit together, or activations are not (b, N, D) of a known modality.
+            ValueError: When items do not fit together, or activations are not (b, K, D) of a known modality.
         """
         self._check(items)
         version = self._parameters.version
@@ -259,9 +262,13 @@ class Engine:
             for name, tokens_bND in item.tokens.items():
                 if name not in self._encoder.num_tokens:
                     raise ValueError(f"{item.key!r} has modality {name!r}, the encoder has {self._encoder.names}")
-                wanted = (item.num_samples, self._encoder.num_tokens[name], self._encoder.width)
+                num_tokens, places_bK = self._encoder.num_tokens[name], item.positions.get(name)
+                num_kept = num_tokens if places_bK is None else places_bK.shape[1]
+                wanted = (item.num_samples, num_kept, self._encoder.width)
                 if tokens_bND.shape != wanted or not item.num_samples:
                     raise ValueError(f"activations {name!r} of {item.key!r} are {tokens_bND.shape}, not {wanted}")
+                if places_bK is not None and not 0 <= places_bK.min() <= places_bK.max() < num_tokens:
+                    raise ValueError(f"positions of {name!r} of {item.key!r} are not all below {num_tokens}")
 
     def _run(self, items: Sequence[ForwardItem]) -> Tensor:
         """Return the outputs (B, C) of all items, one after the other."""
@@ -272,12 +279,16 @@ class Engine:
         tokens = {
             name: self._to_torch(np.concatenate([item.tokens[name] for item in items])) for name in items[0].tokens
         }
+        positions = {
+            name: torch.from_numpy(np.concatenate([item.positions[name] for item in items])).to(self._device)
+            for name in items[0].positions
+        }
         keep = self._draw_keep(items) if train else None
         with torch.set_grad_enabled(train):
             outputs_BC: Tensor = torch.func.functional_call(
                 self._encoder,
                 self._parameters.newest,
-                (tokens, keep),
+                (tokens, keep, positions),
                 tie_weights=False,  # the encoder ties none, and the search costs half a millisecond
             )
         return outputs_BC
@@ -289,8 +300,12 @@ class Engine:
         draws_bM = [
             draw_keep(self._seed, item.key, (item.num_samples, len(names)), self._modality_dropout) for item in items
         ]
-        keep_BM = torch.from_numpy(np.concatenate(draws_bM)).to(self._encoder.head.weight.device)
+        keep_BM = torch.from_numpy(np.concatenate(draws_bM)).to(self._device)
         return dict(zip(names, keep_BM.unbind(dim=1), strict=True))
+
+    @property
+    def _device(self) -> torch.device:
+        return self._encoder.head.weight.device
 
     def _to_torch(self, array: NDArray[np.floating[Any]]) -> Tensor:
         return torch.from_numpy(array).to(self._encoder.head.weight)  # its device and dtype

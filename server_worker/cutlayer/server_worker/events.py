@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cutlayer.broker.messages import Direction, RunPhase, Telemetry, Traffic
 
 __all__ = [
+    "ActivationsAssembled",
     "AgentCountChanged",
     "BrokerReported",
     "BudgetComputed",
@@ -69,6 +70,14 @@ class DuplicateReceived:
     """A message came twice."""
 
     kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationsAssembled:
+    """A microbatch is whole: so many of its samples came as tensors, so many from the store."""
+
+    num_fresh: int
+    num_stored: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +208,8 @@ class StateTakenOver:
 
 
 Event = (
-    ConnectionChanged
+    ActivationsAssembled
+    | ConnectionChanged
     | AgentCountChanged
     | BudgetComputed
     | PhaseChanged

@@ -19,6 +19,7 @@ from cutlayer.dashboards.metric_store import MetricStore, StoreCollector
 from cutlayer.server_worker.agent_counters import AgentCounters
 from cutlayer.server_worker.agent_table import AgentTable
 from cutlayer.server_worker.events import (
+    ActivationsAssembled,
     AgentCountChanged,
     BrokerReported,
     BudgetComputed,
@@ -91,7 +92,10 @@ class WorkerMetrics:
             case StageTimed():
                 store.observe("cutlayer_stage_seconds", event.seconds, event.stage)
             case TensorsMoved():
-                self._tensors(event)
+                store.observe("cutlayer_message_size_bytes", event.payload_bytes, event.direction.value)
+            case ActivationsAssembled():
+                store.add("cutlayer_activations_total", event.num_fresh, "tensors")
+                store.add("cutlayer_activations_total", event.num_stored, "store")
             case TelemetryTaken():
                 self._counters.take(event)
                 self._figures.take(event.agent, event.telemetry, event.previous)
@@ -133,11 +137,6 @@ class WorkerMetrics:
     def _phase(self, present: RunPhase) -> None:
         for phase in RunPhase:
             self.store.set("cutlayer_run_phase", phase is present, phase.value)
-
-    def _tensors(self, event: TensorsMoved) -> None:
-        self.store.observe("cutlayer_message_size_bytes", event.payload_bytes, event.direction.value)
-        if event.kind == "Activations" and event.direction is Direction.UP:
-            self.store.add("cutlayer_activations_total", 1, "tensors")
 
     def _window(self, event: WindowCommitted) -> None:
         store = self.store

@@ -33,6 +33,7 @@ from cutlayer.server_worker.run_book import RunBook, versions
 from cutlayer.server_worker.run_parts import (
     check_codecs,
     make_engine,
+    make_keeper,
     make_manifest,
     make_pool,
     make_session,
@@ -129,6 +130,7 @@ class Program:
             on_event=self._metrics,
             reports=WorkerReports(self._metrics.store, self._metrics.agents),
             url=broker.url,
+            keeper=make_keeper(settings, self._output),
             options=WorkerOptions(
                 connect_timeout_s=connect_timeout_s,
                 checkpoint_every_windows=settings.worker.checkpoint_every_windows,

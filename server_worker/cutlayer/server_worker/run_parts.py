@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import time
+from pathlib import Path
 
 import torch
 
@@ -15,13 +16,15 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.model_chunks import describe_model
 from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
 from cutlayer.compression import CodecError, codec_from_name
+from cutlayer.server_worker.disk_store import DiskActivationStore
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.model_builder import BuiltModel
 from cutlayer.server_worker.pool import Pool
 from cutlayer.server_worker.resuming import Resumed
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.store_keeper import StoreKeeper
 
-__all__ = ["check_codecs", "make_engine", "make_manifest", "make_pool", "make_session", "num_threads"]
+__all__ = ["check_codecs", "make_engine", "make_keeper", "make_manifest", "make_pool", "make_session", "num_threads"]
 
 
 def num_threads(settings: RunSettings) -> int:
@@ -45,6 +48,11 @@ def check_codecs(settings: RunSettings) -> None:
             codec_from_name(name)
         except CodecError as error:
             raise SettingsError(f"[codecs] {kind} = {name!r}: {error}", "name one of them") from error
+    for name in settings.budget.ladder:
+        try:
+            codec_from_name(name)
+        except CodecError as error:
+            raise SettingsError(f"[budget] ladder has {name!r}: {error}", "name one of them") from error
 
 
 def make_manifest(settings: RunSettings, built: BuiltModel, *, run_id: str | None = None) -> Manifest:
@@ -71,6 +79,9 @@ def make_manifest(settings: RunSettings, built: BuiltModel, *, run_id: str | Non
         tokenizers=describe_model(built.tokenizer_file),
         evaluation=settings.evaluation,
         telemetry_s=settings.telemetry_s,
+        activations=settings.activations.mode,
+        reduction=dict(settings.activations.reduction),
+        budget=settings.budget,
     )
 
 
@@ -82,6 +93,20 @@ def make_engine(settings: RunSettings, built: BuiltModel) -> Engine:
         seed=settings.run.seed,
         modality_dropout=settings.model.modality_dropout,
     )
+
+
+def make_keeper(settings: RunSettings, output: Path) -> StoreKeeper:
+    """Build what opens the store of activations.
+
+    Args:
+        settings: The run.
+        output: The worker's output folder, where the store is unless the settings name another place.
+    """
+    wanted = settings.activations
+    if wanted.mode == "every-step":
+        return StoreKeeper()
+    folder = wanted.store or output / "activations"
+    return StoreKeeper(lambda run_id: DiskActivationStore(folder, run_id, max_bytes=wanted.store_bytes))
 
 
 def make_session(

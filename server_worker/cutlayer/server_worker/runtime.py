@@ -17,6 +17,7 @@ from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, RunManifest, RunPhase, serialize
 from cutlayer.broker.model_chunks import cut_model
+from cutlayer.broker.telemetry import activation_bytes
 from cutlayer.broker.topics import RUN, WORKER_STATES, WORKER_WINDOWS, WorkerTopics, model_chunk
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from cutlayer.broker.work import Backward, Commit, Forward, Release, Work
@@ -32,6 +33,7 @@ from cutlayer.server_worker.rounds import Rounds
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.saver import Saver
 from cutlayer.server_worker.self_observer import SelfObserver
+from cutlayer.server_worker.store_keeper import StoreKeeper
 from cutlayer.server_worker.worker_reports import WorkerReports
 
 __all__ = ["WorkerOptions", "WorkerRuntime"]
@@ -79,6 +81,7 @@ class WorkerRuntime:
         url: The broker's address, for errors.
         options: How the worker behaves.
         clock: Seconds, monotonic.
+        keeper: Holds the store of activations; None for nothing.
     """
 
     def __init__(
@@ -96,9 +99,11 @@ class WorkerRuntime:
         url: str = "memory",
         options: WorkerOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
+        keeper: StoreKeeper | None = None,
     ) -> None:
         self._transport = transport
         self._courier = Courier(transport, Direction.DOWN)
+        self._courier.traffic.sample_bytes = activation_bytes(session.manifest)
         self._session = session
         self._engine = engine
         self._options = options or WorkerOptions()
@@ -114,7 +119,8 @@ class WorkerRuntime:
         )
         self._do = self._dispatcher.do
         self._saver = Saver(checkpoints, session, engine, self._options.checkpoint_every_windows, on_event)
-        self._arithmetic = Arithmetic(session, engine, self._do, on_event, clock)
+        self._keeper = keeper or StoreKeeper()
+        self._arithmetic = Arithmetic(session, engine, self._do, on_event, clock, self._keeper)
         self._rounds = None
         if pool is not None:
             self._rounds = Rounds(pool, session, self._arithmetic, self._saver.snapshot, self._do, on_event, clock)
@@ -181,6 +187,7 @@ class WorkerRuntime:
             self._transport.close(graceful=is_graceful)
             if self._rounds is not None:
                 self._rounds.close()
+            self._keeper.close()
 
     def _drain(self) -> None:
         """Finish what agents have outstanding here, while they send what is new elsewhere or wait."""
@@ -205,6 +212,8 @@ class WorkerRuntime:
     def stop(self) -> None:
         """Save what is committed and tell everybody that this worker is gone."""
         self._saver.save()
+        if self.is_finished:
+            self._keeper.delete()
         if not self.is_connected:
             return
         self._observer.look(self._clock(), at_once=True)
@@ -311,6 +320,7 @@ class WorkerRuntime:
 
     def _serve(self) -> None:
         self._dispatcher.is_serving = True
+        self._session.keep_in(self._keeper.open(self._manifest.run_id))
         for chunk in cut_model(self._tokenizer_file):
             topic = model_chunk(self._manifest.tokenizers.digest, chunk.index)
             self._courier.send(Publish(topic, chunk, retain=True))

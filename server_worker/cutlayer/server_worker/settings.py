@@ -24,10 +24,21 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from cutlayer.broker.errors import SettingsError
-from cutlayer.broker.manifest import CodecNames, EvaluationSpec, ModalitySpec, Name, TaskSpec, WindowSpec
+from cutlayer.broker.manifest import (
+    ActivationMode,
+    BudgetSpec,
+    CodecNames,
+    EvaluationSpec,
+    ModalitySpec,
+    Name,
+    TaskSpec,
+    TokenReduction,
+    WindowSpec,
+)
 from cutlayer.server_worker.settings_errors import settings_error
 
 __all__ = [
+    "ActivationSettings",
     "DataSettings",
     "ModelSettings",
     "OptimizerSettings",
@@ -147,6 +158,23 @@ class OptimizerSettings(_Section):
     clip_norm: Annotated[Annotated[float, Field(ge=0.0)] | None, AfterValidator(_zero_is_off)] = 1.0
 
 
+class ActivationSettings(_Section):
+    """[activations]: how often they are sent, and where they are kept meanwhile.
+
+    Attributes:
+        mode: `once`: workers keep them, and later epochs send references. `every-step`: nothing is kept. A site may
+            always send every step (`edge-agent start --activations every-step`).
+        store_bytes: Room for them on this worker's disk; what does not fit is sent each time.
+        store: Folder that holds them; workers of a pool on one machine share one. By default one in the output folder.
+        reduction: Token reduction, by modality; those not named send all tokens.
+    """
+
+    mode: ActivationMode = "once"
+    store_bytes: PositiveInt = 20_000_000_000
+    store: Path | None = None
+    reduction: Annotated[dict[ModalityName, TokenReduction], Field(max_length=16)] = Field(default_factory=dict)
+
+
 class WorkerSettings(_Section):
     """[worker]: how a server worker works.
 
@@ -185,6 +213,8 @@ class RunSettings(_Section):
         worker: How a server worker works.
         evaluation: How agents evaluate.
         telemetry_s: Seconds between two telemetry messages of an agent.
+        activations: How often they are sent.
+        budget: How far agents may go down in precision to meet a limit of bytes.
     """
 
     run: RunSection = RunSection()
@@ -198,6 +228,17 @@ class RunSettings(_Section):
     worker: WorkerSettings = WorkerSettings()
     evaluation: EvaluationSpec = EvaluationSpec()
     telemetry_s: PositiveFloat = 1.0
+    activations: ActivationSettings = ActivationSettings()
+    budget: BudgetSpec = BudgetSpec()
+
+    @model_validator(mode="after")
+    def _reduces_its_modalities(self) -> RunSettings:
+        for name in self.activations.reduction:
+            if name not in self.modalities:
+                raise ValueError(
+                    f"activations.reduction.{name} is of no modality: name one of {', '.join(sorted(self.modalities))}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _microbatch_fits(self) -> RunSettings:
@@ -238,12 +279,14 @@ def load_run_settings(path: Path, overrides: Mapping[str, object] | None = None)
         settings = RunSettings.model_validate(document)
     except pydantic.ValidationError as error:
         raise settings_error(str(path), error, RunSettings) from error
-    weights = settings.model.weights
-    if weights is None or weights.is_absolute():
-        return settings
     # What a file names is found from that file, wherever the program is started.
-    model = settings.model.model_copy(update={"weights": path.parent / weights})
-    return settings.model_copy(update={"model": model})
+    weights, store = settings.model.weights, settings.activations.store
+    changes: dict[str, object] = {}
+    if weights is not None:
+        changes["model"] = settings.model.model_copy(update={"weights": path.parent / weights})
+    if store is not None:
+        changes["activations"] = settings.activations.model_copy(update={"store": path.parent / store})
+    return settings.model_copy(update=changes)
 
 
 def _read_toml(path: Path) -> dict[str, object]:

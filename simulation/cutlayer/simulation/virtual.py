@@ -124,7 +124,13 @@ class VirtualNetwork:
         driver.start()
 
     def add_agent(
-        self, topic: str, dataset: Dataset, *, up: LinkFaults | None = None, down: LinkFaults | None = None
+        self,
+        topic: str,
+        dataset: Dataset,
+        *,
+        up: LinkFaults | None = None,
+        down: LinkFaults | None = None,
+        may_be_kept: bool = True,
     ) -> AgentRuntime:
         """Start an agent with these samples; one of the same name takes over."""
         transport = self.transport(topic, up=up, down=down)
@@ -133,7 +139,7 @@ class VirtualNetwork:
             topic,
             self.next_incarnation(),
             lambda _: dataset,
-            options=AgentOptions(deadlines=self._deadlines),
+            options=AgentOptions(deadlines=self._deadlines, may_be_kept=may_be_kept),
             clock=self.clock,
         )
         self.add(topic, agent, transport, lambda: agent.is_finished)
