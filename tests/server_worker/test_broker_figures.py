@@ -40,10 +40,12 @@ def test_other_topics_are_no_figures() -> None:
 
 
 def run(url: str, protocol: ProtocolChoice = "5", *, awaits: tuple[str, ...] = ()) -> Worker:
-    """Train a small run at a broker; before it, wait until the worker has these metrics."""
+    """Train a small run at a broker; before it, wait until the worker has these metrics, and knows that it is alone."""
     with LiveNetwork(StandingBroker(url, protocol)) as network:
         worker = Worker(cast("VirtualNetwork", network), small_settings(), watches=True)
         network.run(lambda: all(worker.metrics.store.value(name) for name in awaits))
+        if awaits:
+            network.run(lambda: worker.metric("cutlayer_broker_clients") == 1)
         agent = network.add_agent("site/0", small_dataset(0))
         network.run(lambda: worker.runtime.is_finished and agent.is_finished)
         return worker
@@ -56,7 +58,7 @@ def test_figures_of_mosquitto_are_shown(protocol: ProtocolChoice) -> None:
     with running_broker("mosquitto", figures_s=1) as broker:
         worker = run(broker.url, protocol, awaits=tuple(set(FIGURES.values()) - never))
     assert worker.metric("cutlayer_broker_reports") == 1
-    assert worker.metric("cutlayer_broker_clients") == 1
+    assert worker.metric("cutlayer_broker_clients") in (1, 2), "an agent has come, and may have been counted"
     assert worker.metric("cutlayer_rejects_total", side="worker", reason="malformed") == 0
 
 

@@ -18,6 +18,7 @@ from cutlayer.edge_agent.runtime import AgentRuntime
 from support.brokers import Client, mosquitto_test, mqtt_client, running_broker
 from support.processes import CountingWorker, counting_worker
 from support.small_run import small_dataset, small_settings
+from support.waiting import ends
 
 NUM_AGENTS = 3
 RECEIVED, SENT, PAYLOADS = "$SYS/broker/bytes/received", "$SYS/broker/bytes/sent", "$SYS/broker/publish/bytes/received"
@@ -56,7 +57,7 @@ def test_bytes_of_agents_worker_and_broker_are_the_same(protocol: ProtocolChoice
                 thread.start()
             worker.join()
             for thread in threads:
-                thread.join(20.0)
+                assert ends(thread.join)
             assert all(agent.is_finished for agent in agents)
         server = courier_of(worker)
         clients = [courier_of(agent) for agent in agents]

@@ -79,8 +79,9 @@ class Cell:
         self.network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
         for _, telemetry in worker.book.latest():
             (sent,) = [row for row in telemetry.traffic if row.kind == "Activations"]
-            # But for the two evaluations that are given one modality alone, no microbatch fits a packet.
-            assert sent.raw_bytes > (sent.messages - 2) * self.limit_bytes
+            # But for the two evaluations that are given one modality alone, no microbatch fits a packet. Any of them
+            # may have gone again.
+            assert sent.raw_bytes > (sent.messages - 2 - telemetry.resends) * self.limit_bytes
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_pieces_that_are_lost_are_asked_for_and_sent_again(cell: Cell) -> None:
     counts = {row.kind: row.messages for row in telemetry.traffic}
     # Two training steps and three evaluations: none of those with a hole went up twice.
     assert counts["Activations"] == 5
-    assert counts["Chunk"] == 3
+    assert counts["Chunk"] >= 3  # a piece that is long in coming is asked for twice
 
 
 @EVERY_BROKER

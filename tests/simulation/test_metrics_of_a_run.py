@@ -87,7 +87,7 @@ def test_every_metric_of_the_catalogue_is_counted(tmp_path: Path, monkeypatch: p
         # Mosquitto tells of itself once a second; what it tells of is there before the agents are.
         network.run(lambda: noted.touched >= set(FIGURES.values()) - NOT_IN_A_HEALTHY_RUN.keys())
         agents = [network.add_agent(f"site/{index}", small_dataset(index, 96)) for index in range(2)]
-        network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents), timeout_s=120.0)
+        network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
     touched = noted.touched | {name for (name, _), values in noted.distributions().items() if values.count}
     missing = {entry.name for entry in METRICS} - touched
     assert missing <= NOT_IN_A_HEALTHY_RUN.keys()

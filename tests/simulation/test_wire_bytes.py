@@ -14,6 +14,7 @@ from support.brokers import BROKER_KINDS, running_broker
 from support.processes import counting_worker
 from support.relay import relay
 from support.small_run import small_dataset, small_settings
+from support.waiting import ends
 
 
 @pytest.mark.parametrize("kind", BROKER_KINDS)
@@ -46,8 +47,9 @@ def test_wire_bytes_of_a_run_are_those_at_the_socket(kind: str, max_packet_bytes
             thread.start()
         worker.join()
         for thread in threads:
-            thread.join(20.0)
+            assert ends(thread.join)
         assert all(agent.is_finished for agent in agents)
+        socket.settle()
         moved = worker.book.bytes_moved()
         assert socket.up_bytes > 500_000
         assert moved["up"]["wire"] == pytest.approx(socket.up_bytes, rel=0.01)

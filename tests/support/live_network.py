@@ -26,6 +26,7 @@ IDLE_S = 0.002
 TIMEOUT_S = 240.0
 DEADLINES = Deadlines(hello_s=0.3, step_s=1.0, longest_s=3.0)
 """Shorter than by default: what a test breaks here is mended by them, and nobody computes for long."""
+PATIENT = Deadlines(step_s=TIMEOUT_S, longest_s=TIMEOUT_S)
 
 
 @dataclass(slots=True)
@@ -99,12 +100,13 @@ class LiveNetwork:
         Args:
             topic: Its topic.
             dataset: Its samples.
-            num_holes: Messages of which a piece is lost on the way up. Where some are, it has the usual deadlines.
+            num_holes: Messages of which a piece is lost on the way up. Where some are, it has deadlines that no
+                loaded machine reaches: whole messages shall not go again.
         """
         transport = self.transport(topic)
         if num_holes:
             transport = PiecesLost(transport, num_holes)
-        options = AgentOptions(deadlines=Deadlines() if num_holes else DEADLINES)
+        options = AgentOptions(deadlines=PATIENT if num_holes else DEADLINES)
         agent = AgentRuntime(transport, topic, self.next_incarnation(), lambda _: dataset, options=options)
         self.add(topic, agent, transport, lambda: agent.is_finished)
         return agent
