@@ -24,7 +24,19 @@ from cutlayer.compression import (
     codec_from_name,
 )
 
-NAMES = [f"{tensor}+{stage}" for tensor in available_codecs() for stage in available_byte_stages()]
+WITH_OPTIONS = [
+    "int8:block=token",
+    "int8:block=5",
+    "int8:block=all,round=stochastic",
+    "int4:block=16,symmetric",
+    "int4:block=all,symmetric",
+    "int4:round=stochastic",
+    "int2:block=7",
+    "int2:block=all",
+    "int2:symmetric,round=stochastic",
+]
+STAGED = [f"{tensor}+{stage}" for tensor in ("identity", "bf16", "int8", "int4") for stage in available_byte_stages()]
+NAMES = [*available_codecs(), *WITH_OPTIONS, *STAGED, "fp16+shuffle+zstd", "identity+bitshuffle+lz4"]
 every_codec = pytest.mark.parametrize("codec", [codec_from_name(name) for name in NAMES], ids=NAMES)
 
 EMPTY_SHAPES = [(0,), (0, 128), (4, 0), (0, 0), (2, 0, 3), (32, 0, 128)]

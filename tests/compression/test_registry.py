@@ -42,6 +42,11 @@ def test_a_shuffle_may_stand_between_the_codec_and_the_compressor(tensor: str, s
         ("identity+shuffle+none", "identity+shuffle"),
         ("int8+shuffle+zstd:1", "int8+zstd:1"),
         ("int8+bitshuffle", "int8+bitshuffle"),
+        ("int8:block=token", "int8:block=token"),
+        ("int8:block=token,symmetric", "int8:symmetric"),
+        ("int4:block=token", "int4"),
+        ("int4:block=064", "int4:block=64"),
+        ("int2:round=stochastic,symmetric,block=all", "int2:block=all,symmetric,round=stochastic"),
         ("identity", "identity"),
         ("fp16+none", "fp16"),
         ("int8+lz4", "int8+lz4"),
@@ -70,7 +75,14 @@ def test_only_identity_is_lossless(name: str, is_lossless: bool) -> None:
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("int4", "int8"), ("in8", "int8"), ("INT8", "int8"), ("fp-16", "fp16"), ("identiy+lz4", "identity")],
+    [
+        ("int16", "int8"),
+        ("in8", "int8"),
+        ("INT8", "int8"),
+        ("fp-16", "fp16"),
+        ("identiy+lz4", "identity"),
+        ("bf-16", "bf16"),
+    ],
 )
 def test_an_unknown_codec_is_told_what_exists_and_the_nearest(name: str, suggestion: str) -> None:
     with pytest.raises(UnknownCodecError) as caught:
@@ -97,8 +109,9 @@ def test_nothing_is_suggested_where_nothing_is_near() -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("int8:block=64", "int8 takes no options, not 'block=64'"),
-        ("int8:a,b", "int8 takes no options, not 'a,b'"),
+        ("fp16:block=64", "fp16 takes no options, not 'block=64'"),
+        ("bf16:a,b", "bf16 takes no options, not 'a,b'"),
+        ("int8+shuffle:4", "shuffle takes no options, not '4'"),
         ("int8+lz4:9", "lz4 takes no options, not '9'"),
         ("int8+none:1", "none takes no options, not '1'"),
         ("int8+zstd:0", "zstd takes one level from 1 to 19, not '0'"),
@@ -114,6 +127,42 @@ def test_an_unknown_option_is_named_with_what_is_accepted(name: str, problem: st
     assert caught.value.name == name
     assert caught.value.problem == problem
     assert isinstance(caught.value.__cause__, BadOptionError)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "suggestion"),
+    [
+        ("int4:blok=64", "blok=64", "block=64"),
+        ("int8:block", "block", "block=64"),
+        ("int2:symetric", "symetric", "symmetric"),
+        ("int4:block=16,round=stochastically", "round=stochastically", "round=stochastic"),
+        ("int4:block=3", "block=3", "block=64"),
+        ("int4:block=65537", "block=65537", "block=64"),
+        ("int4:block=-8", "block=-8", "block=64"),
+        ("int4:symmetric=1", "symmetric=1", "symmetric"),
+        ("int4:a", "a", None),
+    ],
+)
+def test_an_option_that_a_quantizer_does_not_know_is_told_the_options_and_the_nearest(
+    name: str, option: str, suggestion: str | None
+) -> None:
+    with pytest.raises(UnknownCodecError, match="takes block=K") as caught:
+        codec_from_name(name)
+    assert caught.value.available == ("block=64", "block=token", "block=all", "symmetric", "round=stochastic")
+    assert caught.value.suggestion == suggestion
+    assert f"not '{option}'" in caught.value.problem
+
+
+@pytest.mark.parametrize("options", ["block=64,block=64", "block=64,block=all", "symmetric,symmetric"])
+def test_an_option_stands_once(options: str) -> None:
+    with pytest.raises(UnknownCodecError, match="each once"):
+        codec_from_name(f"int4:{options}")
+
+
+def test_the_longest_canonical_name_of_a_quantizer_is_within_the_limit() -> None:
+    name = "int4:block=65536,symmetric,round=stochastic+bitshuffle+zstd:19"
+    assert codec_from_name(name).name == name
+    assert len(name) <= MAX_NAME_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -152,7 +201,12 @@ def test_a_long_name_is_refused_and_not_repeated_whole() -> None:
     assert len(str(caught.value)) < 400
 
 
-@given(st.text(max_size=80) | st.from_regex(r"(int8|fp16|x)(:[a-z0-9=]{1,4})?(\+(zstd|lz4|shuffle|y)(:\d{1,2})?){0,2}"))
+@given(
+    st.text(max_size=80)
+    | st.from_regex(
+        r"(int8|int4|fp16|x)(:([a-z0-9=]{1,4}|block=\d{1,6}|symmetric))?(\+(zstd|lz4|shuffle|y)(:\d{1,2})?){0,2}"
+    )
+)
 def test_any_string_is_a_codec_or_an_unknown_codec_error(name: str) -> None:
     try:
         codec = codec_from_name(name)

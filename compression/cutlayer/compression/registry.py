@@ -17,8 +17,10 @@ from cutlayer.compression.errors import BadOptionError, UnknownCodecError
 from cutlayer.compression.fp16 import Fp16Codec
 from cutlayer.compression.identity import IdentityCodec
 from cutlayer.compression.int8 import Int8Codec
+from cutlayer.compression.lowrank import LowRankCodec
 from cutlayer.compression.shuffle import BitShuffleStage, ShuffleStage
 from cutlayer.compression.staged import StagedCodec
+from cutlayer.compression.uniform import UniformCodec
 
 _Built = TypeVar("_Built")
 
@@ -33,6 +35,11 @@ def _without_options(codec: Codec) -> Callable[[CodecPart], Codec]:
     return build
 
 
+def _int8(part: CodecPart) -> Codec:
+    """Build `int8`, which without options has a layout of its own."""
+    return UniformCodec.from_part(part) if part.options else Int8Codec()
+
+
 def _no_stage(part: CodecPart) -> None:
     """Build the stage `none`, which is no stage."""
     part.require_no_options()
@@ -43,7 +50,10 @@ _TENSOR_CODECS: Mapping[str, Callable[[CodecPart], Codec]] = MappingProxyType(
         "identity": _without_options(IdentityCodec()),
         "fp16": _without_options(Fp16Codec()),
         "bf16": _without_options(Bf16Codec()),
-        "int8": _without_options(Int8Codec()),
+        "int8": _int8,
+        "int4": UniformCodec.from_part,
+        "int2": UniformCodec.from_part,
+        "lowrank": LowRankCodec.from_part,
     }
 )
 
