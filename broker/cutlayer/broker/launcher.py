@@ -29,7 +29,8 @@ __all__ = ["BrokerProcess", "launch_broker"]
 
 AMQTT_PROGRAM = "cutlayer.broker.amqtt_program"
 INSTALL_AMQTT = "install it (pip install 'cutlayer[broker]')"
-READY_TIMEOUT_S = 15.0
+READY_TIMEOUT_S = 60.0
+"""A broker that cannot start ends at once; one that is there and slow, on a loaded machine, is worth the wait."""
 STOP_TIMEOUT_S = 5.0
 ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a table, not a bind
 CONNECT = bytes.fromhex("10 17 0004 4d515454 04 02 001e 000b") + b"is-it-ready"

@@ -36,6 +36,8 @@ __all__ = ["REPORT_FILE", "RUN_FILE", "run_demo", "write_text"]
 RUN_FILE: Final = "run.json"
 REPORT_FILE: Final = "report.html"
 CONNECT_TIMEOUT_S: Final = 5.0
+OWN_BROKER_TIMEOUT_S: Final = 60.0
+"""For the connection to the broker that the demo itself has started: on a loaded machine it is there, and slow."""
 AGENTS_END_TIMEOUT_S: Final = 20.0
 """Agents say goodbye when the run has ended; a reply that is lost costs them a deadline or two."""
 POLL_S: Final = 0.1
@@ -121,11 +123,12 @@ class _Demo:
         feed = TelemetryFeed(transport, self._settings.topics, WORKER, since_ms=time.time_ns() // 1_000_000)
         stack.callback(feed.close)
         feed.start()
-        end_at = time.monotonic() + CONNECT_TIMEOUT_S
+        timeout_s = CONNECT_TIMEOUT_S if self._broker is None else OWN_BROKER_TIMEOUT_S
+        end_at = time.monotonic() + timeout_s
         while not feed.is_connected:
             self._check()
             if time.monotonic() >= end_at:
-                raise BrokerUnreachable(url, feed.problem or f"no connection within {CONNECT_TIMEOUT_S:g} s")
+                raise BrokerUnreachable(url, feed.problem or f"no connection within {timeout_s:g} s")
             feed.wait(POLL_S)
             feed.pump()
         return feed
