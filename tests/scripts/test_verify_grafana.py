@@ -19,6 +19,7 @@ from typing import Any
 from cutlayer.dashboards.boards import BOARDS
 from cutlayer.dashboards.grafana import dashboard_json
 from support.ports import free_port
+from support.waiting import LIMIT_S
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_grafana"
 Json = dict[str, Any]
@@ -88,7 +89,11 @@ def served(fake: FakeGrafana) -> Iterator[str]:
 
 def run(url: str, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), "--url", url, *flags], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, str(SCRIPT), "--url", url, *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
     )
 
 

@@ -10,11 +10,12 @@ from cutlayer.dashboards.comparison_report import render_comparison
 from cutlayer.dashboards.report import render_report
 from cutlayer.simulation.demo_processes import console_script
 from support.synthetic_run import synthetic_run
+from support.waiting import LIMIT_S
 
 
 def cutlayer(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [console_script("cutlayer"), *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        [console_script("cutlayer"), *arguments], cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
 
 

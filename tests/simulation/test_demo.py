@@ -8,7 +8,6 @@ import stat
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from cutlayer.simulation.demo import run_demo
 from cutlayer.simulation.demo_processes import ProcessDied
 from cutlayer.simulation.demo_settings import DemoSettings
 from support.synthetic_run import synthetic_run
+from support.waiting import until
 
 AGENT_UNTIL_THE_END = "while not ended(): time.sleep(0.02)"
-WORKER_THAT_ENDS = "time.sleep(0.5); write_run_json()"
+WORKER_THAT_ENDS = "wait_for(3); time.sleep(0.5); write_run_json()"
 SLEEPS = "time.sleep(600)"
 
 
@@ -36,6 +36,7 @@ class Rehearsal:
         self.output = folder / "runs"
         self.printed = io.StringIO()
         self._folder = folder
+        (folder / "pids").mkdir()
         self._run_file = folder / "run.toml"
         self._run_file.touch()
         (folder / "finished.json").write_text(json.dumps(synthetic_run(num_agents=2)), encoding="utf-8")
@@ -54,7 +55,6 @@ class Rehearsal:
 
     def _write(self, name: str, body: str) -> None:
         pids = self._folder / "pids"
-        pids.mkdir(exist_ok=True)
         path = self._folder / name
         path.write_text(
             textwrap.dedent(
@@ -66,6 +66,9 @@ class Rehearsal:
                 arguments = sys.argv
                 ended_file = Path({str(self._folder / "ended")!r})
                 ended = ended_file.exists
+                def wait_for(number):
+                    while len(os.listdir({str(pids)!r})) < number:
+                        time.sleep(0.02)
                 def write_run_json():
                     shutil.copy({str(self._folder / "finished.json")!r},
                                 Path(arguments[arguments.index("--output") + 1]) / "run.json")
@@ -88,11 +91,7 @@ def rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehea
 
 
 def ready(rehearsal: Rehearsal, num_processes: int) -> None:
-    end_at = time.monotonic() + 20
-    while time.monotonic() < end_at:
-        if (rehearsal.output.parent / "pids").exists() and len(rehearsal.pids()) >= num_processes:
-            return
-        time.sleep(0.05)
+    until(lambda: len(rehearsal.pids()) >= num_processes, "such processes")
 
 
 def children_of(parent: int) -> list[int]:
@@ -128,7 +127,9 @@ def test_run_ends_with_record_report_and_summary(rehearsal: Rehearsal) -> None:
 
 
 def test_agent_that_dies_stops_everything_and_is_shown(rehearsal: Rehearsal) -> None:
-    rehearsal.cast(worker=SLEEPS, agent="sys.exit('no speech synthesizer') if '1/2' in arguments else time.sleep(600)")
+    rehearsal.cast(
+        worker=SLEEPS, agent="wait_for(3); sys.exit('no speech synthesizer') if '1/2' in arguments else time.sleep(600)"
+    )
     with pytest.raises(ProcessDied) as caught:
         rehearsal.run()
     assert (caught.value.name, caught.value.status) == ("agent clinic/01", 1)

@@ -5,19 +5,19 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cutlayer.simulation.demo_processes import console_script
+from support.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ("--agents", "2", "--data-option", "views=1", "--data-option", "test_views=1")
-TIMEOUT_S = 240.0
+TIMEOUT_S = 500.0
 
 
 def demo_command(output: Path, *arguments: str) -> list[str]:
@@ -53,16 +53,7 @@ def processes_of(output: Path) -> list[str]:
 def output(tmp_path: Path) -> Iterator[Path]:
     output = tmp_path / "runs"
     yield output
-    assert wait_until(lambda: not processes_of(output), 20), processes_of(output)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    end_at = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() >= end_at:
-            return False
-        time.sleep(0.1)
-    return True
+    until(lambda: not processes_of(output), "end of what the demo has started")
 
 
 def test_demo_trains_and_its_last_line_is_the_record(output: Path) -> None:
@@ -166,7 +157,7 @@ def test_agent_that_is_killed_ends_the_demo_and_is_named(output: Path) -> None:
             if entry.name.isdigit() and _is_agent(entry, output):
                 os.kill(int(entry.name), signal.SIGKILL)
                 break
-        _, printed = demo.communicate(timeout=60)
+        _, printed = demo.communicate(timeout=LIMIT_S)
     assert demo.returncode == 1
     assert "was killed by SIGKILL before the run had ended" in printed
     assert "clinic/" in printed

@@ -3,7 +3,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ import pytest
 from cutlayer.broker.command_line import GracefulStop
 from cutlayer.broker.errors import SettingsError
 from cutlayer.simulation.demo_processes import Children, Command, ProcessDied, console_script, last_lines, usage_of
+from support.waiting import LIMIT_S, ends, until
 
 SLEEPS = "import time; time.sleep(600)"
 PRINTS_AND_SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
 IGNORES_SIGTERM = """
 import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))
 print('ready', flush=True)
-time.sleep(600)
+while True:
+    time.sleep(600)
 """
 ENDS_ON_SIGTERM = """
 import signal, sys, time
@@ -44,18 +47,14 @@ def wait_for_text(path: Path, text: str) -> None:
     wait_until(lambda: path.exists() and text in path.read_text(encoding="utf-8"))
 
 
-def wait_until(condition: object, timeout_s: float = 20.0) -> None:
-    assert callable(condition)
-    end_at = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_at, "waited in vain"
-        time.sleep(0.02)
+def wait_until(condition: Callable[[], object]) -> None:
+    until(condition, "such state")
 
 
 def test_what_a_child_prints_is_in_its_log(tmp_path: Path) -> None:
     with Children(tmp_path) as children:
         children.start(command("agent", "import sys; print('out', flush=True); print('err', file=sys.stderr)"))
-        assert children.wait(20.0)
+        assert children.wait(LIMIT_S)
         children.check()
     assert (tmp_path / "agent.log").read_text(encoding="utf-8") == "out\nerr\n"
 
@@ -94,11 +93,10 @@ def test_children_are_asked_to_end_before_they_are_killed(tmp_path: Path) -> Non
 
 
 def test_a_child_that_will_not_end_is_killed_in_time(tmp_path: Path) -> None:
-    with Children(tmp_path, stop_timeout_s=0.3) as children:
-        pid = children.start(command("agent", IGNORES_SIGTERM))
-        wait_for_text(tmp_path / "agent.log", "ready")
-        started_at = time.monotonic()
-    assert time.monotonic() - started_at < 5
+    children = Children(tmp_path, stop_timeout_s=0.3)
+    pid = children.start(command("agent", IGNORES_SIGTERM))
+    wait_for_text(tmp_path / "agent.log", "ready")
+    assert ends(children.stop)
     assert not lives(pid)
 
 
@@ -117,17 +115,22 @@ print(subprocess.Popen([sys.executable, '-c', {IGNORES_SIGTERM!r}], stdout=subpr
 
 
 def test_second_ctrl_c_kills_without_waiting(tmp_path: Path) -> None:
-    children = Children(tmp_path, stop_timeout_s=60.0)
+    children = Children(tmp_path, stop_timeout_s=3_600.0)
     pid = children.start(command("agent", IGNORES_SIGTERM))
     wait_for_text(tmp_path / "agent.log", "ready")
-    presses_again = "import os, signal, time; time.sleep(0.3); os.kill({}, signal.SIGINT)"
+
+    def press_again() -> None:
+        wait_for_text(tmp_path / "agent.log", "asked")  # the children are being stopped
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press_again)
     with GracefulStop() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.should_stop()
-        presser = subprocess.Popen([sys.executable, "-c", presses_again.format(os.getpid())])
+        presser.start()
         with pytest.raises(KeyboardInterrupt):
             children.stop()
-        presser.wait()
+        presser.join()
     assert not lives(pid)
 
 

@@ -42,7 +42,7 @@ NUM_STEPS = 8
 SETTINGS = small_settings(
     run={"min_agents": 3, "absence_grace_s": 60.0}, worker={"round_timeout_s": 4.0}, telemetry_s=0.5
 )
-CELL_S = 90.0
+CELL_S = 240.0
 """A cell that takes longer has failed."""
 
 AT_AGENT = {"activations": "/up/w0/activations", "output gradients": "/up/w0/gradients"}

@@ -10,6 +10,7 @@ from cutlayer.broker.messages import Message, RunManifest, RunPhase, WorkerState
 from cutlayer.broker.topics import RUN, AgentTopics, WorkerTopics
 from cutlayer.simulation.telemetry_feed import TelemetryFeed
 from support.synthetic_run import synthetic_manifest, synthetic_telemetry
+from support.waiting import until
 
 TELEMETRY = AgentTopics("clinic/00").telemetry
 STATE = WorkerTopics("worker-0").state
@@ -36,13 +37,12 @@ class Stage:
         self._speaker.publish(topic, packet, retain=retain)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        for _ in range(200):
+        def holds() -> bool:
             self._speaker.poll()
             self.feed.pump()
-            if condition():
-                return
-            self.feed.wait(0.02)
-        raise AssertionError("waited in vain")
+            return condition()
+
+        until(holds, "such state")
 
 
 @pytest.fixture

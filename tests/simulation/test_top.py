@@ -28,6 +28,7 @@ from support.brokers import mosquitto_test, running_broker
 from support.processes import DIGITS_FILE, Process, script
 from support.reported_run import grown_store, report_of, worker_state
 from support.synthetic_run import synthetic_manifest
+from support.waiting import LIMIT_S
 
 NO_BROKER = "mqtt://127.0.0.1:9"
 """Port 9 (discard) is reserved and has no listener: refused at once."""
@@ -76,11 +77,12 @@ def test_one_look_waits_for_two_reports_so_that_there_are_rates() -> None:
     hub = Hub()
     hub.announce()
     with hub.reporting():
-        state = look_once(hub.transport("top"), "mqtt://hub", timeout_s=20.0)
+        state = look_once(hub.transport("top"), "mqtt://hub", timeout_s=LIMIT_S)
     assert len(state.times) >= 2
     assert all(row.wire_bytes_per_s is not None and row.wire_bytes_per_s.up > 0 for row in state.agents)
 
 
+@pytest.mark.judges_by_silence
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
@@ -95,7 +97,7 @@ def test_nothing_to_show_says_how_far_it_came(prepare: Callable[[Hub], None], sa
     hub = Hub()
     prepare(hub)
     with pytest.raises(NothingToShow, match=said) as caught:
-        look_once(hub.transport("top"), "mqtt://hub", timeout_s=0.5)
+        look_once(hub.transport("top"), "mqtt://hub", timeout_s=1.0)
     assert "fix: " in str(caught.value)
     assert caught.value.exit_code == 4
 
@@ -112,7 +114,7 @@ def top(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [script("cutlayer"), "top", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         check=False,
         env={**os.environ, **environment},
     )
@@ -141,9 +143,10 @@ def test_wrong_use_says_what_is_wrong_and_how_to_mend_it(arguments: list[str], e
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.judges_by_silence
 def test_broker_without_a_run_exits_with_4() -> None:
     with running_broker("amqtt") as broker:
-        done = top("--once", "--json", "--timeout", "1", CUTLAYER_BROKER=broker.url)
+        done = top("--once", "--json", "--timeout", "2", CUTLAYER_BROKER=broker.url)
     assert (done.returncode, done.stdout) == (4, "")
     assert f"nothing to show from {broker.url}: no run is announced" in done.stderr
 
@@ -166,7 +169,7 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
-    def read_until(self, wanted: str, timeout_s: float = 60.0) -> None:
+    def read_until(self, wanted: str, timeout_s: float = LIMIT_S) -> None:
         end_at = time.monotonic() + timeout_s
         while wanted not in self.text:
             left_s = end_at - time.monotonic()
@@ -216,6 +219,7 @@ def test_terminal_waits_for_a_run_and_ctrl_c_puts_everything_back() -> None:
 
 
 @mosquitto_test
+@pytest.mark.judges_by_silence
 def test_watcher_needs_the_right_to_read_three_topics_and_no_more(tmp_path: Path) -> None:
     rights = tmp_path / "acl"
     watcher = "".join(
@@ -230,7 +234,7 @@ def test_watcher_needs_the_right_to_read_three_topics_and_no_more(tmp_path: Path
         hub = Hub(speaker)
         hub.announce()
         with hub.reporting():
-            done = top("--once", "--broker", broker.url, CUTLAYER_USERNAME="watcher")
+            done = top("--once", "--broker", broker.url, "--timeout", "60", CUTLAYER_USERNAME="watcher")
             blind = top("--once", "--broker", broker.url, "--timeout", "2", CUTLAYER_USERNAME="nobody")
         speaker.close()
     assert done.returncode == 0, done.stderr
@@ -259,11 +263,11 @@ def test_real_run_over_mosquitto_is_shown_as_text_as_json_and_in_a_terminal(tmp_
         ):
             with Terminal(broker.url, 120, 50) as terminal:
                 terminal.read_until("Slowest sites")
-                terminal.read_until("clinic/1", 90.0)
+                terminal.read_until("clinic/1")
                 terminal.end()
                 assert terminal.process.wait() == 130
-            as_json = top("--once", "--json", "--broker", broker.url, "--timeout", "60")
-            as_text = top("--once", "--broker", broker.url, "--timeout", "60", COLUMNS="80", NO_COLOR="1")
+            as_json = top("--once", "--json", "--broker", broker.url, "--timeout", "100")
+            as_text = top("--once", "--broker", broker.url, "--timeout", "100", COLUMNS="80", NO_COLOR="1")
     document = json.loads(as_json.stdout)
     values = {
         (panel["title"], target["legend"]): {value["name"]: value["value"] for value in target["values"]}

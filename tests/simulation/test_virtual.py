@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from cutlayer.broker.faults import LinkFaults
@@ -39,10 +37,12 @@ def test_clock_moves_when_it_is_told_to() -> None:
 def test_time_jumps_from_one_event_to_the_next() -> None:
     network = VirtualNetwork()
     sleeper = Sleeper(network, 1_000.0)
-    start = time.monotonic()
-    network.run(lambda: not network.members(), max_virtual_s=10_000.0)
+    num_steps = 0
+    while network.members():
+        network.step()
+        num_steps += 1
     assert sleeper.woken[-1] >= 3_000.0
-    assert time.monotonic() - start < 1.0
+    assert num_steps < 20
 
 
 def test_driver_that_is_done_is_let_go() -> None:
