@@ -26,19 +26,23 @@ ENTRY_FORMAT = 1
 
 DIGEST_BYTES = 8
 
+_TRIALS = 64
+
 
 class SampleEncoder:
     """Encodes samples so that they come back bit for bit.
 
     Args:
         codecs: Names, tried in this order: a lossless one always serves, another one where it happens to give back
-            what was put, as a quantizer may when it meets its own output. At least one is lossless.
+            what was put: fp16 for what came as fp16. One that never has in its first trials is not tried again. At
+            least one is lossless.
     """
 
     def __init__(self, codecs: Sequence[str]) -> None:
         self._codecs = [codec_from_name(name) for name in codecs]
         if not any(codec.is_lossless for codec in self._codecs):
             raise ValueError(f"codecs = {tuple(codecs)}: name a lossless one last, such as identity")
+        self._num_failed = dict.fromkeys(self._codecs, 0.0)
 
     def encode(self, sample: StoredSample) -> bytes:
         """Encode a sample, whose tokens are finite."""
@@ -52,10 +56,14 @@ class SampleEncoder:
         return packed
 
     def _exact(self, tokens_KD: NDArray[np.float32]) -> tuple[Codec, bytes]:
-        for codec in self._codecs:
+        for codec in tuple(self._codecs):
             encoded = codec.encode(tokens_KD)
             if codec.is_lossless or _same_bits(codec.decode(encoded, tokens_KD.shape), tokens_KD):
+                self._num_failed[codec] = -np.inf
                 return codec, encoded
+            self._num_failed[codec] += 1
+            if self._num_failed[codec] > _TRIALS:
+                self._codecs.remove(codec)
         raise AssertionError("a lossless codec is among them")
 
 

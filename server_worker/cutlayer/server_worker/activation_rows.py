@@ -13,6 +13,8 @@ from cutlayer.server_worker.activation_file import PAGE_BYTES
 __all__ = ["ActivationRows", "Entry"]
 
 _EVICTED_AT_ONCE = 8
+_RECLAIMED_PAGES = 16 * 2**20 // PAGE_BYTES
+"""Freed at once of what was forgotten: 50 ms. All of it may be gigabytes, each page of which is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,9 @@ class ActivationRows:
     @property
     def num_samples(self) -> int:
         """Rows, of all agents."""
-        return self._number("SELECT COUNT(*) FROM entries")
+        return self._number(
+            "SELECT COUNT(*) FROM entries WHERE agent IN (SELECT number FROM agents WHERE name IS NOT NULL)"
+        )
 
     @contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
@@ -111,18 +115,25 @@ class ActivationRows:
             "UPDATE agents SET touched_at = ? WHERE name = ? AND touched_at < ?", (now, agent, now)
         )
 
-    def drop(self, agent: str, numbers: Sequence[int] | None) -> None:
-        """Drop samples of an agent, all if None, in an open transaction."""
-        row = self._connection.execute("SELECT number FROM agents WHERE name = ?", (agent,)).fetchone()
-        if row is None:
-            return
-        if numbers is None:
-            self._connection.execute("DELETE FROM entries WHERE agent = ?", row)
-            self._connection.execute("DELETE FROM agents WHERE number = ?", row)
-        else:
-            self._connection.executemany(
-                "DELETE FROM entries WHERE agent = ? AND sample = ?", [(*row, number) for number in numbers]
-            )
+    def drop(self, agent: str, numbers: Sequence[int]) -> None:
+        """Drop samples of an agent, in an open transaction."""
+        self._connection.executemany(
+            "DELETE FROM entries WHERE agent = (SELECT number FROM agents WHERE name = ?) AND sample = ?",
+            [(agent, number) for number in numbers],
+        )
+
+    def forget(self, agent: str) -> None:
+        """Make all samples of an agent nobody's, in an open transaction; `reclaim` frees what they take."""
+        self._connection.execute("UPDATE agents SET name = NULL, touched_at = -1e300 WHERE name = ?", (agent,))
+
+    def reclaim(self) -> None:
+        """Free some of what was forgotten, in an open transaction."""
+        limit = self._used_pages() - _RECLAIMED_PAGES
+        while self._used_pages() > limit:
+            nobody = self._connection.execute("SELECT number FROM agents WHERE name IS NULL LIMIT 1").fetchone()
+            if nobody is None:
+                return
+            self._drop_some(nobody)
 
     def _write_one(self, agent: str, owner: int, number: int, entry: Entry | None, now: float) -> bool:
         row = self._connection.execute(
@@ -154,14 +165,17 @@ class ActivationRows:
             ).fetchone()
             if idle is None:
                 return False
-            # A few at a time: no more than are needed, and no long wait for others.
-            dropped = self._connection.execute(
-                "DELETE FROM entries WHERE number IN (SELECT number FROM entries WHERE agent = ? LIMIT ?)",
-                (*idle, _EVICTED_AT_ONCE),
-            )
-            if dropped.rowcount == 0:
-                self._connection.execute("DELETE FROM agents WHERE number = ?", idle)
+            self._drop_some(idle)
         return True
+
+    def _drop_some(self, owner: tuple[int]) -> None:
+        """Drop a few samples of an agent, which need not be more than are needed, or the agent when it has none."""
+        dropped = self._connection.execute(
+            "DELETE FROM entries WHERE number IN (SELECT number FROM entries WHERE agent = ? LIMIT ?)",
+            (*owner, _EVICTED_AT_ONCE),
+        )
+        if dropped.rowcount == 0:
+            self._connection.execute("DELETE FROM agents WHERE number = ?", owner)
 
     def _used_pages(self) -> int:
         return self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")

@@ -2,7 +2,7 @@
 
 What may go wrong, and what happens then:
 
-    a process is killed             SQLite's log undoes or completes what it was writing; the others go on
+    a process is killed             SQLite's journal undoes what it was writing; the others go on
     a byte on the disk changes      the entry's checksum differs: the sample is missing
     the file is damaged or foreign  it is removed with a warning, and an empty store takes its place, with another id
     the disk is full, or refuses    samples are declined, with one warning; what is there can be read
@@ -11,7 +11,8 @@ What may go wrong, and what happens then:
 
 None of it raises. Not thread-safe: one thread at a time.
 
-Removed and forgotten samples leave their bytes in free pages until others overwrite them; `delete` removes the files.
+What is forgotten cannot be fetched any more at once, but is freed bit by bit, some with each put: freeing takes 3 s a
+gigabyte. Freed pages hold their bytes until others overwrite them; `delete` removes the files.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class DiskActivationStore:
     Args:
         folder: The store's own; made if need be, and closed to other users.
         run_id: The run. Stores of other runs in the folder are removed.
-        max_bytes: Of the file. The log beside it takes up to 4 MiB and one put more.
+        max_bytes: Of the file. While a put replaces samples, the journal beside it takes as much as these do.
         idle_s: An agent that was away for so long makes room for others.
         codecs: How samples are kept, tried in this order; see `SampleEncoder`.
         clock: Seconds, the same for all processes, also after a restart of the machine.
@@ -68,7 +69,7 @@ class DiskActivationStore:
         idle_s: float = 3600.0,
         codecs: Sequence[str] = ("identity",),
         clock: Callable[[], float] = time.time,
-        busy_s: float = 0.25,
+        busy_s: float = 0.5,
     ) -> None:
         self._folder = folder
         self._run_id = run_id
@@ -185,20 +186,20 @@ class DiskActivationStore:
         self, rows: ActivationRows, agent: str, numbers: list[int], names: Sequence[str]
     ) -> dict[int, StoredSample | None]:
         hidden = self._hidden.get(agent, set())
-        stored: dict[int, StoredSample | None] = {}
         if hidden is None:
-            return stored
+            return {}
+        entries: dict[int, Entry] = {}
         with rows.transaction("DEFERRED"):
-            for number in numbers:
-                if number in hidden or number in stored:
-                    continue
+            for number in set(numbers) - hidden:
                 try:
                     entry = rows.read(agent, number)
                 except ValueError as error:
                     self._warn("damaged samples are taken as missing", error)
                     continue
-                stored[number] = None if entry is None else decode_sample(entry.body, entry.visits, names)
-        return stored
+                if entry is not None:
+                    entries[number] = entry
+        # After the lock is given back.
+        return {number: decode_sample(entry.body, entry.visits, names) for number, entry in entries.items()}
 
     def _touch(self, rows: ActivationRows, agent: str) -> None:
         """Note that an agent is not idle: seldom, as a read must not cost a write."""
@@ -215,7 +216,11 @@ class DiskActivationStore:
 
     def _drop_hidden(self, rows: ActivationRows) -> None:
         for agent, numbers in self._hidden.items():
-            rows.drop(agent, None if numbers is None else sorted(numbers))
+            if numbers is None:
+                rows.forget(agent)
+            else:
+                rows.drop(agent, sorted(numbers))
+        rows.reclaim()
 
     def _take(self, file: OpenFile | None) -> None:
         self._file = file
