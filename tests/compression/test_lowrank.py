@@ -76,13 +76,13 @@ def test_golden_bytes_of_what_does_not_get_smaller() -> None:
     np.testing.assert_array_equal(CODEC.decode(golden, (1, 2)), array)
 
 
-@pytest.mark.parametrize("error", [0.001, 0.01, 0.03, 0.1, 0.2, 0.5])
+@pytest.mark.parametrize("error", [0.001, 0.01, 0.03, 0.1, 0.2, 0.5, 0.95])
 @pytest.mark.parametrize("rank", [1, 4, 64, 128])
 def test_the_root_mean_square_error_is_what_was_asked_for(rank: int, error: float) -> None:
     actual = relative_error(LowRankCodec(error), tokens_of_rank(rank))
     assert actual <= error
     if rank > 1:  # one component stays or goes
-        assert actual > 0.7 * error
+        assert actual > (0.7 if error < 0.9 else 0.5) * error
 
 
 @settings(deadline=None, max_examples=60)
@@ -225,10 +225,10 @@ def test_the_canonical_name_always_has_the_error(name: str, canonical: str) -> N
 
 
 @pytest.mark.parametrize(
-    "option", ["0.1", "error", "error=", "error=0", "error=0.6", "error=1e-2", "error=nan", "rank=4"]
+    "option", ["0.1", "error", "error=", "error=0", "error=1", "error=1e-2", "error=nan", "rank=4"]
 )
 def test_other_options_are_refused_with_what_is_accepted(option: str) -> None:
-    with pytest.raises(UnknownCodecError, match=r"lowrank takes error=0\.001 to error=0\.5"):
+    with pytest.raises(UnknownCodecError, match=r"lowrank takes error=0\.001 to error=0\.95"):
         codec_from_name(f"lowrank:{option}")
 
 

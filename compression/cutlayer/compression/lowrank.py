@@ -43,7 +43,7 @@ from cutlayer.compression.normal_coder import decode_groups, encode_groups
 
 DEFAULT_ERROR = 0.03
 SMALLEST_ERROR = 0.001
-LARGEST_ERROR = 0.5
+LARGEST_ERROR = 0.95
 LARGEST_OVER_RMS_ERROR = 8.0
 """No element errs by more than this many times the root mean square error that is allowed."""
 MAX_RANK = 2048
@@ -172,20 +172,22 @@ class LowRankCodec:
         if min(num_tokens, width) > MAX_RANK or self.error * scale < _SMALLEST_STEP:
             return None
         components = _principal_components(exact_ND / scale)
-        step = _first_step(components, self.error)
-        best = None
+        step, too_large, num_failures, best = _first_step(components, self.error), math.inf, 0, None
         for attempt in range(_MAX_ATTEMPTS):
             factors = _quantize(components, np.float32(min(step * scale, _LARGEST_FLOAT32)), scale, self.error)
             if factors is None:
                 break
-            difference_ND = exact_ND - _tensor(factors, num_tokens)
-            excess = _excess(difference_ND, self.error * scale)
+            excess = _excess(exact_ND - _tensor(factors, num_tokens), self.error * scale)
             if excess <= 1 and (best is None or factors.step > best.step):
                 best = factors
             if _CLOSE_ENOUGH <= excess <= 1 or (best is not None and attempt >= _MAX_REFINEMENTS):
                 break
-            # The error is about proportional to the step.
-            step *= min(max(_AIM / max(excess, 1e-6), 0.25), 2.0)
+            # The error is about proportional to the step, until it is so large that little more can be lost.
+            if excess > 1:
+                too_large, num_failures = step, num_failures + 1
+                step *= max(min(_AIM / excess, 0.97 ** (num_failures**2)), 0.25)
+            else:
+                step = min(step * min(_AIM / max(excess, 1e-6), 2.0), math.sqrt(step * too_large))
         return best
 
 

@@ -210,7 +210,8 @@ def _best_models(groups: Sequence[NDArray[np.int64]]) -> NDArray[np.uint8]:
     # Each class above the last stands for numbers of which low bits are stored as they are.
     beyond_G = np.ceil(np.log2(np.maximum(variance_G / upper[-1], 1)) * (_CLASSES_AN_OCTAVE / 2))
     models_G = np.searchsorted(upper, variance_G) + np.maximum(beyond_G - 1, 0).astype(np.int64)
-    return np.minimum(models_G, _NUM_CLASSES + _CLASSES_AN_OCTAVE * _MAX_LOW_BITS - 1).astype(np.uint8)
+    largest = _NUM_CLASSES + _CLASSES_AN_OCTAVE * _MAX_LOW_BITS - 1
+    return np.array(np.minimum(models_G, largest), np.uint8)
 
 
 def _split_models(models_G: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -226,11 +227,11 @@ def _num_lanes(num_symbols: int) -> int:
 
 def _push(
     frequency_S: NDArray[np.uint32], start_S: NDArray[np.uint32]
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     """Encode from the last symbol to the first; symbol s is in lane s modulo W."""
     num_lanes = _num_lanes(frequency_S.size)
     if num_lanes == 0:
-        return np.empty(0, np.uint32), np.empty(0, np.uint32)
+        return np.empty(0, np.uint32), np.empty(0, np.uint16)
     num_steps = -(-frequency_S.size // num_lanes)
     # A symbol that has all of the range changes no state: so it may fill up.
     num_filled = num_steps * num_lanes - frequency_S.size
