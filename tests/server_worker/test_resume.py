@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from cutlayer.broker.launcher import BrokerProcess
 from support.brokers import running_broker
 from support.processes import DIGITS_FILE, Process, script
+from support.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.slow
 
@@ -37,13 +37,26 @@ class Run:
         self._stack = stack
         self._broker = broker
         self.folder = folder
-        self.agents = [self._agent(index) for index in range(2)]
+        self.agents: list[Process] = []
 
-    def _agent(self, index: int) -> Process:
+    def agent(self, index: int) -> Process:
         flags = ["--topic", f"clinic/{index:02d}", "--data", "demo:digits", "--shard", f"{index}/4"]
         options = ["--data-option", "views=1", "--data-option", "test_views=1"]
         arguments = [script("edge-agent"), "start", *flags, *options, "--broker", self._broker.url]
-        return self._stack.enter_context(Process(arguments, self.folder / f"agent-{index}.log"))
+        self.agents.append(self._stack.enter_context(Process(arguments, self.folder / f"agent-{index}.log")))
+        return self.agents[-1]
+
+    @contextmanager
+    def in_the_middle(self, num_windows: int) -> Iterator[Process]:
+        """Train for so many windows; one agent stands still until the body has ended, so that the run cannot end."""
+        worker = self.worker("first")
+        waiting = self.agent(1)
+        waiting.wait_for("worker w0 serves this agent")
+        waiting.send(signal.SIGSTOP)
+        self.agent(0)
+        until(lambda: windows_of(worker) >= num_windows, f"{num_windows} windows")
+        yield worker
+        waiting.send(signal.SIGCONT)
 
     def worker(self, name: str, *flags: str) -> Process:
         settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
@@ -71,20 +84,13 @@ def windows_of(worker: Process) -> float:
     """Ask the worker's own port how far it is."""
     worker.wait_for("metrics at http://")
     url = worker.text().partition("metrics at ")[2].split()[0]
-    with urllib.request.urlopen(url, timeout=5.0) as answer:  # noqa: S310 - our own, on the loopback interface
+    with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:  # noqa: S310 - our own, on the loopback interface
         text: str = answer.read().decode()
     return float(text.partition("\ncutlayer_windows_total ")[2].split()[0])
 
 
-def wait_for_windows(worker: Process, count: int) -> None:
-    end_s = time.monotonic() + 60.0
-    while windows_of(worker) < count:
-        assert time.monotonic() < end_s, worker.text()
-        time.sleep(0.05)
-
-
 def finish(run: Run, worker: Process) -> None:
-    assert worker.exit_code(120.0) == 0, worker.text()
+    assert worker.exit_code(2 * LIMIT_S) == 0, worker.text()
     for agent in run.agents:
         assert agent.exit_code() == 0, agent.text()
         assert "Traceback" not in agent.text()
@@ -105,12 +111,9 @@ def finish(run: Run, worker: Process) -> None:
 def test_worker_that_is_stopped_saves_all_and_goes_on_with_its_agents(
     run: Run, number: signal.Signals, code: int
 ) -> None:
-    worker = run.worker("first")
-    wait_for_windows(worker, 7)
-    sent_at = time.monotonic()
-    worker.send(number)
-    assert worker.exit_code() == code
-    assert time.monotonic() - sent_at < 5.0
+    with run.in_the_middle(7) as worker:
+        worker.send(number)
+        assert worker.exit_code() == code
     assert "Traceback" not in worker.text()
     stopped = run.result
     assert stopped["reason"] == "the worker was stopped"
@@ -123,16 +126,17 @@ def test_worker_that_is_stopped_saves_all_and_goes_on_with_its_agents(
 
 
 def test_worker_that_is_killed_goes_on_from_its_last_checkpoint(run: Run) -> None:
-    worker = run.worker("first")
-    wait_for_windows(worker, 12)
-    worker.send(signal.SIGKILL)
-    worker.exit_code()
+    with run.in_the_middle(12) as worker:
+        worker.send(signal.SIGKILL)
+        worker.exit_code()
     for agent in run.agents:
         agent.wait_for("lost the lease with worker w0")
     finish(run, run.worker("second", "--resume"))
 
 
 def test_second_worker_of_the_same_name_ends_the_first(run: Run) -> None:
+    for index in range(2):
+        run.agent(index)
     first = run.worker("first", "--min-agents", "9")
     first.wait_for("serving run")
     second = run.worker("second", "--output", str(run.folder / "other"), "--min-agents", "9")

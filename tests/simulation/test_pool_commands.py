@@ -16,6 +16,7 @@ from cutlayer.server_worker.checkpoint import CheckpointStore
 from support.brokers import mosquitto_test, running_broker
 from support.pool_processes import Lighthouse
 from support.processes import DIGITS_FILE, Process, script
+from support.waiting import LIMIT_S
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +93,7 @@ def test_a_worker_leaves_another_comes_and_the_run_ends_with_one_model(commands:
     third = commands.pooled("w2")
     third.wait_for("took over the pool's weights")
     for worker in (first, third):
-        assert worker.exit_code(120.0) == 0, worker.text()
+        assert worker.exit_code(2 * LIMIT_S) == 0, worker.text()
     for agent in agents:
         assert agent.exit_code() == 0, agent.text()
     results = [commands.result(name) for name in ("w0", "w2")]
@@ -116,6 +117,6 @@ def test_a_worker_without_a_pool_does_not_start_beside_one(commands: Commands) -
 def test_a_lighthouse_that_is_not_there_is_named_with_the_fix(commands: Commands) -> None:
     commands.lighthouse.kill()
     lost = commands.worker("w0", "--pool", commands.lighthouse.url, "--set", "worker.round_timeout_s=1.0")
-    assert lost.exit_code(60.0) == 3
+    assert lost.exit_code() == 3
     assert "torchft_lighthouse" in lost.text()
     commands.lighthouse.start()
