@@ -20,6 +20,7 @@ from cutlayer.compression.int8 import Int8Codec
 from cutlayer.compression.lowrank import LowRankCodec
 from cutlayer.compression.shuffle import BitShuffleStage, ShuffleStage
 from cutlayer.compression.staged import StagedCodec
+from cutlayer.compression.topk import TopKCodec
 from cutlayer.compression.uniform import UniformCodec
 
 _Built = TypeVar("_Built")
@@ -54,6 +55,8 @@ _TENSOR_CODECS: Mapping[str, Callable[[CodecPart], Codec]] = MappingProxyType(
         "int4": UniformCodec.from_part,
         "int2": UniformCodec.from_part,
         "lowrank": LowRankCodec.from_part,
+        "topk": TopKCodec.from_part,
+        "randtopk": TopKCodec.from_part,
     }
 )
 
