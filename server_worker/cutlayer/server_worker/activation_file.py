@@ -31,7 +31,14 @@ _OPENING_BUSY_S = 5.0  # rather late than without what is there
 _PREFIX, _SUFFIX = "activations-", ".sqlite"
 _JOURNAL = "-journal"
 _APPLICATION_ID = 0x6375746C  # "cutl"
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
+# SQLITE_ERROR: a table is gone. SQLITE_READONLY: the header names a newer version of the format.
+_DAMAGE = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_FORMAT,
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_READONLY,
+)
 
 # One row of `entries` holds all modalities of a sample: it is written and replaced as a whole, in one go.
 # An agent that is forgotten loses its name; its rows go bit by bit.
@@ -131,7 +138,8 @@ def is_damage(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:  # Python's own: text that is not UTF-8
         return isinstance(error, sqlite3.OperationalError)
-    return code & 0xFF in _DAMAGE
+    # A file that was removed while it was open is not damaged: the run has ended.
+    return code & 0xFF in _DAMAGE and code != sqlite3.SQLITE_READONLY_DBMOVED
 
 
 def _files(folder: Path) -> list[Path]:
