@@ -11,9 +11,10 @@ from cutlayer.broker.courier import Courier
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.messages import Direction, MetricSums, Telemetry, serialize
 from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram
+from cutlayer.broker.transport import Will
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.losses import LossResult
-from cutlayer.edge_agent.reporter import Reporter
+from cutlayer.edge_agent.reporter import FREE_BYTES, Reporter
 from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
 
 
@@ -184,3 +185,34 @@ def test_report_of_a_very_long_run_can_be_sent() -> None:
     entry = report(reporter)
     serialize(entry)
     assert 0 < len(entry.evaluations) <= 4_096
+
+
+def thrifty(share: float) -> Reporter:
+    """Return a reporter that reports each second, may spend a share, and has spent what is free."""
+    transport = MemoryTransport(MemoryBroker(lambda: 0.0), "agent")
+    transport.connect(Will("clinic/07/state", b""))
+    items = WorkItems(EpochPlan(0, "clinic/07", 2, 400, 8, 4), ("image",), every_epochs=0, evaluation_samples=8)
+    reporter = Reporter(17, Courier(transport, Direction.UP))
+    reporter.start(items, 1.0, now=0.0, share=share)
+    reporter.sent(FREE_BYTES, 0.0)
+    return reporter
+
+
+def test_report_that_would_cost_more_than_its_share_is_put_off_until_it_does_not() -> None:
+    reporter = thrifty(0.01)
+    reporter.sent(500, 0.0)
+    transport = reporter._courier.transport
+    transport.publish("clinic/07/up/w0/activations", bytes(99_000))  # a hundredth is less than two reports of 500
+    assert not reporter.is_due(1.0, longest_s=10.0)
+    transport.publish("clinic/07/up/w0/activations", bytes(1_000))
+    assert not reporter.is_due(1.9, longest_s=10.0), "asked again after another interval"
+    assert reporter.is_due(2.0, longest_s=10.0)
+
+
+def test_report_goes_in_any_case_before_the_agent_would_count_as_vanished() -> None:
+    reporter = thrifty(0.01)
+    assert [second for second in range(1, 12) if reporter.is_due(float(second), longest_s=10.0)] == [10, 11]
+
+
+def test_reports_without_a_limit_are_due_each_time() -> None:
+    assert thrifty(1.0).is_due(1.0, longest_s=10.0)

@@ -50,7 +50,7 @@ def small_settings(telemetry_s: float = 1.0, **sections: Mapping[str, object]) -
     }
     for section, keys in sections.items():
         document[section] = {**document.get(section, {}), **keys}
-    return RunSettings.model_validate({**document, "telemetry_s": telemetry_s})
+    return RunSettings.model_validate({**document, "telemetry_s": telemetry_s, "telemetry_share": 1.0})
 
 
 def small_dataset(seed: int, num_train: int = 16, num_test: int = 40) -> ArrayDataset:

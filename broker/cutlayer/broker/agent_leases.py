@@ -164,7 +164,7 @@ class AgentLeases:
             self._exchanges.take_back(worker)
             worker.end_lease()
             worker.lease, worker.credits, worker.codecs = message.lease, message.credits, message.codecs
-            worker.phase, worker.store = message.phase, message.store
+            worker.phase, worker.store, worker.lease_s = message.phase, message.store, message.lease_s
             self.phase = self._workers.phase(self.phase)
         commits = self._exchanges.finish_committed(committed)
         if not is_known:

@@ -98,6 +98,11 @@ class AgentSession:
         """Workers that serve this agent now."""
         return tuple(worker.name for worker in self._workers.leased())
 
+    @property
+    def lease_s(self) -> float:
+        """Seconds of silence that end the first of the leases; 0 without any."""
+        return min((worker.lease_s for worker in self._workers.leased()), default=0.0)
+
     def codecs(self) -> NegotiatedCodecs | None:
         """Return the codecs that the next microbatch must use, or None without a credit.
 

@@ -34,6 +34,7 @@ class KnownWorker:
         lease: The lease that it has granted, or None.
         credits: Microbatches that it takes at once.
         codecs: The lease's codecs.
+        lease_s: Seconds of silence that end the lease.
         store: Names the store that keeps activations for it; empty for none.
         phase: The furthest phase that it has told under this lease.
         is_draining: Whether it finishes what it has and takes nothing new.
@@ -53,6 +54,7 @@ class KnownWorker:
     lease: int | None = None
     credits: int = 0
     codecs: NegotiatedCodecs | None = None
+    lease_s: float = 0.0
     store: str = ""
     phase: RunPhase = RunPhase.WAITING
     is_draining: bool = False

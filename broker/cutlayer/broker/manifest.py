@@ -28,6 +28,7 @@ __all__ = [
     "ModalitySpec",
     "TaskSpec",
     "TokenReduction",
+    "TokenizerMode",
     "TokenizerWeights",
     "WindowSpec",
 ]
@@ -39,6 +40,7 @@ Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][
 Dimension = Annotated[int, Field(ge=1, le=65_536)]
 CodecName = Annotated[str, Field(min_length=1, max_length=64)]  # as long as a message may carry
 ActivationMode = Literal["every-step", "once", "delta"]
+TokenizerMode = Literal["frozen", "trainable"]
 
 
 class _Frozen(BaseModel):
@@ -220,13 +222,18 @@ class TokenizerWeights(_Frozen):
     """The client-side weights: where they are and how they are used.
 
     Attributes:
-        mode: `frozen`: agents only read them, and no gradient goes down.
+        mode: `frozen`: agents only read them, and no gradient goes down. `trainable`: gradients at the cut go down,
+            those of the tokenizers up, and new weights down.
+        every_steps: An agent sends its tokenizers' gradients summed over so many of its own steps.
+        every_windows: New weights go down after so many windows.
         digest: SHA-256 of the safetensors file, in hexadecimal.
         num_bytes: Its size.
         num_chunks: Retained packets on `cutlayer/model/<digest>/<i>`.
     """
 
-    mode: Literal["frozen"] = "frozen"
+    mode: TokenizerMode = "frozen"
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    every_windows: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     num_bytes: Annotated[int, Field(ge=1, le=1 << 30)]
     num_chunks: Annotated[int, Field(ge=1, le=65_536)]
@@ -264,6 +271,8 @@ class Manifest(_Frozen):
         tokenizers: The client-side weights.
         evaluation: How agents evaluate.
         telemetry_s: Seconds between two telemetry messages of an agent.
+        telemetry_share: Share of an agent's bytes that its telemetry may take: beyond it reports come less often, though
+            never so seldom that the agent would count as vanished. 1 for no limit.
         activations: `every-step` sends them each time; `once` lets workers keep them, so that later epochs send
             references; `delta` sends their change since the sample's last visit. A site may always send every step.
         reduction: Token reduction, by modality; those not named send all tokens.
@@ -286,6 +295,7 @@ class Manifest(_Frozen):
     tokenizers: TokenizerWeights
     evaluation: EvaluationSpec = EvaluationSpec()
     telemetry_s: PositiveFloat = 1.0
+    telemetry_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
     activations: ActivationMode = "every-step"
     reduction: Annotated[dict[Name, TokenReduction], Field(max_length=16)] = Field(default_factory=dict)
     budget: BudgetSpec = BudgetSpec()
@@ -296,6 +306,23 @@ class Manifest(_Frozen):
             if name not in self.modalities:
                 raise ValueError(f"reduction of {name!r}, which is none of {', '.join(sorted(self.modalities))}")
         return self
+
+    @model_validator(mode="after")
+    def _trains_what_may_change(self) -> Manifest:
+        if self.tokenizers.mode == "trainable":
+            if self.activations == "once":
+                raise ValueError("activations that go up once cannot change with trainable tokenizers")
+            if any(reduction.kind == "merge" for reduction in self.reduction.values()):
+                raise ValueError("merged tokens have no gradient of single tokens, which trainable tokenizers need")
+        return self
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each parameter of the tokenizers, as the file of their weights names them."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, spec in sorted(self.modalities.items()):
+            shapes[f"{name}.weight"] = (spec.patch_values, self.width)
+            shapes[f"{name}.bias"] = (self.width,)
+        return shapes
 
     def num_tokens(self, modality: str) -> int:
         """Return how many tokens of a modality go up for each sample: K."""

@@ -17,7 +17,7 @@ from cutlayer.broker.messages import Activations, EncodedTensor, Mode
 from cutlayer.broker.pace import Pace
 from cutlayer.broker.pool_members import OthersInWindow
 from cutlayer.broker.states import ExchangeState
-from cutlayer.broker.work import Backward, Commit, Exchange, Forward, Group, Key, Release, Work
+from cutlayer.broker.work import Backward, Commit, Exchange, Forward, Group, Key, NamedTensors, Release, Work
 
 __all__ = ["Scheduler"]
 
@@ -84,12 +84,14 @@ class Scheduler:
         """Return how many microbatches of an agent are here."""
         return sum(key.agent == agent for key in self.exchanges)
 
-    def take_gradients(self, exchange: Exchange, gradients: EncodedTensor, now: float) -> None:
+    def take_gradients(
+        self, exchange: Exchange, gradients: EncodedTensor, now: float, of_tokenizers: NamedTensors = ()
+    ) -> None:
         """Take a microbatch's output gradients; its group may now be ready for its backward pass."""
         assert exchange.group is not None
         group = self._groups[exchange.group]
         exchange.state = ExchangeState.GRADIENTS
-        exchange.gradients = gradients
+        exchange.gradients, exchange.tokenizer_gradients = gradients, of_tokenizers
         if exchange.outputs_at is not None:
             self._pace.took(exchange.key.agent, now - exchange.outputs_at)
         group.waiting.discard(exchange.key)
@@ -246,7 +248,13 @@ class Scheduler:
                     tensor = self.exchanges[key].gradients
                     assert tensor is not None
                     gradients.append((key, tensor))
-                return Backward(group.number, tuple(gradients), last=not group.waiting)
+                of_tokenizers = tuple((key, self.exchanges[key].tokenizer_gradients) for key in group.ready)
+                return Backward(
+                    group.number,
+                    tuple(gradients),
+                    last=not group.waiting,
+                    tokenizer_gradients=tuple(pair for pair in of_tokenizers if pair[1]),
+                )
         return None
 
     def _next_forward(self, ledger: Ledger, others: OthersInWindow, *, is_training: bool) -> Forward | None:
@@ -327,7 +335,7 @@ class Scheduler:
         """Take notice that the ready gradients of a group are part of the open window."""
         group = self._groups[number]
         for key in group.ready:
-            self.exchanges[key].gradients = None
+            self.exchanges[key].gradients, self.exchanges[key].tokenizer_gradients = None, ()
             self.exchanges[key].in_window_at = now
             self._in_window.append(key)
             self._window_samples += self.exchanges[key].num_samples
@@ -409,3 +417,4 @@ class Scheduler:
     def _queue_again(self, exchange: Exchange) -> None:
         exchange.state, exchange.group = ExchangeState.ACTIVATIONS, None
         exchange.outputs = exchange.gradients = None
+        exchange.tokenizer_gradients = ()

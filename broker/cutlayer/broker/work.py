@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from cutlayer.broker.messages import Activations, EncodedTensor, Mode, Outputs
 from cutlayer.broker.states import ExchangeState
 
-__all__ = ["Backward", "Commit", "Exchange", "Forward", "Group", "Key", "Release", "Work"]
+__all__ = ["Backward", "Commit", "Exchange", "Forward", "Group", "Key", "NamedTensors", "Release", "Work"]
+
+NamedTensors = tuple[tuple[str, EncodedTensor], ...]
+"""Tensors by modality, or by parameter of a tokenizer."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -34,6 +37,8 @@ class Exchange:
         outputs_at: When it did, and its outputs went.
         outputs: The answer, kept for an agent that asks again.
         gradients: The output gradients, until their backward pass.
+        tokenizer_gradients: The gradients of tokenizers that came with them.
+        cut_gradients: The gradients at the cut, from the backward pass to the commit; with trainable tokenizers.
         in_window_at: When that was done.
     """
 
@@ -47,6 +52,8 @@ class Exchange:
     outputs_at: float | None = None
     outputs: Outputs | None = None
     gradients: EncodedTensor | None = None
+    tokenizer_gradients: NamedTensors = ()
+    cut_gradients: NamedTensors = ()
     in_window_at: float | None = None
 
 
@@ -80,11 +87,15 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """Run the backward pass of a group for these members; then `backward_done`. `last` frees the graph."""
+    """Run the backward pass of a group for these members; then `backward_done`. `last` frees the graph.
+
+    Those of tokenizers that came with a member's output gradients are part of the window that the member is part of.
+    """
 
     group: int
     gradients: tuple[tuple[Key, EncodedTensor], ...]
     last: bool
+    tokenizer_gradients: tuple[tuple[Key, NamedTensors], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ __all__ = ["Reporter"]
 
 log = logging.getLogger(__name__)
 
+FREE_BYTES = 10_000
+"""What reports may take in any case: some seven of them, so that what a run's start looks like is seen at once."""
+
 
 @dataclass(slots=True)
 class _Stage:
@@ -43,6 +46,8 @@ class Reporter:
         self.num_duplicates = 0
         self.num_reconnects = 0
         self.num_samples = 0
+        self.num_codec_changes = 0
+        self.paced_s = 0.0
         self.on_report: Callable[[Telemetry], None] = lambda _: None
         self.round_trips = LogHistogram()
         self.due_at: float | None = None
@@ -52,6 +57,9 @@ class Reporter:
         self._clock = clock
         self._items: WorkItems | None = None
         self._every_s = 1.0
+        self._share = 1.0
+        self._spent_bytes = self._last_bytes = 0
+        self._reported_at = float("-inf")
         self._sequence = 0
         self._trained = Sums()
         self._recent = Sums()
@@ -61,15 +69,40 @@ class Reporter:
         self._stages: dict[str, _Stage] = {}
         self._epoch_shown = 0
 
-    def start(self, items: WorkItems, every_s: float, now: float) -> None:
-        """Start reporting on some work, each `every_s` seconds from `now` on."""
+    def start(self, items: WorkItems, every_s: float, now: float, *, share: float = 1.0) -> None:
+        """Start reporting on some work.
+
+        Args:
+            items: The work.
+            every_s: Seconds between reports, the first of them from `now` on.
+            now: Seconds.
+            share: Share of all bytes that reports may take; beyond it they come less often.
+        """
         self._items = items
         self._every_s = every_s
+        self._share = share
         self.due_at = now + every_s
 
-    def is_due(self, now: float) -> bool:
-        """Return whether the next report is due."""
-        return self.due_at is not None and now >= self.due_at
+    def is_due(self, now: float, longest_s: float = 0.0) -> bool:
+        """Return whether a report is to be sent now; one that would be too much is put off.
+
+        Args:
+            now: Seconds.
+            longest_s: Silence after which a report goes in any case: it is a sign of life.
+        """
+        if self.due_at is None or now < self.due_at:
+            return False
+        wire = self._courier.transport.wire
+        free_bytes = FREE_BYTES + self._share * (wire.sent_bytes + wire.received_bytes) - self._spent_bytes
+        if self._share >= 1.0 or self._last_bytes <= free_bytes or now >= self._reported_at + longest_s:
+            return True
+        self.due_at = now + self._every_s
+        return False
+
+    def sent(self, num_bytes: int, now: float) -> None:
+        """Take notice of what a report has cost."""
+        self._last_bytes, self._reported_at = num_bytes, now
+        self._spent_bytes += num_bytes
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -119,6 +152,10 @@ class Reporter:
             sums.num_samples,
             " + ".join(evaluation.given),
         )
+
+    def codec_changed(self) -> None:
+        """Count a step up or down the ladder of codecs."""
+        self.num_codec_changes += 1
 
     def forget_final_evaluations(self) -> None:
         """Drop the evaluations of weights that were not the last ones after all."""
@@ -172,6 +209,8 @@ class Reporter:
             peak_rss_bytes=peak_rss_bytes(),
             reconnects=self.num_reconnects,
             rejects_by=tuple(sorted(self._courier.rejects.items())[:MAX_REJECT_LABELS]),
+            codec_changes=self.num_codec_changes,
+            paced_s=self.paced_s,
         )
         self.last = telemetry
         self.on_report(telemetry)

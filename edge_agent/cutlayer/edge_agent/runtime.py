@@ -47,9 +47,12 @@ from cutlayer.broker.telemetry import activation_bytes
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from cutlayer.edge_agent.batches import Dataset
+from cutlayer.edge_agent.byte_plan import BytePlan
+from cutlayer.edge_agent.codec_ladder import CodecLadder
 from cutlayer.edge_agent.enrolment import Enrolled, Enrolment
 from cutlayer.edge_agent.ledger_check import LedgerCheck
 from cutlayer.edge_agent.reporter import Reporter
+from cutlayer.edge_agent.uplink import Uplink
 from cutlayer.edge_agent.workbench import Workbench
 
 __all__ = ["AgentOptions", "AgentRuntime"]
@@ -72,12 +75,14 @@ class AgentOptions:
         deadlines: When messages are sent again.
         software: Version for the worker's log.
         may_be_kept: Whether workers may keep this site's activations, where the run lets them.
+        max_uplink_bytes_per_s: Limit of what it sends; None for none.
     """
 
     connect_timeout_s: float = 20.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     software: str = ""
     may_be_kept: bool = True
+    max_uplink_bytes_per_s: float | None = None
 
 
 class AgentRuntime:
@@ -127,6 +132,7 @@ class AgentRuntime:
         self._is_leaving = False
         self.is_finished = False
         self.reporter = Reporter(incarnation, self._courier, clock)
+        self._uplink = Uplink(self._courier, self._options.max_uplink_bytes_per_s, self._started_at)
 
     @property
     def is_leased(self) -> bool:
@@ -213,6 +219,7 @@ class AgentRuntime:
         if sent_bytes > self._sent_bytes:  # what is still leaving cannot have been answered
             self._session.progress(now, self._courier.handed_bytes, self._transport.pending_bytes())
         self._sent_bytes = sent_bytes
+        self._uplink.tick(now)
         self._courier.tick(now)
         for message in self._courier.take_resumed():
             self._session.resumed(message, now)
@@ -220,12 +227,12 @@ class AgentRuntime:
         if not self._is_leaving:
             self._enrolment.tick(now)
             self._submit_work(now)
-            if self.reporter.is_due(now):
+            if self.reporter.is_due(now, self._session.lease_s / 3):
                 self._report(now)
         self._finish_if_done(now)
         deadlines = [now + LONGEST_SLEEP_S, self._session.next_deadline(), self._courier.next_deadline()]
         if not self._is_leaving:
-            deadlines += [self._enrolment.due_at, self.reporter.due_at]
+            deadlines += [self._enrolment.due_at, self.reporter.due_at, self._uplink.next_deadline(now)]
         return min(time for time in deadlines if time is not None)
 
     # Messages in ----------------------------------------------------------------------------------------------
@@ -264,11 +271,26 @@ class AgentRuntime:
         self._is_connected = False
 
     def _enrolled(self, enrolled: Enrolled, now: float) -> None:
-        self._bench = Workbench(enrolled, self.reporter, may_be_kept=self._options.may_be_kept)
+        self._bench = Workbench(
+            enrolled, self.reporter, may_be_kept=self._options.may_be_kept, ladder=self._ladder(enrolled)
+        )
         self._courier.traffic.sample_bytes = activation_bytes(enrolled.manifest)
         digest = bytes.fromhex(enrolled.manifest.digest())
         codecs, stages = compression.available_codecs(), compression.available_byte_stages()
         self._do(self._session.ready(digest, enrolled.plan.num_train, codecs, stages, now), now)
+
+    def _ladder(self, enrolled: Enrolled) -> CodecLadder | None:
+        """Make what chooses the codec of activations; None where there is nothing to choose and nothing to meet."""
+        manifest, uplink = enrolled.manifest, self._uplink
+        budget, limit, plan = manifest.budget, manifest.budget.bytes_per_sample, None
+        if not budget.ladder and limit is None:
+            return None
+        if limit is not None:
+            plan = BytePlan(limit, enrolled.plan, manifest.evaluation, num_modalities=len(manifest.modalities))
+        uplink.is_metered = bool(budget.ladder)
+        ladder = CodecLadder(budget, uplink.state, plan=plan, max_bytes_per_s=uplink.max_bytes_per_s)
+        ladder.on_change = self.reporter.codec_changed
+        return ladder
 
     # Actions out ----------------------------------------------------------------------------------------------
 
@@ -312,10 +334,13 @@ class AgentRuntime:
         items = self._bench.items
         if not self._was_leased:
             self._was_leased = True
-            self.reporter.start(items, self._bench.telemetry_s, now)
+            self.reporter.start(items, self._bench.telemetry_s, now, share=self._bench.telemetry_share)
         self._enrolment.stop_waiting()
         self._told_done = False
         self._go_by(action, now)
+        self._uplink.begin(now)
+        if self._bench.ladder is not None:
+            self._bench.ladder.begin(len(items.committed))
         log.info(
             "worker %s serves this agent; %d of %d steps are committed",
             action.worker,
@@ -346,21 +371,27 @@ class AgentRuntime:
         self._session.ask_ledger(told.worker, now + check.confirm_s)
 
     def _submit_work(self, now: float) -> None:
-        """Send as many microbatches as there are credits."""
-        phase = self._session.phase
-        if self._bench is None or phase not in (RunPhase.TRAINING, RunPhase.EVALUATING):
+        """Send as many microbatches as there are credits, and as the limit of the uplink lets by."""
+        self._submit_paced(now)
+        self.reporter.paced_s = self._uplink.paced_s
+
+    def _submit_paced(self, now: float) -> None:
+        phase, bench = self._session.phase, self._bench
+        if bench is None or phase not in (RunPhase.TRAINING, RunPhase.EVALUATING):
+            self._uplink.stop_waiting(now)
             return
-        while self._session.can_submit():
+        # Once the others evaluate, the weights stay as they are.
+        may_train = phase is RunPhase.TRAINING
+        while self._session.can_submit() and bench.items.has_next(may_train=may_train):
+            if not self._uplink.may_send(now):
+                return
             codecs = self._session.codecs()
             assert codecs is not None, "with a credit there is a lease"
-            # Once the others evaluate, the weights stay as they are.
-            microbatch = self._bench.next(
-                codecs, may_train=phase is RunPhase.TRAINING, store_for=self._session.store_for
-            )
-            if microbatch is None:
-                return
+            microbatch = bench.next(codecs, may_train=may_train, store_for=self._session.store_for)
+            assert microbatch is not None, "there is a next one"
             step, mode, refs = microbatch.step, microbatch.mode, microbatch.refs
             self._do(self._session.submit(step, mode, microbatch.num_samples, microbatch.tensors, now, refs), now)
+        self._uplink.stop_waiting(now)
 
     def _supply(self, wanted: TensorsWanted, now: float) -> None:
         """Send a microbatch again with the tensors that a store lacks."""
@@ -403,4 +434,8 @@ class AgentRuntime:
 
     def _report(self, now: float) -> None:
         telemetry = self.reporter.telemetry(now, num_repeats=self._session.num_repeats, is_final=False)
+        before = self._courier.handed_bytes
+        before = self._courier.handed_bytes
         self._courier.send(Publish(self._topics.telemetry, telemetry, qos=0))
+        self._uplink.report_bytes += self._courier.handed_bytes - before
+        self.reporter.sent(self._courier.handed_bytes - before, now)

@@ -15,6 +15,7 @@ from cutlayer.broker.sample_refs import SampleRefs, pack_mask, pack_numbers, pac
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
 from cutlayer.edge_agent.client_side import Tokenized
+from cutlayer.edge_agent.codec_ladder import CodecLadder
 from cutlayer.edge_agent.enrolment import Enrolled
 from cutlayer.edge_agent.kept_samples import KeptSamples
 from cutlayer.edge_agent.reporter import Reporter
@@ -56,12 +57,17 @@ class Workbench:
         enrolled: The run, and the client side of its model.
         reporter: Counts what is done.
         may_be_kept: Whether workers may keep this site's activations, where the run lets them.
+        ladder: Chooses the codec of activations; None for the lease's.
     """
 
-    def __init__(self, enrolled: Enrolled, reporter: Reporter, *, may_be_kept: bool = True) -> None:
+    def __init__(
+        self, enrolled: Enrolled, reporter: Reporter, *, may_be_kept: bool = True, ladder: CodecLadder | None = None
+    ) -> None:
         manifest = enrolled.manifest
+        self.ladder = ladder
         self._all_modalities = tuple(sorted(manifest.modalities))
         self._num_tokens = {name: spec.num_tokens for name, spec in manifest.modalities.items()}
+        self._num_sent = {name: manifest.num_tokens(name) for name in manifest.modalities}
         self._num_train = enrolled.plan.num_train
         self._may_be_kept = may_be_kept and manifest.activations != "every-step"
         self._kept = KeptSamples(enrolled.plan.num_train + enrolled.plan.num_test)
@@ -72,6 +78,7 @@ class Workbench:
             evaluation_samples=manifest.evaluation.samples,
         )
         self.telemetry_s = manifest.telemetry_s
+        self.telemetry_share = manifest.telemetry_share
         self.is_finishing = False
         """Whether the evaluations of the finished model have begun."""
         self._client = enrolled.client
@@ -133,7 +140,7 @@ class Workbench:
             return None
         labels_B = self._client.labels(item.split, item.indices)
         self._in_flight[item.mode, item.step] = _InFlight(item, labels_B)
-        return self._microbatch(item, codecs, store_for(item.step))
+        return self._microbatch(item, codecs, store_for(item.step), num_passes=len(labels_B))
 
     def again(self, wanted: TensorsWanted) -> Microbatch | None:
         """Make a microbatch again with the tensors that a store lacks; None for one that is not out.
@@ -153,8 +160,15 @@ class Workbench:
         self._kept.remove(wanted.store, numbers_B[missing_B] if missing_B.any() else numbers_B)
         return self._microbatch(flight.item, wanted.codecs, wanted.store)
 
-    def _microbatch(self, item: WorkItem, codecs: NegotiatedCodecs, store: str) -> Microbatch:
-        """Make a microbatch: references to what the store has, tensors of the rest."""
+    def _microbatch(self, item: WorkItem, codecs: NegotiatedCodecs, store: str, num_passes: int = 0) -> Microbatch:
+        """Make a microbatch: references to what the store has, tensors of the rest.
+
+        Args:
+            item: What it is of.
+            codecs: The lease's.
+            store: The store that it goes to.
+            num_passes: Its samples, unless it goes again.
+        """
         numbers_B = self._numbers(item)
         known_B = self._kept.known(store, numbers_B)
         if not (store and self._may_be_kept):
@@ -167,7 +181,8 @@ class Workbench:
             with self._reporter.stage("tokenize"):
                 tokenized = self._client.tokenize(item.split, item.indices[~known_B], item.given)
             with self._reporter.stage("encode"):
-                tensors = _encoded(codecs.activations, tokenized)
+                codec = self._codec(codecs.activations, tokenized, item, is_kept=is_named)
+                tensors = _encoded(codec, tokenized)
                 positions = tuple(
                     (name, pack_positions(places_BK, self._num_tokens[name])) for name, places_BK in tokenized.positions
                 )
@@ -177,7 +192,25 @@ class Workbench:
             from_store=item.given if known_B.all() else (),
             positions=positions,
         )
+        if self.ladder is not None:
+            self.ladder.add(
+                num_passes=num_passes if item.mode is Mode.TRAIN else 0,
+                num_fresh=int((~known_B).sum()) * self._share_of(item.given),
+                tensor_bytes=sum(len(tensor.data) for _, tensor in tensors),
+            )
         return Microbatch(item.step, item.mode, len(item.indices), tensors, refs)
+
+    def _codec(self, lease_codec: str, tokenized: Tokenized, item: WorkItem, *, is_kept: bool) -> str:
+        """Return the codec of a microbatch's activations."""
+        if self.ladder is None:
+            return lease_codec
+        tokens = [tokens_BKD for _, tokens_BKD in tokenized.tokens]
+        is_whole = item.given == self._all_modalities
+        return self.ladder.choose(lease_codec, tokens, is_whole=is_whole, is_kept=is_kept)
+
+    def _share_of(self, given: tuple[str, ...]) -> float:
+        """Return the share of a sample's tokens that some modalities have."""
+        return sum(self._num_sent[name] for name in given) / sum(self._num_sent.values())
 
     def _numbers(self, item: WorkItem) -> NDArray[np.int64]:
         """Return the agent's own numbers of a microbatch's samples: those for testing come after the others."""

@@ -79,6 +79,7 @@ def make_manifest(settings: RunSettings, built: BuiltModel, *, run_id: str | Non
         tokenizers=describe_model(built.tokenizer_file),
         evaluation=settings.evaluation,
         telemetry_s=settings.telemetry_s,
+        telemetry_share=settings.telemetry_share,
         activations=settings.activations.mode,
         reduction=dict(settings.activations.reduction),
         budget=settings.budget,

@@ -213,6 +213,7 @@ class RunSettings(_Section):
         worker: How a server worker works.
         evaluation: How agents evaluate.
         telemetry_s: Seconds between two telemetry messages of an agent.
+        telemetry_share: Share of an agent's bytes that its telemetry may take: beyond it reports come less often.
         activations: How often they are sent.
         budget: How far agents may go down in precision to meet a limit of bytes.
     """
@@ -228,6 +229,7 @@ class RunSettings(_Section):
     worker: WorkerSettings = WorkerSettings()
     evaluation: EvaluationSpec = EvaluationSpec()
     telemetry_s: PositiveFloat = 1.0
+    telemetry_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
     activations: ActivationSettings = ActivationSettings()
     budget: BudgetSpec = BudgetSpec()
 
