@@ -130,8 +130,7 @@ class WorkItems:
         Args:
             may_train: Whether training steps may be sent, too, or evaluations only.
         """
-        while self._next_step in self.committed or self._next_step in self._outstanding:
-            self._next_step += 1
+        self._skip_taken()
         # What a ledger lacked comes before evaluations: workers may still hold such steps, and refuse what comes
         # beyond their credits until they are taken up again.
         if self._evaluations and not (may_train and self._next_step < self._catch_up_to):
@@ -148,6 +147,11 @@ class WorkItems:
             if self._every_epochs and epoch % self._every_epochs == 0 and epoch < self.plan.epochs:
                 self._evaluate(epoch, self._modalities, self._evaluation_samples, is_final=False)
         return WorkItem(Mode.TRAIN, step, "train", self.plan.train_indices(step), self._modalities)
+
+    def has_next(self, *, may_train: bool = True) -> bool:
+        """Return whether `next` has anything to send."""
+        self._skip_taken()
+        return bool(self._evaluations) or (may_train and self._next_step < self.plan.total_steps)
 
     def commit(self, step: int) -> bool:
         """Take notice of a committed step; return whether it is news."""
@@ -191,6 +195,10 @@ class WorkItems:
             choices += [(name,) for name in self._modalities]
         for given in choices:
             self._evaluate(self.epoch, given, self.plan.num_test, is_final=True)
+
+    def _skip_taken(self) -> None:
+        while self._next_step in self.committed or self._next_step in self._outstanding:
+            self._next_step += 1
 
     def _evaluate(self, epoch: int, given: tuple[str, ...], num_samples: int, *, is_final: bool) -> None:
         batches = self.plan.test_batches(num_samples)
