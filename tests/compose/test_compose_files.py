@@ -13,6 +13,7 @@ import pytest
 
 from support.compose import FILES, UP, compose_environment, configuration, tool
 from support.podman import PACKAGES, PROJECT
+from support.waiting import LIMIT_S
 
 OVERRIDES = FILES[1:]
 TOGETHER = [(FILES[0], *chosen) for count in range(4) for chosen in combinations(OVERRIDES, count)]
@@ -33,7 +34,7 @@ def lint(*command: str, text: str | None = None) -> subprocess.CompletedProcess[
         env=compose_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
 

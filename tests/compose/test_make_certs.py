@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,19 +11,20 @@ from typing import Any
 
 import pytest
 
-from cutlayer.broker import launcher
 from cutlayer.broker.errors import NotAuthorized
 from cutlayer.broker.launcher_mosquitto import find_mosquitto
 from cutlayer.broker.topics import RUN, AgentTopics, WorkerTopics
 from cutlayer.broker.transport import Received
 from support.brokers import Client, mosquitto_test, mqtt_client
 from support.compose import configuration
-from support.podman import PROJECT, until
+from support.podman import PROJECT
+from support.ports import free_port, listens
+from support.waiting import LIMIT_S, until
 
 
 def make_certs(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROJECT / "scripts" / "make_certs.py"), "--output", str(folder), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def url(secrets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 @contextmanager
 def broker(secrets: Path, folder: Path) -> Iterator[str]:
     """Run Mosquitto as docker-compose.tls.yml does, secrets at the paths that it gives them."""
-    port = launcher._free_port("127.0.0.1", 0)
+    port = free_port()
     text = (PROJECT / "broker" / "mosquitto.tls.conf").read_text().replace("listener 8883\n", f"listener {port}\n")
     for name, secret in configuration("docker-compose.yml", "docker-compose.tls.yml")["secrets"].items():
         text = text.replace(f"/run/secrets/{name}\n", f"{secrets / Path(secret['file']).name}\n")
@@ -54,15 +54,10 @@ def broker(secrets: Path, folder: Path) -> Iterator[str]:
     command = [str(find_mosquitto()), "-c", str(settings)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            until(lambda: answers(port), "answer of Mosquitto", 10.0)
+            until(lambda: listens(port), "answer of Mosquitto")
             yield f"mqtts://127.0.0.1:{port}"
         finally:
             process.terminate()
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def client(url: str, secrets: Path, user: str, **settings: Any) -> Client:

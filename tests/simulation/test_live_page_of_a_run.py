@@ -9,14 +9,13 @@ from cutlayer.dashboards.panels import OVERVIEW
 from support.brokers import mosquitto_test, running_broker
 from support.headless_browser import headless_browser, needs_chromium
 from support.processes import DIGITS_FILE, SMALL_DIGITS, Process, script
+from support.waiting import LIMIT_S
 
 pytestmark = [*needs_chromium]
 
 SITES = ("clinic/00", "clinic/01")
 EMPTY = "return [...document.querySelectorAll('.panel')].filter((panel) => panel.querySelector('.empty:not([hidden])'))"
 FILLED = f"{EMPTY}.length === 0 && document.querySelectorAll('.panel').length === {len(OVERVIEW.panels)}"
-FILLED_WITHIN_S = 90.0
-END_WITHIN_S = 120.0
 
 
 def settings() -> list[str]:
@@ -40,17 +39,17 @@ def test_run_shows_every_panel_and_then_that_it_has_ended(tmp_path: Path) -> Non
             for index, site in enumerate(SITES)
         ]
         with Process(worker, tmp_path / "worker.log") as serving:
-            serving.wait_for("live page at ", 60.0)
+            serving.wait_for("live page at ")
             url = serving.text().partition("live page at ")[2].partition(",")[0]
             assert url.startswith("http://127.0.0.1:")
             browser.open(url)
-            browser.wait_until("return document.querySelectorAll('.panel').length > 0", 30.0)
+            browser.wait_until("return document.querySelectorAll('.panel').length > 0", LIMIT_S)
             assert browser.run("return document.getElementById('phase').textContent") == "waiting"
             with (
                 Process([*agents[0], "--broker", broker.url], tmp_path / "agent-0.log"),
                 Process([*agents[1], "--broker", broker.url], tmp_path / "agent-1.log"),
             ):
-                browser.wait_until(FILLED, FILLED_WITHIN_S)
+                browser.wait_until(FILLED, LIMIT_S)
                 assert browser.console() == []
                 asked = {address.partition("?")[0] for address in browser.requested()}
                 assert {address for address in asked if not address.startswith("data:")} == {
@@ -61,8 +60,8 @@ def test_run_shows_every_panel_and_then_that_it_has_ended(tmp_path: Path) -> Non
                     "return [...document.querySelectorAll('.bars .name')].map((each) => each.textContent)"
                 )
                 assert set(SITES) <= set(names)
-                browser.wait_until("return document.getElementById('phase').textContent === 'ended'", END_WITHIN_S)
-            assert serving.exit_code(60.0) == 0
+                browser.wait_until("return document.getElementById('phase').textContent === 'ended'", 2 * LIMIT_S)
+            assert serving.exit_code() == 0
         text = browser.run("return document.getElementById('banner').textContent")
         assert text.startswith("The run has ended here")
         assert browser.run(f"{EMPTY}.length") == 0

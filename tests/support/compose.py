@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import socket
 import sys
 import urllib.error
 import urllib.parse
@@ -14,13 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from support.podman import PROJECT, Podman, run, until
+from support.podman import PROJECT, Podman, run
+from support.ports import free_port
+from support.waiting import LIMIT_S, until
 
 __all__ = ["FILES", "ComposeProject", "compose_environment", "configuration", "tool"]
 
 FILES = ("docker-compose.yml", "docker-compose.pool.yml", "docker-compose.tls.yml", "docker-compose.admin.yml")
 UP = ("broker", "server_worker", "grafana")
 """The services that a person names; Prometheus comes with Grafana."""
+EVERY_S = 0.2
+"""Between two looks at the containers, each of which starts processes."""
 
 
 def tool(name: str) -> str:
@@ -39,7 +42,7 @@ def configuration(*files: str, interpolate: bool = True) -> dict[str, Any]:
     """Return what Compose makes of files, every profile included."""
     flags = [flag for file in files or FILES[:1] for flag in ("--file", file)]
     command = [tool("docker-compose"), *flags, "--profile", "*", "config", "--format", "json"]
-    content = run(command + ([] if interpolate else ["--no-interpolate"]), compose_environment(), 20.0)
+    content = run(command + ([] if interpolate else ["--no-interpolate"]), compose_environment(), LIMIT_S)
     return dict(json.loads(content))
 
 
@@ -58,7 +61,7 @@ class ComposeProject:
         self._ports = dict(
             zip(
                 ("CUTLAYER_MQTT_PORT", "CUTLAYER_MQTTS_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT"),
-                free_ports(4),
+                [free_port() for _ in range(4)],
                 strict=True,
             )
         )
@@ -75,7 +78,7 @@ class ComposeProject:
             print(self._podman.logs())
         self.down()
 
-    def compose(self, *arguments: str, timeout_s: float = 120.0) -> str:
+    def compose(self, *arguments: str, timeout_s: float = 2 * LIMIT_S) -> str:
         """Run one of Compose's commands."""
         return run([tool("docker-compose"), *self._flags, *arguments], self._environment, timeout_s)
 
@@ -97,22 +100,22 @@ class ComposeProject:
                 found.append({**container["State"], "Service": name, "Name": container["Name"]})
         return found
 
-    def wait_healthy(self, *services: str, timeout_s: float = 60.0) -> None:
+    def wait_healthy(self, *services: str, timeout_s: float = 2 * LIMIT_S) -> None:
         """Wait until the health checks of all containers of services have passed."""
 
         def healthy() -> bool:
             states = [state for service in services for state in self.states(service)]
             return len(states) >= len(services) and all(state["Health"]["Status"] == "healthy" for state in states)
 
-        until(healthy, f"healthy {', '.join(services)}", timeout_s)
+        until(healthy, f"healthy {', '.join(services)}", timeout_s, EVERY_S)
 
-    def exit_codes(self, service: str, timeout_s: float = 150.0) -> list[int]:
+    def exit_codes(self, service: str, timeout_s: float = 5 * LIMIT_S) -> list[int]:
         """Wait until all containers of a service have ended, and return their exit codes."""
 
         def ended() -> bool:
             return all(state["Status"] in ("exited", "stopped") for state in self.states(service))
 
-        until(ended, f"end of {service}", timeout_s)
+        until(ended, f"end of {service}", timeout_s, EVERY_S)
         return [int(state["ExitCode"]) for state in self.states(service)]
 
     def log(self, service: str) -> str:
@@ -122,7 +125,7 @@ class ComposeProject:
     def get(self, service: str, path: str) -> Any:
         """Return the JSON at a path of Grafana's or Prometheus' published port."""
         url = f"http://127.0.0.1:{self._ports[f'{service.upper()}_PORT']}{path}"
-        with urllib.request.urlopen(url, timeout=10) as reply:
+        with urllib.request.urlopen(url, timeout=LIMIT_S) as reply:
             return json.load(reply)
 
     def query(self, expression: str) -> list[float]:
@@ -142,14 +145,3 @@ class ComposeProject:
     def port(self, name: str) -> int:
         """Return a published port by its variable."""
         return self._ports[name]
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that are free now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

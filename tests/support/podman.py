@@ -15,15 +15,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support.waiting import LIMIT_S, until
 
 __all__ = ["BASE_PYTHON", "PACKAGES", "PROJECT", "Podman", "missing", "own_podman"]
 
@@ -66,7 +67,7 @@ class Podman:
             (folder / name).write_text(text, encoding="utf-8")
             self.environment[variable] = str(folder / name)
 
-    def run(self, *arguments: str, timeout_s: float = 60.0, check: bool = True) -> str:
+    def run(self, *arguments: str, timeout_s: float = LIMIT_S, check: bool = True) -> str:
         """Run one command, and return what it printed; a failed one fails the test with its errors."""
         return run(["podman", *arguments], self.environment, timeout_s, check=check)
 
@@ -85,7 +86,7 @@ class Podman:
         texts = []
         for container in self.containers():
             command = ["podman", "logs", "--tail", "15", container["Id"]]
-            output = subprocess.run(command, env=self.environment, capture_output=True, timeout=30, check=False)
+            output = subprocess.run(command, env=self.environment, capture_output=True, timeout=LIMIT_S, check=False)
             texts.append(f"--- {container['Name']}\n{output.stdout.decode()}{output.stderr.decode()}")
         return "\n".join(texts)
 
@@ -116,27 +117,27 @@ class Podman:
             service = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         checks = threading.Thread(target=check_health)
         try:
-            until(self.socket.exists, "podman's socket", 15.0)
+            until(self.socket.exists, "podman's socket")
             checks.start()
             yield
         finally:
             stop.set()
             if checks.is_alive():
-                checks.join(60.0)
+                checks.join(LIMIT_S)
             service.terminate()
-            service.wait(20.0)
+            service.wait(LIMIT_S)
 
     def clean(self) -> None:
         """Stop and remove everything, the folder's content included."""
         for arguments in (["rm", "--all", "--force", "--time", "2"], ["volume", "prune", "--force"]):
-            self.run(*arguments, timeout_s=60.0, check=False)
+            self.run(*arguments, check=False)
         self.run("network", "prune", "--force", check=False)
         self.run("unmount", "--all", "--force", check=False)
         mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         for mount in reversed([mount for mount in mounts if mount.startswith(f"{self._folder}/")]):
-            run(["umount", "--lazy", mount], self.environment, 10.0, check=False)
+            run(["umount", "--lazy", mount], self.environment, LIMIT_S, check=False)
         # Gigabytes in a hundred thousand files; what is still mounted is left alone.
-        run(["rm", "-rf", "--one-file-system", str(self._folder)], self.environment, 120.0, check=False)
+        run(["rm", "-rf", "--one-file-system", str(self._folder)], self.environment, 300.0, check=False)
 
     def _settings(self) -> str:
         # runc: crun refuses the hybrid control groups of some machines. Limits: podman asks for more than a machine
@@ -184,10 +185,10 @@ def own_podman(base: str) -> Iterator[tuple[Podman, str]]:
             tar = folder / "base.tar"
             make = ["mmdebstrap", "--quiet", "--variant=apt", f"--include={BASE_PACKAGES}"]
             trim = ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"]
-            run([*make, *trim, BASE_SUITE, str(tar)], podman.environment, 240.0)
-            podman.run("import", "--quiet", "--change", f"ENV PATH={SEARCH_PATH}", str(tar), base, timeout_s=120.0)
+            run([*make, *trim, BASE_SUITE, str(tar)], podman.environment, 900.0)
+            podman.run("import", "--quiet", "--change", f"ENV PATH={SEARCH_PATH}", str(tar), base, timeout_s=300.0)
             tar.unlink()
-            output, _ = downloading.communicate(timeout=240.0)
+            output, _ = downloading.communicate(timeout=900.0)
         finally:
             downloading.kill()
             downloading.wait()
@@ -240,12 +241,3 @@ def run(command: Sequence[str], environment: dict[str, str], timeout_s: float, *
     if check and result.returncode:
         pytest.fail(f"{' '.join(command)}: {result.stdout.decode()[-3000:]}{result.stderr.decode()[-3000:]}")
     return result.stdout.decode()
-
-
-def until(satisfied: Callable[[], object], what: str, timeout_s: float) -> None:
-    """Wait for something, or fail."""
-    end_s = time.monotonic() + timeout_s
-    while not satisfied():
-        if time.monotonic() > end_s:
-            pytest.fail(f"no {what} within {timeout_s} s")
-        time.sleep(0.2)

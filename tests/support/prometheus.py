@@ -90,7 +90,7 @@ class Prometheus:
         end_s = time.monotonic() + timeout_s
         while not self.ask(expression):
             if time.monotonic() > end_s or not self.process.is_running():
-                pytest.fail(f"no {what} within {timeout_s} s ({expression})\n{self.process.text()[-2000:]}")
+                pytest.fail(f"no {what} within {timeout_s:g} s ({expression})\n{self.process.text()[-2000:]}")
             time.sleep(0.2)
 
 
