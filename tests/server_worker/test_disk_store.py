@@ -88,10 +88,10 @@ def test_what_was_forgotten_is_freed_bit_by_bit_and_never_found_again(tmp_path: 
     full_bytes = store.stored_bytes
     store.forget("a")
     assert store.num_samples == 0
-    assert full_bytes > store.stored_bytes > 0.1 * full_bytes
+    assert full_bytes > store.stored_bytes > 0.5 * full_bytes
     assert store.put("a", np.arange(4), tokens(4)).all()
     assert num_found(store, 64) == 4
-    for _ in range(3):
+    for _ in range(6):
         store.put("a", np.arange(4), tokens(4))
     assert store.stored_bytes < 0.01 * full_bytes
     assert num_found(store, 64) == store.num_samples == 4
