@@ -172,6 +172,7 @@ def test_a_tensor_of_several_chunks_equals_its_blocks_one_by_one(shape: tuple[in
         ("int4", 16 * 4 + 80),
         ("int4:block=all", 4 + 80),
         ("int4:block=64", 3 * 4 + 80),
+        ("int2:block=all", 4 + 40),
         ("int2:block=all,symmetric", 2 + 40),
     ],
 )

@@ -4,7 +4,7 @@ So an encoder that rounds at random is still a function of its input: tests can 
 message that is encoded again is the same message. Two tensors that differ in one bit get unrelated numbers.
 """
 
-import hashlib
+import zlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ _DRAWS_PER_WORD = 4
 class ContentNoise:
     """Uniform numbers from 0 to 1, in steps of 2^-16.
 
-    The seed is the first 128 bits of SHA-256 of the elements as little-endian binary32 in C order; the generator
-    is PCG64, whose stream NumPy promises to keep (NEP 19).
+    The seed is the CRC-32 of the elements as little-endian binary32 in C order; the generator is PCG64, whose stream
+    NumPy promises to keep (NEP 19). Nobody is kept from finding two tensors with the same numbers, which would gain
+    nothing; and SHA-256 took 25 ms where the CRC takes 9 and all the rest 15 (19 MB on one AMD EPYC core).
 
     Args:
         array: C-contiguous; whatever is being encoded.
@@ -24,11 +25,11 @@ class ContentNoise:
 
     def __init__(self, array: NDArray[np.float32]) -> None:
         elements = np.ascontiguousarray(array, "<f4").reshape(-1)
-        digest = hashlib.sha256(elements.view(np.uint8).data).digest()
-        self._generator = np.random.PCG64(int.from_bytes(digest[:16], "little"))
+        self._generator = np.random.PCG64(zlib.crc32(elements.view(np.uint8).data))
+        self._left = np.empty(0, "<u2")
 
     def draw(self, count: int) -> NDArray[np.float32]:
-        """Give the next numbers.
+        """Give the next numbers; how many are asked for at a time changes none of them.
 
         Args:
             count: How many.
@@ -36,8 +37,11 @@ class ContentNoise:
         Returns:
             Odd multiples of 2^-17, so that their mean is one half, not less.
         """
-        words = self._generator.random_raw(-(-count // _DRAWS_PER_WORD))
-        draws = words.astype("<u8", copy=False).view("<u2")[:count].astype(np.float32)
+        num_words = max(0, -(-(count - self._left.size) // _DRAWS_PER_WORD))
+        words = self._generator.random_raw(num_words)
+        available = np.concatenate([self._left, words.astype("<u8", copy=False).view("<u2")])
+        self._left = available[count:].copy()
+        draws = available[:count].astype(np.float32)
         draws *= np.float32(2.0**-16)
         draws += np.float32(2.0**-17)
         return draws
