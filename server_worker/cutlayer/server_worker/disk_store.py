@@ -51,7 +51,7 @@ class DiskActivationStore:
         run_id: The run. Stores of other runs in the folder are removed.
         max_bytes: Of the file. While a put replaces samples, the journal beside it takes as much as these do.
         idle_s: An agent that was away for so long makes room for others.
-        codecs: How samples are kept, tried in this order; see `SampleEncoder`. Of what came as int8, lz4 saves less than
+        codecs: How samples are kept, tried in this order; see `SampleEncoder`. Of what came as int8, lz4 saves under
             9 %, zstd:1 10 % and zstd:3 25 %, and they take two to five times as long to put.
         clock: Seconds, the same for all processes, also after a restart of the machine.
         busy_s: How long to wait for another process's lock, at most.
