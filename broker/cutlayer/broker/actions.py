@@ -24,6 +24,7 @@ __all__ = [
     "TelemetryReceived",
     "TensorsWanted",
     "Unsubscribe",
+    "WeightsReceived",
 ]
 
 
@@ -132,10 +133,28 @@ class TensorsWanted:
 
 @dataclass(frozen=True, slots=True)
 class StepCommitted:
-    """To the agent: a training step is part of the model. `window` is None where only the ledger has told it."""
+    """To the agent: a training step is part of the model.
+
+    Attributes:
+        step: The step.
+        window: The window; None where only the ledger has told it.
+        tensors: The gradients at the cut, by modality, with trainable tokenizers; none where they are lost.
+        codec: What they have to be encoded as.
+    """
 
     step: int
     window: int | None
+    tensors: tuple[tuple[str, EncodedTensor], ...] = ()
+    codec: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsReceived:
+    """To the agent: weights of its tokenizers, under a lease; whoever has older ones of that lease takes them."""
+
+    lease: int
+    version: int
+    tensors: tuple[tuple[str, EncodedTensor], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +216,7 @@ AgentAction = (
     | OutputsReceived
     | StepCommitted
     | TensorsWanted
+    | WeightsReceived
     | PhaseReached
     | Duplicate
     | Refused

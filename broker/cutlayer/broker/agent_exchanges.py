@@ -156,7 +156,14 @@ class ExchangeTable:
         self._homeless.discard(exchange.key)
         return self._send_activations(exchange, now, repeated=True)
 
-    def submit_gradients(self, step: int, version: int, gradients: EncodedTensor, now: float) -> list[AgentAction]:
+    def submit_gradients(
+        self,
+        step: int,
+        version: int,
+        gradients: EncodedTensor,
+        now: float,
+        of_tokenizers: tuple[tuple[str, EncodedTensor], ...] = (),
+    ) -> list[AgentAction]:
         """Send the output gradients of a training step, unless it has come to another state meanwhile."""
         exchange = self._exchanges.get((Mode.TRAIN, step))
         worker = self._workers.named(exchange.worker) if exchange else None
@@ -165,7 +172,7 @@ class ExchangeTable:
         if exchange.version != version:
             return []
         exchange.state = ExchangeState.GRADIENTS
-        message = OutputGradients(worker.lease, step, version, gradients)
+        message = OutputGradients(worker.lease, step, version, gradients, of_tokenizers)
         return self._send(exchange, Publish(self._topics.up_gradients(worker.name), message), now)
 
     def repeat(self, exchange: AgentExchange, now: float) -> list[AgentAction]:
@@ -246,7 +253,8 @@ class ExchangeTable:
             return [Refused("state", f"{type(message).__name__} in state {before.name}")]
         if isinstance(message, ActivationGradients):
             self._finish(exchange)
-            return [StepCommitted(message.step, message.window), *self.rehome(now)]
+            codec = worker.codecs.activation_gradients if message.tensors and worker.codecs else ""
+            return [StepCommitted(message.step, message.window, message.tensors, codec), *self.rehome(now)]
         if isinstance(message, Resend):
             if message.reason is ResendReason.MISSING:
                 assert worker.codecs is not None, "a lease has codecs"

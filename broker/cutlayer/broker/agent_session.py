@@ -11,7 +11,7 @@ microbatch may go to any of them, also to a second one while the first may still
 
 from __future__ import annotations
 
-from cutlayer.broker.actions import AgentAction, LeaseGranted, Publish, Refused, Subscribe
+from cutlayer.broker.actions import AgentAction, LeaseGranted, Publish, Refused, Subscribe, WeightsReceived
 from cutlayer.broker.agent_deadlines import Deadlines
 from cutlayer.broker.agent_exchanges import ExchangeTable
 from cutlayer.broker.agent_greetings import Greetings
@@ -36,6 +36,7 @@ from cutlayer.broker.messages import (
     ResendReason,
     RunPhase,
     Telemetry,
+    TokenizerWeights,
     TrainingDone,
     Welcome,
     WorkerState,
@@ -169,9 +170,24 @@ class AgentSession:
         """Forget one microbatch that the driver has no use for any more."""
         self._exchanges.withdraw(step, mode)
 
-    def submit_gradients(self, step: int, version: int, gradients: EncodedTensor, now: float) -> list[AgentAction]:
-        """Send the output gradients of a training step, unless it has come to another state meanwhile."""
-        return self._exchanges.submit_gradients(step, version, gradients, now)
+    def submit_gradients(
+        self,
+        step: int,
+        version: int,
+        gradients: EncodedTensor,
+        now: float,
+        of_tokenizers: tuple[tuple[str, EncodedTensor], ...] = (),
+    ) -> list[AgentAction]:
+        """Send the output gradients of a training step, unless it has come to another state meanwhile.
+
+        Args:
+            step: The step.
+            version: Version of the weights that its outputs are of.
+            gradients: The gradients at the outputs.
+            now: Seconds.
+            of_tokenizers: Gradients of tokenizers that go with them.
+        """
+        return self._exchanges.submit_gradients(step, version, gradients, now, of_tokenizers)
 
     def withdraw_training(self) -> None:
         """Forget all training steps that are outstanding, and take their credits back.
@@ -270,7 +286,7 @@ class AgentSession:
                 return [Refused("incarnation", f"{type(message).__name__} to an earlier process")]
             case Welcome() | Busy() | Reject():
                 return self._answer(message, now)
-            case Phase() | Outputs() | ActivationGradients() | Resend():
+            case Phase() | Outputs() | ActivationGradients() | Resend() | TokenizerWeights():
                 return self._under_lease(message, now)
             case _:
                 return [Refused("unexpected", f"{type(message).__name__} is not for an agent")]
@@ -284,7 +300,9 @@ class AgentSession:
                 self._poll_at = now + self._deadlines.step_s
         return actions
 
-    def _under_lease(self, message: Phase | Outputs | ActivationGradients | Resend, now: float) -> list[AgentAction]:
+    def _under_lease(
+        self, message: Phase | Outputs | ActivationGradients | Resend | TokenizerWeights, now: float
+    ) -> list[AgentAction]:
         worker = self._workers.leasing(message.lease)
         if worker is None:
             return [Refused("lease", f"{type(message).__name__} under an unknown lease")]
@@ -292,6 +310,8 @@ class AgentSession:
         match message:
             case Phase():
                 return self._leases.take_phase(worker, message, now)
+            case TokenizerWeights():
+                return [WeightsReceived(message.lease, message.version, message.tensors)]
             case Resend(reason=ResendReason.LEASE):
                 lost = self._leases.lose(worker, "it does not know the lease", now)
                 return lost + self._greetings.say(worker, now)

@@ -12,9 +12,11 @@ from cutlayer.broker.errors import MalformedMessage, OversizedMessage
 from cutlayer.broker.messages import MAX_TENSOR_ELEMENTS, EncodedTensor
 from cutlayer.compression import CodecError, codec_from_name
 
-__all__ = ["check_tensor", "decode_tensor", "encode_tensor", "raw_bytes"]
+__all__ = ["WEIGHTS_CODEC", "check_tensor", "decode_tensor", "encode_tensor", "raw_bytes"]
 
 FLOAT32_BYTES = 4
+WEIGHTS_CODEC = "identity"
+"""Of tokenizers' weights on their way down: what an agent tokenizes with is what the worker has."""
 
 
 def encode_tensor(codec: str, array: NDArray[np.float32]) -> EncodedTensor:

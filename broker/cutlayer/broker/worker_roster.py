@@ -151,7 +151,8 @@ class WorkerRoster:
         if lease is not None and lease.absent_since is None:
             if lease.incarnation == hello.incarnation:
                 lease.heard_at = now
-                return [Publish(topics.down_control, self.welcome(lease))]
+                # An agent that waits for weights asks by a Hello.
+                return [Publish(topics.down_control, self.welcome(lease)), *run.tell_weights([lease])]
             if lease.incarnation > hello.incarnation:
                 return [Refused("incarnation", f"a late Hello of {hello.agent}'s earlier process")]
         if hello.incarnation == self._departed.get(hello.agent):
@@ -186,7 +187,7 @@ class WorkerRoster:
         advance = self._advance()  # before the Welcome, which says where the run stands
         welcome = Publish(topics.down_control, self.welcome(lease))
         self._is_state_old = True
-        return [*self.subscribe(hello.agent), joined, welcome, *advance]
+        return [*self.subscribe(hello.agent), joined, welcome, *run.tell_weights([lease]), *advance]
 
     def welcome(self, lease: Lease) -> Welcome:
         """Return the Welcome of a lease, with what is committed now."""
@@ -282,6 +283,7 @@ class WorkerRoster:
         run = self._run
         run.scheduler.abandon(lease.agent)
         run.leases.drop(lease.agent)
+        run.commits.forget(lease.agent)
         # Schedules do not count on what it has not trained on; if it comes back, its Hello says how much there is.
         steps = len(run.ledger.of(lease.agent))
         committed = min(steps * run.manifest.microbatch_samples, lease.num_samples * run.manifest.epochs)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from cutlayer.broker.actions import Publish
+from cutlayer.broker.actions import Publish, WorkerAction
 from cutlayer.broker.leases import Lease, LeaseTable
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import Manifest
@@ -12,6 +13,7 @@ from cutlayer.broker.messages import RunPhase, WorkerState
 from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.scheduler import Scheduler
 from cutlayer.broker.topics import WorkerTopics
+from cutlayer.broker.worker_weights import CommitMemory, WeightsDesk
 from cutlayer.compression import codec_from_name
 
 __all__ = ["WorkerLimits", "WorkerRun"]
@@ -59,6 +61,8 @@ class WorkerRun:
         known_samples: Samples of each agent that the run has seen.
         is_draining: Whether it takes nothing new.
         store: Names the store that keeps activations; empty where none does.
+        weights: The tokenizers' newest weights, where they are trained.
+        commits: The gradients at the cut of the last commits, where they are.
     """
 
     name: str
@@ -75,6 +79,20 @@ class WorkerRun:
     reason: str = ""
     is_draining: bool = False
     store: str = ""
+    weights: WeightsDesk = field(default_factory=WeightsDesk)
+    commits: CommitMemory = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.commits = CommitMemory(self.limits.credits)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no other worker of the run that is online has a lower name: one of them speaks for all."""
+        return self.members is None or all(self.name < name for name in self.members.serving())
+
+    def tell_weights(self, leases: Iterable[Lease]) -> list[WorkerAction]:
+        """Send the tokenizers' weights to agents, if this worker is the one that does."""
+        return self.weights.tell(leases) if self.is_first else []
 
     @property
     def planned_samples(self) -> int | None:

@@ -45,7 +45,7 @@ from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.pool_round import Verdict, WindowPart
 from cutlayer.broker.scheduler import Scheduler
 from cutlayer.broker.topics import WORKER_WINDOWS, AgentTopics, WorkerTopics, agent_of
-from cutlayer.broker.work import Backward, Key, Work
+from cutlayer.broker.work import Backward, Key, NamedTensors, Work
 from cutlayer.broker.worker_roster import WorkerRoster
 from cutlayer.broker.worker_run import WorkerLimits, WorkerRun
 from cutlayer.broker.worker_steps import ContentRefused, WorkerSteps
@@ -270,6 +270,10 @@ class WorkerSession:
         """
         return self._steps.forwarded(group, outputs, version, now, unkept or {})
 
+    def take_weights(self, version: int, tensors: NamedTensors) -> None:
+        """Take the tokenizers' newest weights: at the start, and before each `committed` or `round_committed`."""
+        self._run.weights.take(version, tensors)
+
     def lacks(self, key: Key, missing: bytes) -> list[WorkerAction]:
         """Ask for a microbatch again with the tensors of the samples that the store lacks.
 
@@ -286,8 +290,18 @@ class WorkerSession:
         coming = [key for key, _ in work.gradients]
         return self._say_window(now, closes=False, coming=coming)
 
-    def backward_done(self, group: int, now: float) -> list[WorkerAction]:
-        """Take notice that a group's gradients are part of the open window."""
+    def backward_done(
+        self, group: int, now: float, cut_gradients: Mapping[Key, NamedTensors] | None = None
+    ) -> list[WorkerAction]:
+        """Take notice that a group's gradients are part of the open window.
+
+        Args:
+            group: The group's number.
+            now: Seconds.
+            cut_gradients: The gradients at the cut of its microbatches; with trainable tokenizers.
+        """
+        for key, tensors in (cut_gradients or {}).items():
+            self._run.scheduler.exchanges[key].cut_gradients = tensors
         self._run.scheduler.backward_done(group, now)
         return self._say_window(now, closes=False) if self._run.members is not None else []
 
@@ -299,7 +313,7 @@ class WorkerSession:
         for exchange in done:
             self.ledger.add(exchange.key.agent, exchange.key.step)
         scheduler.give_up_stale(now)
-        return self._steps.tell_committed(done, window, now)
+        return [*self._tell_weights(), *self._steps.tell_committed(done, window, now)]
 
     def fail_content(self, key: Key, detail: str) -> list[WorkerAction]:
         """Refuse an agent for good whose tensors cannot be decoded."""
@@ -372,7 +386,8 @@ class WorkerSession:
         again = [exchange for exchange in again if exchange not in done]
         done += scheduler.take_committed(self.ledger)
         scheduler.give_up_stale(now)
-        return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(again)]
+        told = self._steps.tell_committed(done, window, now)
+        return [*self._tell_weights(), *told, *self._steps.ask_again(again)]
 
     def round_failed(self, verdict: Verdict | None, generation: int, now: float) -> list[WorkerAction]:
         """Take notice of a round that has committed nothing: the window stays open, but for a rejected part."""
@@ -510,6 +525,11 @@ class WorkerSession:
 
     # Inside ---------------------------------------------------------------------------------------------------
 
+    def _tell_weights(self) -> list[WorkerAction]:
+        """Send the tokenizers' weights to all agents after so many windows, before these windows' commits."""
+        is_due = self.window % self.manifest.tokenizers.every_windows == 0
+        return self._run.tell_weights(self.leases) if is_due else []
+
     def _advance(self) -> list[WorkerAction]:
         """Enter the next phase when its time has come.
 
@@ -538,7 +558,9 @@ class WorkerSession:
 
     def _enter(self, phase: RunPhase, reason: str) -> list[WorkerAction]:
         self._run.phase, self._run.reason = phase, reason
-        tell = [
+        # The finished model is evaluated with the last weights.
+        tell = self._run.tell_weights(self.leases) if phase is RunPhase.EVALUATING else []
+        tell += [
             Publish(AgentTopics(lease.agent).down_control, Phase(lease.lease, phase, reason)) for lease in self.leases
         ]
         return [PhaseReached(phase, reason), *tell, self.state()]

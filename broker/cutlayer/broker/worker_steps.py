@@ -25,7 +25,7 @@ from cutlayer.broker.sample_refs import unpack_mask, unpack_numbers, unpack_posi
 from cutlayer.broker.states import ExchangeState, next_state
 from cutlayer.broker.tensors import check_tensor
 from cutlayer.broker.topics import AgentTopics
-from cutlayer.broker.work import Exchange, Key
+from cutlayer.broker.work import Exchange, Key, NamedTensors
 from cutlayer.broker.worker_run import WorkerRun
 
 __all__ = ["ContentRefused", "WorkerSteps"]
@@ -156,15 +156,33 @@ class WorkerSteps:
             check_tensor(message.gradients, shape=shape, codec=lease.codecs.output_gradients, what="output gradients")
         except WireError as error:
             raise ContentRefused(str(error)) from error
+        of_tokenizers = message.tokenizer_gradients
+        self._check_tokenizer_gradients(lease, of_tokenizers)
         exchange.received_at = now
         if exchange.group is None:  # of weights that are too old: new outputs follow
             scheduler.forward_again(exchange, now)
         else:
-            scheduler.take_gradients(exchange, message.gradients, now)
+            scheduler.take_gradients(exchange, message.gradients, now, of_tokenizers)
         return []
 
+    def _check_tokenizer_gradients(self, lease: Lease, tensors: NamedTensors) -> None:
+        manifest = self._run.manifest
+        names = [name for name, _ in tensors]
+        if names and manifest.tokenizers.mode == "frozen":
+            raise ContentRefused(f"gradients of tokenizers that are frozen: {names}")
+        shapes = manifest.parameter_shapes()
+        if len(set(names)) != len(names) or not set(names) <= set(shapes):
+            raise ContentRefused(f"gradients of {names} are not of {sorted(shapes)}, each at most once")
+        codec = lease.codecs.output_gradients
+        try:
+            for name, tensor in tensors:
+                check_tensor(tensor, shape=shapes[name], codec=codec, what=f"gradient of {name}")
+        except WireError as error:
+            raise ContentRefused(str(error)) from error
+
     def _commit_again(self, lease: Lease, step: int) -> Publish:
-        commit = ActivationGradients(lease.lease, step, self._run.scheduler.window, 0.0, ())
+        tensors = self._run.commits.of(lease.agent, step)
+        commit = ActivationGradients(lease.lease, step, self._run.scheduler.window, 0.0, tensors)
         return Publish(AgentTopics(lease.agent).down_gradients, commit, repeated=True)
 
     # To the agents --------------------------------------------------------------------------------------------
@@ -201,10 +219,13 @@ class WorkerSteps:
         """Tell the agents of committed microbatches, those that still hold leases."""
         actions: list[WorkerAction] = []
         for exchange in exchanges:
+            agent, step = exchange.key.agent, exchange.key.step
+            if self._run.leases.of(agent) is not None:
+                self._run.commits.keep(agent, step, exchange.cut_gradients)
             if self._run.leases.numbered(exchange.lease) is not None:
                 server_s = max(now - exchange.received_at, 0.0)
-                commit = ActivationGradients(exchange.lease, exchange.key.step, window, server_s, ())
-                actions.append(Publish(AgentTopics(exchange.key.agent).down_gradients, commit))
+                commit = ActivationGradients(exchange.lease, step, window, server_s, exchange.cut_gradients)
+                actions.append(Publish(AgentTopics(agent).down_gradients, commit))
         return actions
 
     def ask_again(self, exchanges: Iterable[Exchange]) -> list[WorkerAction]:

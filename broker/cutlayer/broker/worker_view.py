@@ -66,8 +66,7 @@ class WorkerView:
     @property
     def is_first(self) -> bool:
         """Whether no other worker of the run that is online has a lower name: one of them speaks for all."""
-        members = self._run.members
-        return members is None or all(self._run.name < name for name in members.serving())
+        return self._run.is_first
 
     def received_at(self, key: Key) -> float | None:
         """Return when the last message of a microbatch came; None when it is not here."""
