@@ -34,6 +34,9 @@ WITH_OPTIONS = [
     "int2:block=7",
     "int2:block=all",
     "int2:symmetric,round=stochastic",
+    "lowrank:error=0.001",
+    "lowrank:error=0.95",
+    "topk:ratio=0.5,bits=8",
 ]
 STAGED = [f"{tensor}+{stage}" for tensor in ("identity", "int8") for stage in available_byte_stages()]
 NAMES = [*available_codecs(), *WITH_OPTIONS, *STAGED, "bf16+shuffle+zstd", "int4+zstd", "identity+bitshuffle+lz4"]
