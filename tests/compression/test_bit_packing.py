@@ -40,3 +40,12 @@ def test_codes_come_back_from_the_stated_number_of_bytes(bits: int, data: st.Dat
 def test_unused_bits_of_the_last_byte_are_not_looked_at(bits: int) -> None:
     codes = unpack_codes(np.array([0xFF], np.uint8), 1, bits)
     np.testing.assert_array_equal(codes, [2**bits - 1])
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_many_codes_come_back(bits: int) -> None:
+    codes = np.random.default_rng(7).integers(0, 2**bits, 300_001, dtype=np.uint8)
+    packed = pack_codes(codes, bits)
+    np.testing.assert_array_equal(unpack_codes(packed, codes.size, bits), codes)
+    parts = [pack_codes(part, bits) for part in (codes[:100_000], codes[100_000:])]
+    np.testing.assert_array_equal(packed, np.concatenate(parts))
