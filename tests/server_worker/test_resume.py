@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from cutlayer.broker.launcher import BrokerProcess
 from support.brokers import running_broker
-from support.processes import DIGITS_FILE, Process, script
+from support.processes import DIGITS_FILE, Process, script, windows_of
 from support.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.slow
@@ -78,15 +77,6 @@ class Run:
 def run(tmp_path: Path) -> Iterator[Run]:
     with ExitStack() as stack:
         yield Run(stack, stack.enter_context(running_broker("amqtt")), tmp_path)
-
-
-def windows_of(worker: Process) -> float:
-    """Ask the worker's own port how far it is."""
-    worker.wait_for("metrics at http://")
-    url = worker.text().partition("metrics at ")[2].split()[0]
-    with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:  # noqa: S310 - our own, on the loopback interface
-        text: str = answer.read().decode()
-    return float(text.partition("\ncutlayer_windows_total ")[2].split()[0])
 
 
 def finish(run: Run, worker: Process) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,16 @@ from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 from support.waiting import LIMIT_S
 
-__all__ = ["DIGITS_FILE", "SMALL_DIGITS", "CountingWorker", "Process", "counting_worker", "digits_settings", "script"]
+__all__ = [
+    "DIGITS_FILE",
+    "SMALL_DIGITS",
+    "CountingWorker",
+    "Process",
+    "counting_worker",
+    "digits_settings",
+    "script",
+    "windows_of",
+]
 
 DIGITS_FILE = Path(__file__).parents[2] / "examples" / "digits.toml"
 SMALL_DIGITS: dict[str, object] = {
@@ -115,6 +125,15 @@ class Process:
     def is_running(self) -> bool:
         """Return whether it runs."""
         return self._process.poll() is None
+
+
+def windows_of(worker: Process) -> int:
+    """Ask a worker's own port how many windows it has committed."""
+    worker.wait_for("metrics at http://")
+    url = worker.text().partition("metrics at ")[2].split()[0]
+    with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:  # noqa: S310 - our own, on the loopback interface
+        text: str = answer.read().decode()
+    return int(float(text.partition("\ncutlayer_windows_total ")[2].split()[0]))
 
 
 @dataclass
