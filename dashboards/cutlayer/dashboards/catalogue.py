@@ -319,6 +319,16 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Samples, also of evaluations, whose activations came as tensors, or as references to stored ones.",
         labels={"source": ("tensors", "store")},
     ),
+    _counter(
+        "cutlayer_codec_changes_total",
+        "Steps of agents up and down the run's ladder of codecs.",
+        source=Source.AGENTS,
+    ),
+    _counter(
+        "cutlayer_paced_seconds_total",
+        "Time that agents' microbatches have waited for the limits of their uplinks (--max-uplink).",
+        source=Source.AGENTS,
+    ),
     # What goes wrong.
     _counter("cutlayer_resends_total", "Messages that agents sent again.", source=Source.AGENTS),
     _counter(

@@ -142,6 +142,19 @@ BY_KIND: Final = Panel(
     Shape.BARS,
     (Target(Top(Increase(WIRE, ("direction", "kind")), 10), "{{kind}} {{direction}}"),),
 )
+UPLINK: Final = Panel(
+    "Codec changes and waiting for the uplink",
+    "Steps up and down the ladder of codecs a second, and seconds a second that microbatches wait for --max-uplink: "
+    "all agents together, so with four of them 4 is the most. Waiting without a change: no codec of the ladder that "
+    "the accuracy guard allows is small enough.",
+    Unit.PER_SECOND,
+    Shape.LINES,
+    (
+        Target(Rate("cutlayer_codec_changes_total"), "codec changes", "warn"),
+        Target(Rate("cutlayer_paced_seconds_total"), "seconds waited", "neutral"),
+    ),
+    width=24,
+)
 MESSAGES: Final = Panel(
     "Messages by kind",
     "Messages a second that agents sent and received, by direction and kind, the eight most frequent.",
@@ -239,7 +252,7 @@ COMMUNICATION: Final = Board(
     (
         Row("", NUMBERS),
         Row("What it saves", (SAVED, ALTERNATIVES, ACCURACY_AGAINST_BYTES)),
-        Row("Where the bytes go", (RAW_PAYLOAD_WIRE, BANDWIDTH, A_SAMPLE, CODEC_RATIO, BY_CODEC, BY_KIND)),
+        Row("Where the bytes go", (RAW_PAYLOAD_WIRE, BANDWIDTH, A_SAMPLE, CODEC_RATIO, BY_CODEC, BY_KIND, UPLINK)),
         Row("Messages", (MESSAGES, BOTH_ENDS, _sizes("up"), _sizes("down"))),
         Row("What it costs", COST),
     ),

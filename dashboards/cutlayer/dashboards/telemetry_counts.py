@@ -76,6 +76,11 @@ def add_growth(store: MetricStore, now: Telemetry, before: Telemetry | None, cod
     store.add("cutlayer_resends_total", _more(now.resends, None if before is None else before.resends))
     store.add("cutlayer_duplicates_total", _more(now.duplicates, None if before is None else before.duplicates), agent)
     store.add("cutlayer_reconnects_total", _more(now.reconnects, None if before is None else before.reconnects), agent)
+    store.add(
+        "cutlayer_codec_changes_total", _more(now.codec_changes, None if before is None else before.codec_changes)
+    )
+    waited_s = now.paced_s - (0.0 if before is None else before.paced_s)
+    store.add("cutlayer_paced_seconds_total", max(waited_s, 0.0))
     reasons, reasons_before = _reasons(now), Counter[str]() if before is None else _reasons(before)
     for reason, count in reasons.items():
         store.add("cutlayer_rejects_total", max(count - reasons_before[reason], 0), agent, reason)

@@ -5,15 +5,17 @@ by its training samples times the epochs that it takes part in. So what is sent 
 a first epoch of tensors is not more than allowed because nothing has come back of it yet.
 
 Gradients, references and MQTT's own are expected to go on as they have so far, a pass of a sample. Reports go by the
-clock: of the time so far, what the uplink was waited for is taken off, since later epochs of references do not wait.
+clock, and no further than their share of all bytes: of the time so far, what the uplink was waited for is taken off,
+since later epochs of references do not wait.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cutlayer.broker.manifest import EvaluationSpec
+from cutlayer.broker.manifest import Manifest
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.reporter import FREE_BYTES
 
 __all__ = ["BytePlan", "Sent"]
 
@@ -43,19 +45,18 @@ class BytePlan:
     Args:
         bytes_per_sample: The limit.
         plan: The agent's steps.
-        evaluation: How it evaluates.
-        num_modalities: Modalities of the run: with several the finished model is evaluated with each alone, too.
+        manifest: The run: how it is evaluated, and what reports may take.
     """
 
-    def __init__(
-        self, bytes_per_sample: float, plan: EpochPlan, evaluation: EvaluationSpec, *, num_modalities: int
-    ) -> None:
+    def __init__(self, bytes_per_sample: float, plan: EpochPlan, manifest: Manifest) -> None:
         self.bytes_per_sample = bytes_per_sample
         self._plan = plan
-        every = evaluation.every_epochs
+        self._report_share = manifest.telemetry_share
+        every = manifest.evaluation.every_epochs
         num_evaluations = (plan.epochs - 1) // every if every else 0
-        self._num_evaluated = num_evaluations * min(evaluation.samples, plan.num_test)
-        self._num_final = plan.num_test * (2 if num_modalities > 1 else 1)
+        self._num_evaluated = num_evaluations * min(manifest.evaluation.samples, plan.num_test)
+        # With several modalities the finished model is evaluated with each alone, too.
+        self._num_final = plan.num_test * (2 if len(manifest.modalities) > 1 else 1)
         self._start: Sent | None = None
         self._planned = 0.0
         self._share = 1.0
@@ -108,7 +109,11 @@ class BytePlan:
             return passes_left * GUESSED_MICROBATCH_BYTES / self._plan.microbatch_samples
         report_bytes = sent.report_bytes - self._start.report_bytes
         others = sent.all_bytes - self._start.all_bytes - self._tensor_bytes - report_bytes
-        return passes_left / self._num_passes * (max(others, 0) + report_bytes * (1.0 - sent.wait_share))
+        times = passes_left / self._num_passes
+        # What reports may take is a share of both directions; that both are alike is a guess, and only a bound.
+        most_bytes = FREE_BYTES + 2 * self._report_share * self.bytes_per_sample * self._planned - sent.report_bytes
+        reports_left = min(times * report_bytes * (1.0 - sent.wait_share), max(most_bytes, 0.0))
+        return times * max(others, 0) + reports_left
 
     def _fresh_left(self, num_fresh: float, *, is_kept: bool) -> float:
         num_kept = min(self._plan.num_train, self._planned) + self._plan.num_test

@@ -29,6 +29,7 @@ from cutlayer.broker.broker_flags import (
 )
 from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
+from cutlayer.edge_agent.rate_text import RATE_FORMS, parse_rate
 
 __all__ = ["app", "main"]
 
@@ -61,6 +62,14 @@ Activations = Annotated[
         envvar="CUTLAYER_ACTIVATIONS",
     ),
 ]
+MaxUplink = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Send no more than this on average, such as {RATE_FORMS}: new microbatches wait for it. With a ladder of "
+        "codecs in the run the agent goes down in precision, as far as the run allows, before it waits.",
+        envvar="CUTLAYER_MAX_UPLINK",
+    ),
+]
 MetricsPort = Annotated[
     int | None,
     typer.Option(
@@ -89,6 +98,7 @@ def start(
     shard: ShardText = "0/1",
     data_option: DataOption = None,
     activations: Activations = "as-the-run",
+    max_uplink: MaxUplink = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     connect_timeout: ConnectTimeout = 20.0,
@@ -116,6 +126,8 @@ def start(
     `edge-agent start --topic clinic/07 --data demo:digits --shard 0/4`
 
     `edge-agent start --topic clinic/07 --data demo:digits --shard 0/4 --data-option alpha=0.5 --broker mqtts://hub`
+
+    `edge-agent start --topic clinic/07 --data demo:digits --shard 0/4 --max-uplink 5mbit`
     """
     configure_logging(log_format, quiet=quiet, debug=debug)
     # More threads gain nothing at a few milliseconds a step, and take memory each. Set before NumPy is loaded.
@@ -129,6 +141,7 @@ def start(
 
     if activations not in ACTIVATION_CHOICES:
         raise SettingsError(f"--activations {activations!r} is unknown", f"use {' or '.join(ACTIVATION_CHOICES)}")
+    limit = None if max_uplink is None else parse_rate(max_uplink, name="--max-uplink")
     part = Shard.parse(shard)
     options = _parse_options(data_option or [])
     AgentTopics(topic)
@@ -155,6 +168,7 @@ def start(
             connect_timeout_s=connect_timeout,
             software=f"cutlayer {importlib.metadata.version('cutlayer')}",
             may_be_kept=activations != "every-step",
+            max_uplink_bytes_per_s=limit,
         ),
     )
     with ExitStack() as stack:

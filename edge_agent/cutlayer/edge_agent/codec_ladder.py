@@ -267,13 +267,18 @@ class CodecLadder:
 
 def _rungs(lease_codec: str, ladder: Sequence[str]) -> tuple[str, ...]:
     """Return the lease's codec and those of the ladder that exist here, by the names that the worker checks for."""
-    rungs = [lease_codec]
+    rungs = {_canonical(lease_codec) or lease_codec: lease_codec}
     for name in ladder:
-        try:
-            codec = codec_from_name(name).name
-        except CodecError:
+        codec = _canonical(name)
+        if codec is None:
             log.warning("the ladder's codec %s is unknown here, and left out", name)
-            continue
-        if codec not in rungs:
-            rungs.append(codec)
-    return tuple(rungs)
+        else:
+            rungs.setdefault(codec, codec)
+    return tuple(rungs.values())
+
+
+def _canonical(name: str) -> str | None:
+    try:
+        return codec_from_name(name).name
+    except CodecError:
+        return None

@@ -40,6 +40,8 @@ AGENT_SHOWS: tuple[Metric, ...] = tuple(
         "cutlayer_duplicates_total",
         "cutlayer_rejects_total",
         "cutlayer_reconnects_total",
+        "cutlayer_codec_changes_total",
+        "cutlayer_paced_seconds_total",
     )
 )
 """Those of the catalogue that an agent knows of itself."""

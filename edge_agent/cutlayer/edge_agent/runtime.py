@@ -286,7 +286,7 @@ class AgentRuntime:
         if not budget.ladder and limit is None:
             return None
         if limit is not None:
-            plan = BytePlan(limit, enrolled.plan, manifest.evaluation, num_modalities=len(manifest.modalities))
+            plan = BytePlan(limit, enrolled.plan, manifest)
         uplink.is_metered = bool(budget.ladder)
         ladder = CodecLadder(budget, uplink.state, plan=plan, max_bytes_per_s=uplink.max_bytes_per_s)
         ladder.on_change = self.reporter.codec_changed
@@ -435,7 +435,7 @@ class AgentRuntime:
     def _report(self, now: float) -> None:
         telemetry = self.reporter.telemetry(now, num_repeats=self._session.num_repeats, is_final=False)
         before = self._courier.handed_bytes
-        before = self._courier.handed_bytes
         self._courier.send(Publish(self._topics.telemetry, telemetry, qos=0))
-        self._uplink.report_bytes += self._courier.handed_bytes - before
-        self.reporter.sent(self._courier.handed_bytes - before, now)
+        num_bytes = self._courier.handed_bytes - before
+        self._uplink.report_bytes += num_bytes
+        self.reporter.sent(num_bytes, now)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Telemetry
 from cutlayer.broker.telemetry import MQTT_KIND
+from cutlayer.compression import codec_from_name
 from cutlayer.dashboards.catalogue import NO_CODEC
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.dashboards.telemetry_counts import add_growth, initialise_traffic
@@ -33,7 +34,9 @@ class AgentCounters:
         self._joins_run = joins_run
         self._counted_elsewhere: set[tuple[str, int]] = set()
         # An agent that lacks a byte stage leaves it out.
-        self._codecs = frozenset(form for _, name in manifest.codecs for form in (name, name.partition("+")[0]))
+        ladder = {codec_from_name(name).name for name in manifest.budget.ladder}
+        names = [*(name for _, name in manifest.codecs), *ladder]
+        self._codecs = frozenset(form for name in names for form in (name, name.partition("+")[0]))
         initialise_traffic(
             store,
             {

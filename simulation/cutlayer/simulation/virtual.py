@@ -131,6 +131,7 @@ class VirtualNetwork:
         up: LinkFaults | None = None,
         down: LinkFaults | None = None,
         may_be_kept: bool = True,
+        max_uplink_bytes_per_s: float | None = None,
     ) -> AgentRuntime:
         """Start an agent with these samples; one of the same name takes over."""
         transport = self.transport(topic, up=up, down=down)
@@ -139,7 +140,9 @@ class VirtualNetwork:
             topic,
             self.next_incarnation(),
             lambda _: dataset,
-            options=AgentOptions(deadlines=self._deadlines, may_be_kept=may_be_kept),
+            options=AgentOptions(
+                deadlines=self._deadlines, may_be_kept=may_be_kept, max_uplink_bytes_per_s=max_uplink_bytes_per_s
+            ),
             clock=self.clock,
         )
         self.add(topic, agent, transport, lambda: agent.is_finished)
