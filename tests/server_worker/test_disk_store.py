@@ -313,6 +313,14 @@ def test_a_full_disk_declines_with_one_warning_and_what_is_there_can_be_read(
     assert store.num_samples == 64
 
 
+def test_a_put_for_which_the_disk_has_half_the_room_leaves_nothing(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.put("a", np.arange(32), tokens(32))
+    with no_file_over(database(tmp_path).stat().st_size + 16 * 8192):
+        assert not store.put("a", np.arange(32, 64), tokens(32)).any()
+    assert open_store(tmp_path).num_samples == 32
+
+
 def test_what_a_full_disk_declines_is_not_there_in_its_older_form(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.put("a", np.arange(32), tokens(32, 1))
