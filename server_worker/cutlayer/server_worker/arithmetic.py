@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.actions import WorkerAction
 from cutlayer.broker.errors import RunError, WireError
-from cutlayer.broker.messages import Mode
-from cutlayer.broker.tensors import decode_tensor, encode_tensor
-from cutlayer.broker.work import Backward, Forward, Key, Release
+from cutlayer.broker.manifest import CodecNames
+from cutlayer.broker.messages import Mode, NegotiatedCodecs
+from cutlayer.broker.tensors import WEIGHTS_CODEC, decode_tensor, encode_tensor
+from cutlayer.broker.work import Backward, Forward, Key, NamedTensors, Release
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.broker.worker_view import WindowMember
 from cutlayer.dashboards.catalogue import Stage
@@ -99,7 +100,7 @@ class Arithmetic:
             self._groups[work.group] = forwarded.group_id
         with self.timed(Stage.PUBLISH, 0):
             outputs = {
-                key: encode_tensor(self._output_codec(key), forwarded.outputs[_engine_key(key)])
+                key: encode_tensor(self._codecs(key).outputs, forwarded.outputs[_engine_key(key)])
                 for key, _ in work.microbatches
                 if _engine_key(key) in forwarded.outputs
             }
@@ -119,13 +120,31 @@ class Arithmetic:
             except WireError as error:
                 self._do(self._session.fail_content(key, str(error)))
                 return  # the session has taken the member out of its group and asks again
+        of_tokenizers: dict[Hashable, dict[str, NDArray[np.float32]]] = {}
+        for key, tensors in work.tokenizer_gradients:
+            try:
+                of_tokenizers[_engine_key(key)] = {
+                    name: decode_tensor(tensor, what=f"gradient of {name}") for name, tensor in tensors
+                }
+            except WireError as error:
+                self._do(self._session.fail_content(key, str(error)))
+                return
         with self.timed(Stage.BACKWARD, sum(len(gradient) for gradient in gradients.values())):
-            result = self.engine.backward(self._groups[work.group], gradients, last=work.last)
+            result = self.engine.backward(
+                self._groups[work.group], gradients, last=work.last, tokenizer_gradients=of_tokenizers
+            )
         if result.refused:
             raise RunError(_diverged("gradients", self.engine.version))
         if work.last:
             del self._groups[work.group]
-        self._do(self._session.backward_done(work.group, self._clock()))
+        cut_gradients: dict[Key, NamedTensors] = {}
+        if result.cut_gradients:
+            with self.timed(Stage.PUBLISH, 0):
+                for key, _ in work.gradients:
+                    cut = result.cut_gradients[_engine_key(key)]
+                    codec = self._codecs(key).activation_gradients
+                    cut_gradients[key] = tuple((name, encode_tensor(codec, cut[name])) for name in sorted(cut))
+        self._do(self._session.backward_done(work.group, self._clock(), cut_gradients))
 
     def release(self, work: Release) -> None:
         """Free a graph that nobody needs."""
@@ -147,7 +166,14 @@ class Arithmetic:
         if not result.applied:
             raise RunError(_diverged("gradients", result.version))
         self.last_commit_at = self._clock()
+        self.hand_out_weights()
         return result
+
+    def hand_out_weights(self) -> None:
+        """Give the session the tokenizers' weights as they are now, where they are trained."""
+        weights = self.engine.tokenizer_weights()
+        tensors = tuple((name, encode_tensor(WEIGHTS_CODEC, array)) for name, array in sorted(weights.items()))
+        self._session.take_weights(self.engine.version, tensors)
 
     def emit_committed(
         self,
@@ -184,10 +210,9 @@ class Arithmetic:
             )
         )
 
-    def _output_codec(self, key: Key) -> str:
+    def _codecs(self, key: Key) -> NegotiatedCodecs | CodecNames:
         lease = self._session.leases.of(key.agent)
-        codecs = self._session.manifest.codecs if lease is None else lease.codecs
-        return codecs.outputs
+        return self._session.manifest.codecs if lease is None else lease.codecs
 
     @contextmanager
     def timed(self, stage: Stage, num_samples: int) -> Iterator[None]:

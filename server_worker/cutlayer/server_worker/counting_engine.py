@@ -81,12 +81,20 @@ class CountingEngine:
         self._groups[group] = {item.key: item.num_samples for item in items}
         return Forwarded(group, self.version, outputs, ())
 
-    def backward(self, group_id: int, gradients: Mapping[Hashable, NDArray[np.float32]], *, last: bool) -> Backwarded:
-        """Put microbatches into the open window.
+    def backward(
+        self,
+        group_id: int,
+        gradients: Mapping[Hashable, NDArray[np.float32]],
+        *,
+        last: bool,
+        tokenizer_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] | None = None,
+    ) -> Backwarded:
+        """Put microbatches into the open window. Gradients of tokenizers are passed over.
 
         Raises:
             KeyError: When the group is gone, or a gradient was given before.
         """
+        del tokenizer_gradients
         group = self._groups[group_id]
         for key in gradients:
             self._window_samples += group.pop(key)
@@ -132,6 +140,10 @@ class CountingEngine:
     def drop_gradients(self) -> None:
         """Empty the open window."""
         self._window, self._window_samples, self._window_sum = [], 0, 0
+
+    def tokenizer_weights(self) -> dict[str, NDArray[np.float32]]:
+        """Return no weights: it trains none."""
+        return {}
 
     def fingerprint(self) -> str:
         """Return the weight."""

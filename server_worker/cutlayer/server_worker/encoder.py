@@ -19,6 +19,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.timm_import import VisionTransformer, resample_abs_pos_embed
 
 __all__ = ["ModalityEmbedding", "SplitEncoder"]
@@ -92,6 +93,7 @@ class SplitEncoder(nn.Module):
         num_tokens: N of each modality.
         width: D.
         num_classes: C.
+        tokenizers: The tokenizers, where they are trained; no part of the forward pass.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class SplitEncoder(nn.Module):
         self.embeddings = nn.ModuleDict({f"{name}_tokens": ModalityEmbedding(vit, grids[name]) for name in self.names})
         self.token_norm = vit.patch_embed.norm  # an identity in all but a few models
         self.vit = _without_ends(vit)
+        self.tokenizers: HeldTokenizers | None = None
         self.head = nn.Linear(self.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cutlayer.server_worker.encoder import SplitEncoder
+from cutlayer.server_worker.held_tokenizers import held_name, tokenizer_weights
 from cutlayer.server_worker.modality_dropout import draw_keep
 from cutlayer.server_worker.parameters import CommitResult, EngineState, VersionedParameters
 from cutlayer.server_worker.settings import OptimizerSettings
@@ -88,10 +89,13 @@ class Backwarded:
         accepted: Keys whose gradient is in the window's sums now.
         refused: Keys whose gradient is not finite, and is not in the sums. All keys, when each is finite and the
             gradient of the group is not: send them again, one by one, to find the culprit.
+        cut_gradients: Of the accepted keys, the gradients at the cut, float32 (b, K, D) by modality; where tokenizers
+            are trained.
     """
 
     accepted: tuple[Hashable, ...]
     refused: tuple[Hashable, ...]
+    cut_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class _Group:
     parameters: tuple[Tensor, ...]  # of the version of the forward pass
     rows: Mapping[Hashable, slice]
     waiting: set[Hashable]
+    tokens: Mapping[str, Tensor]  # (B, K, D), where their gradients are wanted
 
 
 class Engine:
@@ -152,28 +157,40 @@ class Engine:
         """
         self._check(items)
         version = self._parameters.version
-        outputs_BC = self._run(items)
+        outputs_BC, tokens = self._run(items)
         outputs, refused = _finite_outputs(items, outputs_BC)
         if items[0].mode == "eval" or not outputs:
             return Forwarded(None, version, outputs, refused)
         if refused:
             # Zero output gradients would not save the others, since 0 * NaN is NaN: they go again, alone.
             items = [item for item in items if item.key in outputs]
-            outputs_BC = self._run(items)
+            outputs_BC, tokens = self._run(items)
         group_id = self._num_groups
         self._num_groups += 1
         self._groups[group_id] = _Group(
-            outputs_BC, tuple(self._parameters.newest.values()), dict(_rows(items)), set(outputs)
+            outputs_BC,
+            tuple(self._parameters.newest.values()),
+            dict(_rows(items)),
+            set(outputs),
+            tokens if self._encoder.tokenizers is not None else {},
         )
         return Forwarded(group_id, version, outputs, refused)
 
-    def backward(self, group_id: int, gradients: Mapping[Hashable, NDArray[np.float32]], *, last: bool) -> Backwarded:
+    def backward(
+        self,
+        group_id: int,
+        gradients: Mapping[Hashable, NDArray[np.float32]],
+        *,
+        last: bool,
+        tokenizer_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] | None = None,
+    ) -> Backwarded:
         """Add the gradient of some of a group's microbatches to the window's sums.
 
         Args:
             group_id: From `forward`.
             gradients: Gradients of the *summed* loss at the outputs, (b, C), by key; each key once.
             last: Whether the group is done: its graph is freed.
+            tokenizer_gradients: What came with some of these: gradients of tokenizers, as their file names them.
 
         Raises:
             KeyError: When there is no such group.
@@ -196,16 +213,47 @@ class Engine:
         if last:
             del self._groups[group_id]
         if finite:
-            parameter_gradients = torch.autograd.grad(
+            found = torch.autograd.grad(
                 group.outputs,
-                group.parameters,
+                (*group.parameters, *group.tokens.values()),
                 self._to_torch(gradients_BC),
                 retain_graph=not last,
                 allow_unused=True,
             )
-            if not self._parameters.add(parameter_gradients):
+            cut_gradients = self._cut_gradients(group, found[len(group.parameters) :], finite)
+            sums = self._with_tokenizers(found[: len(group.parameters)], tokenizer_gradients or {}, finite)
+            if cut_gradients is None or not self._parameters.add(sums):
                 finite = []
-        return Backwarded(tuple(finite), tuple(key for key in gradients if key not in finite))
+        refused = tuple(key for key in gradients if key not in finite)
+        return Backwarded(tuple(finite), refused, (cut_gradients or {}) if finite else {})
+
+    def _cut_gradients(
+        self, group: _Group, found: Sequence[Tensor | None], keys: Sequence[Hashable]
+    ) -> dict[Hashable, dict[str, NDArray[np.float32]]] | None:
+        """Return the gradients at the cut of some of a group's microbatches; None when one is not finite."""
+        whole = {
+            name: torch.zeros_like(tokens) if gradient is None else gradient
+            for (name, tokens), gradient in zip(group.tokens.items(), found, strict=True)
+        }
+        arrays = {name: gradient.cpu().numpy().astype(np.float32) for name, gradient in whole.items()}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            return None
+        return {key: {name: array[group.rows[key]] for name, array in arrays.items()} for key in keys if arrays}
+
+    def _with_tokenizers(
+        self,
+        gradients: Sequence[Tensor | None],
+        tokenizer_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]],
+        keys: Sequence[Hashable],
+    ) -> list[Tensor | None]:
+        """Return the gradients of the parameters with those of the tokenizers, which the graph does not reach."""
+        sums = list(gradients)
+        for key in keys:
+            for name, gradient in tokenizer_gradients.get(key, {}).items():
+                place = self._parameters.place_of(held_name(name))
+                before, added = sums[place], self._to_torch(gradient.copy())
+                sums[place] = added if before is None else before + added
+        return sums
 
     def release(self, group_id: int) -> None:
         """Free a group's graph without its gradient. A group that is gone already is no error."""
@@ -231,6 +279,10 @@ class Engine:
         """Empty the open window."""
         sums = self._parameters.gradient_sums()
         self._parameters.set_gradient_sums(sums, bytes(len(sums)))
+
+    def tokenizer_weights(self) -> dict[str, NDArray[np.float32]]:
+        """Return the newest weights of the tokenizers, as their file names them; empty where they are frozen."""
+        return tokenizer_weights(self._parameters.newest)
 
     def fingerprint(self) -> str:
         """Return a cheap digest of the weights: see `VersionedParameters.fingerprint`."""
@@ -270,8 +322,8 @@ class Engine:
                 if places_bK is not None and not 0 <= places_bK.min() <= places_bK.max() < num_tokens:
                     raise ValueError(f"positions of {name!r} of {item.key!r} are not all below {num_tokens}")
 
-    def _run(self, items: Sequence[ForwardItem]) -> Tensor:
-        """Return the outputs (B, C) of all items, one after the other."""
+    def _run(self, items: Sequence[ForwardItem]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the outputs (B, C) of all items, one after the other, and the tokens (B, K, D) that they are of."""
         train = items[0].mode == "train"
         if self._encoder.training != train:
             self._encoder.train(train)
@@ -283,6 +335,8 @@ class Engine:
             name: torch.from_numpy(np.concatenate([item.positions[name] for item in items])).to(self._device)
             for name in items[0].positions
         }
+        if train and self._encoder.tokenizers is not None:
+            tokens = {name: tokens_BKD.requires_grad_() for name, tokens_BKD in tokens.items()}
         keep = self._draw_keep(items) if train else None
         with torch.set_grad_enabled(train):
             outputs_BC: Tensor = torch.func.functional_call(
@@ -291,7 +345,7 @@ class Engine:
                 (tokens, keep, positions),
                 tie_weights=False,  # the encoder ties none, and the search costs half a millisecond
             )
-        return outputs_BC
+        return outputs_BC, tokens
 
     def _draw_keep(self, items: Sequence[ForwardItem]) -> dict[str, Tensor] | None:
         names = sorted(items[0].tokens)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cutlayer.broker.manifest import AudioSpec, ImageSpec
 from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
+from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.settings import ModelSettings, RunSettings
 from cutlayer.server_worker.timm_import import adapt_input_conv, resample_patch_embed
 
@@ -34,10 +35,10 @@ class BuiltModel:
     """Both halves of a run's model.
 
     Attributes:
-        encoder: The server side, in the dtype of the settings.
+        encoder: The server side, in the dtype of the settings; with the tokenizers, where they are trained.
         tokenizer_file: The client side: a safetensors file with `<modality>.weight`, (P, D), and
             `<modality>.bias`, (D,), float32.
-        num_parameters: Parameters of the encoder.
+        num_parameters: Parameters of the encoder, tokenizers apart.
         num_tokenizer_parameters: Parameters of all tokenizers.
         width: D.
         name: The timm model and its options, for people.
@@ -85,10 +86,14 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         )
         if not has_weights:
             _spread_positions(encoder)
+    tokenizer_file = safetensors.torch.save(tokenizers)
+    num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    if settings.tokenizers.mode == "trainable":
+        encoder.tokenizers = HeldTokenizers(tokenizer_file, torch.float32)
     return BuiltModel(
         encoder=encoder.to(_DTYPES[settings.model.dtype]),
-        tokenizer_file=safetensors.torch.save(tokenizers),
-        num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        tokenizer_file=tokenizer_file,
+        num_parameters=num_parameters,
         num_tokenizer_parameters=sum(tensor.numel() for tensor in tokenizers.values()),
         width=encoder.width,
         name=_name_for_people(settings.model),

@@ -82,6 +82,16 @@ class VersionedParameters:
         self.version = 0
         self.newest = self._clone_masters()
 
+    def place_of(self, name: str) -> int:
+        """Return the place of a parameter among the gradients of `add`.
+
+        Raises:
+            ValueError: When there is no such parameter.
+        """
+        if name not in self._masters:
+            raise ValueError(f"there is no trainable parameter {name!r}")
+        return list(self._masters).index(name)
+
     def add(self, gradients: Sequence[Tensor | None]) -> bool:
         """Add gradients of a summed loss to the open window.
 

@@ -196,6 +196,7 @@ class Rounds:
         except ValueError as error:
             raise RunError(f"the pool trains another model: {error}\n  fix: give the same --run to all") from error
         self._arithmetic.forget_groups()
+        self._arithmetic.hand_out_weights()
         self._do(
             self._session.take_over(
                 manifest,

@@ -76,7 +76,7 @@ def make_manifest(settings: RunSettings, built: BuiltModel, *, run_id: str | Non
         task=settings.task,
         codecs=settings.codecs,
         window=settings.window,
-        tokenizers=describe_model(built.tokenizer_file),
+        tokenizers=describe_model(built.tokenizer_file).model_copy(update=settings.tokenizers.model_dump()),
         evaluation=settings.evaluation,
         telemetry_s=settings.telemetry_s,
         telemetry_share=settings.telemetry_share,

@@ -321,6 +321,7 @@ class WorkerRuntime:
     def _serve(self) -> None:
         self._dispatcher.is_serving = True
         self._session.keep_in(self._keeper.open(self._manifest.run_id))
+        self._arithmetic.hand_out_weights()
         for chunk in cut_model(self._tokenizer_file):
             topic = model_chunk(self._manifest.tokenizers.digest, chunk.index)
             self._courier.send(Publish(topic, chunk, retain=True))

@@ -32,6 +32,7 @@ from cutlayer.broker.manifest import (
     ModalitySpec,
     Name,
     TaskSpec,
+    TokenizerMode,
     TokenReduction,
     WindowSpec,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "OptimizerSettings",
     "RunSection",
     "RunSettings",
+    "TokenizerSettings",
     "WorkerSettings",
     "load_run_settings",
 ]
@@ -175,6 +177,21 @@ class ActivationSettings(_Section):
     reduction: Annotated[dict[ModalityName, TokenReduction], Field(max_length=16)] = Field(default_factory=dict)
 
 
+class TokenizerSettings(_Section):
+    """[tokenizers]: the client side of the model.
+
+    Attributes:
+        mode: `frozen`: they stay what the run begins with. `trainable`: the gradients at the cut go down, those of the
+            tokenizers up, and new weights down.
+        every_steps: With trainable ones, an agent sends their gradients summed over so many of its own steps.
+        every_windows: New weights go down after so many windows.
+    """
+
+    mode: TokenizerMode = "frozen"
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 4
+    every_windows: Annotated[int, Field(ge=1, le=1_000_000)] = 4
+
+
 class WorkerSettings(_Section):
     """[worker]: how a server worker works.
 
@@ -215,6 +232,7 @@ class RunSettings(_Section):
         telemetry_s: Seconds between two telemetry messages of an agent.
         telemetry_share: Share of an agent's bytes that its telemetry may take: beyond it reports come less often.
         activations: How often they are sent.
+        tokenizers: The client side of the model.
         budget: How far agents may go down in precision to meet a limit of bytes.
     """
 
@@ -231,6 +249,7 @@ class RunSettings(_Section):
     telemetry_s: PositiveFloat = 1.0
     telemetry_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
     activations: ActivationSettings = ActivationSettings()
+    tokenizers: TokenizerSettings = TokenizerSettings()
     budget: BudgetSpec = BudgetSpec()
 
     @model_validator(mode="after")
@@ -239,6 +258,23 @@ class RunSettings(_Section):
             if name not in self.modalities:
                 raise ValueError(
                     f"activations.reduction.{name} is of no modality: name one of {', '.join(sorted(self.modalities))}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _trains_what_may_change(self) -> RunSettings:
+        if self.tokenizers.mode == "frozen":
+            return self
+        if self.activations.mode == "once":
+            raise ValueError(
+                'tokenizers.mode = "trainable" changes activations, and activations.mode = "once" sends each a single '
+                'time: set activations.mode to "every-step" or "delta"'
+            )
+        for name, reduction in self.activations.reduction.items():
+            if reduction.kind == "merge":
+                raise ValueError(
+                    f'activations.reduction.{name}.kind = "merge" mixes tokens, which tokenizers.mode = "trainable" '
+                    'has no gradient for: set kind to "content" or "random"'
                 )
         return self
 

@@ -97,7 +97,14 @@ class WatchedEngine(CountingEngine):
         super().__init__(num_classes)
         self._labels_of = labels_of
 
-    def backward(self, group_id: int, gradients: Mapping[Hashable, NDArray[np.float32]], *, last: bool) -> Backwarded:
+    def backward(
+        self,
+        group_id: int,
+        gradients: Mapping[Hashable, NDArray[np.float32]],
+        *,
+        last: bool,
+        tokenizer_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] | None = None,
+    ) -> Backwarded:
         """Put microbatches into the open window.
 
         Raises:
@@ -111,7 +118,7 @@ class WatchedEngine(CountingEngine):
             expected_BC[np.arange(len(labels_B)), labels_B] -= 1.0
             if gradient_BC.shape != expected_BC.shape or np.abs(gradient_BC - expected_BC).max() > TOLERANCE:
                 raise InvariantBroken(f"the gradient summed up as step {step} of {agent} is not that step's")
-        return super().backward(group_id, gradients, last=last)
+        return super().backward(group_id, gradients, last=last, tokenizer_gradients=tokenizer_gradients)
 
 
 @functools.lru_cache(100_000)

@@ -1,0 +1,80 @@
+"""The tokenizers where agents train them: the worker holds their weights, and agents their samples.
+
+They stand beside the encoder and take no part in its forward pass: their gradients come from the agents. But they are
+parameters like all others, so that clipping, the optimizer, learning rates, a pool's sums, checkpoints and digests
+treat them so.
+
+Axes: P values of a patch, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+__all__ = ["HeldTokenizers", "export_tokenizers", "held_name", "tokenizer_weights"]
+
+_PREFIX = "tokenizers."
+_SUFFIX = "_tokens"  # keeps modalities called "type" or "train" apart from nn.Module's own names
+
+
+class _Linear(nn.Module):
+    def __init__(self, weight_PD: Tensor, bias_D: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_PD)
+        self.bias = nn.Parameter(bias_D)
+
+
+class HeldTokenizers(nn.ModuleDict):
+    """The weights of all tokenizers.
+
+    Args:
+        tokenizer_file: The client side, from `model_builder.BuiltModel`.
+        dtype: Of the parameters.
+    """
+
+    def __init__(self, tokenizer_file: bytes, dtype: torch.dtype) -> None:
+        tensors = safetensors.torch.load(tokenizer_file)
+        names = sorted(name.removesuffix(".weight") for name in tensors if name.endswith(".weight"))
+        super().__init__(
+            {
+                f"{name}{_SUFFIX}": _Linear(tensors[f"{name}.weight"].to(dtype), tensors[f"{name}.bias"].to(dtype))
+                for name in names
+            }
+        )
+
+
+def held_name(parameter: str) -> str:
+    """Return the name in the encoder of a parameter that the tokenizers' file calls `parameter`."""
+    modality, _, part = parameter.rpartition(".")
+    return f"{_PREFIX}{modality}{_SUFFIX}.{part}"
+
+
+def tokenizer_weights(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Return the tokenizers among an encoder's weights, float32 copies, as the tokenizers' file names them."""
+    found = {}
+    for name, value in weights.items():
+        if name.startswith(_PREFIX):
+            held, _, part = name.removeprefix(_PREFIX).rpartition(".")
+            array = value.detach().cpu().numpy().astype(np.float32)
+            found[f"{held.removesuffix(_SUFFIX)}.{part}"] = np.ascontiguousarray(array)
+    return found
+
+
+def export_tokenizers(weights: Mapping[str, Tensor]) -> bytes:
+    """Return a file of tokenizers as agents read it, from the weights of a checkpoint.
+
+    Raises:
+        ValueError: When there are none: they were frozen, and are still those that the run began with.
+    """
+    found = tokenizer_weights(weights)
+    if not found:
+        raise ValueError("these weights hold no tokenizers: they were frozen")
+    file: bytes = safetensors.numpy.save(found)
+    return file
