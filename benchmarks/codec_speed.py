@@ -1,7 +1,7 @@
 """How fast each codec encodes and decodes on one core, and its ratio; Gaussian noise, which compresses worst.
 
-Prints the table in compression/README.md, in MB of float32 a second. The best of many calls: on a machine that does
-other things as well, that is nearest to what the code can do.
+Prints the table in compression/README.md, in MB of float32 a second of processor time. The best of many calls: on a
+machine that does other things as well, that is nearest to what the code can do.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ MEGABYTE = 1e6
 
 
 def best_s(call: Callable[[], object], seconds: float) -> float:
-    """Return the shortest time of as many calls as fit into so many seconds, three at least."""
+    """Return the shortest processor time of as many calls as fit into so many seconds, three at least."""
     best, end, num_calls = float("inf"), time.perf_counter() + seconds, 0
     while num_calls < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
         num_calls += 1
     return best
 
