@@ -41,6 +41,8 @@ NAMES = (
     "int2",
     "int2+zstd:3",
     "int2:symmetric,round=stochastic",
+    "topk",
+    "topk:bits=8",
 )
 SHAPES = ((32, 16, 128), (32, 197, 768))
 MEGABYTE = 1e6
