@@ -39,6 +39,7 @@ from cutlayer.simulation.storm_members import (
     CLASSES,
     MemoryCheckpoints,
     StormAgent,
+    StormStore,
     StormWorker,
     any_model,
     make_data,
@@ -91,6 +92,7 @@ class Storm:
         self.checks = StormChecks(settings, self.network, self.books, self.agents, self.workers)
         self.lighthouse = MemoryLighthouse(self.network.clock, join_timeout_s=5.0)
         self._checkpoints = {f"worker-{index}": MemoryCheckpoints() for index in range(settings.num_workers)}
+        self._stores = self._make_stores()
         self._plans: dict[str, EpochPlan] = {}
         self._data: dict[str, ArrayDataset] = {}
         self._labels: dict[Step, NDArray[np.int64]] = {}
@@ -162,7 +164,7 @@ class Storm:
             most = settings.most_steps * settings.microbatch_samples
             num_train = draw.randint(1, most)
             self._data[topic] = make_data(self.seed, topic, num_train)
-            self._plans[topic] = EpochPlan(self.seed, topic, 1, num_train, 1, settings.microbatch_samples)
+            self._plans[topic] = EpochPlan(self.seed, topic, weather.epochs, num_train, 1, settings.microbatch_samples)
             is_late = draw.random() < settings.late_share
             first_s, last_s = (
                 (settings.arrival_s, settings.arrival_s + settings.late_s) if is_late else (0.0, settings.arrival_s)
@@ -185,7 +187,8 @@ class Storm:
 
     def _arrive(self, topic: str) -> None:
         self._counts["late"] += bool(self.books.ever) and topic not in self.agents
-        self.agents[topic] = StormAgent(self.network, topic, self._data[topic])
+        may_be_kept = zlib.crc32(topic.encode()) % 100 >= 100 * self.weather.forbidding_share
+        self.agents[topic] = StormAgent(self.network, topic, self._data[topic], may_be_kept=may_be_kept)
 
     def _kill_agent(self) -> None:
         present = [name for name in self.network.members() if name not in self._checkpoints]
@@ -199,6 +202,19 @@ class Storm:
         else:
             self._away.add(topic)
             self._soon(self.settings.most_away_s, functools.partial(self._arrive, topic))
+
+    def _make_stores(self) -> dict[str, StormStore]:
+        weather = self.weather
+        stores = [
+            StormStore(
+                weather.store_samples,
+                weather.store_loss,
+                random.Random(f"store/{self.seed}/{number}"),  # noqa: S311 - a simulation, not a secret
+                self.network.clock,
+            )
+            for number in range({"none": 0, "shared": 1, "own": self.settings.num_workers}[weather.store])
+        ]
+        return {name: stores[index % len(stores)] for index, name in enumerate(self._checkpoints)} if stores else {}
 
     def start_worker(self, name: str) -> None:
         """Start a worker, from its last checkpoint where it has one."""
@@ -216,6 +232,7 @@ class Storm:
             checkpoints,
             self.weather.checkpoint_every_windows,
             MemoryPool(self.lighthouse, name) if self.settings.num_workers > 1 else None,
+            self._stores.get(name),
         )
 
     def _kill_worker(self) -> None:
@@ -301,6 +318,7 @@ class Storm:
 
     def _result(self) -> StormResult:
         counts = self._counts
+        stores = {id(store): store for store in self._stores.values()}.values()  # workers may share one
         return StormResult(
             seed=self.seed,
             virtual_s=self.network.clock(),
@@ -315,6 +333,8 @@ class Storm:
             num_broker_stops=counts["broker_stops"],
             num_late=counts["late"],
             num_too_late=counts["too_late"],
+            num_stored=sum(store.num_stored for store in stores),
+            num_lacking=sum(store.num_lacking for store in stores),
             most_live=self.checks.most_live,
             most_scheduled=self.checks.most_scheduled,
             digest=self._history.hexdigest(),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cutlayer.broker.agent_session import Deadlines
 from cutlayer.broker.errors import CheckpointError, Rejected
@@ -17,6 +19,7 @@ from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import Batch
 from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.server_worker.activation_store import Fetched, MemoryActivationStore
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore, RestoredCheckpoint
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.memory_pool import MemoryPool
@@ -24,14 +27,25 @@ from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.store_keeper import StoreKeeper
 from cutlayer.simulation.storm_settings import StormSettings, Weather, draw_weather
 from cutlayer.simulation.virtual import VirtualNetwork
 
-__all__ = ["CLASSES", "MemoryCheckpoints", "StormAgent", "StormWorker", "any_model", "make_data", "run_settings"]
+__all__ = [
+    "CLASSES",
+    "MemoryCheckpoints",
+    "StormAgent",
+    "StormStore",
+    "StormWorker",
+    "any_model",
+    "make_data",
+    "run_settings",
+]
 
 CLASSES = tuple("abcdefgh")
 
 _IMAGE = ImageSpec(height=8, width=8, channels=1, patch=2)
+_WIDTH = 8
 _LONG_S = 1_000.0
 
 
@@ -58,6 +72,37 @@ class MemoryCheckpoints(CheckpointStore):
         return RestoredCheckpoint(self.latest, Path("memory"), ())
 
 
+class StormStore(MemoryActivationStore):
+    """A store that loses some of what it is asked for, for good.
+
+    Args:
+        samples: Room in it.
+        loss: Share of the samples asked for that are lost.
+        rng: Decides which.
+        clock: Seconds.
+
+    Attributes:
+        num_stored: Samples that it had when they were asked for.
+        num_lacking: Samples that it had lost.
+    """
+
+    def __init__(self, samples: int, loss: float, rng: random.Random, clock: Callable[[], float]) -> None:
+        super().__init__(samples * _IMAGE.num_tokens * _WIDTH * 4, idle_s=5.0, clock=clock)
+        self.num_stored = self.num_lacking = 0
+        self._loss = loss
+        self._rng = rng
+
+    def get(self, agent: str, samples: NDArray[np.int64], names: Sequence[str]) -> Fetched:
+        """Return what is left."""
+        fetched = super().get(agent, samples, names)
+        for row in range(len(samples)):
+            if not fetched.is_missing[row] and self._rng.random() < self._loss:
+                fetched.is_missing[row] = True
+        self.num_lacking += int(fetched.is_missing.sum())
+        self.num_stored += int((~fetched.is_missing).sum())
+        return fetched
+
+
 class StormWorker:
     """One process of a worker.
 
@@ -69,6 +114,7 @@ class StormWorker:
         checkpoints: Where it saves.
         every_windows: Windows from one checkpoint to the next.
         pool: The other workers of the run, or None.
+        kept_in: Where it keeps activations: what a disk would have after a SIGKILL; None for nowhere.
     """
 
     def __init__(
@@ -80,6 +126,7 @@ class StormWorker:
         checkpoints: CheckpointStore,
         every_windows: int,
         pool: MemoryPool | None = None,
+        kept_in: StormStore | None = None,
     ) -> None:
         self.name = session.name
         self.session = session
@@ -96,6 +143,7 @@ class StormWorker:
             pool=pool,
             options=WorkerOptions(claim_s=0.1, checkpoint_every_windows=every_windows, connect_timeout_s=_LONG_S),
             clock=network.clock,
+            keeper=StoreKeeper(None if kept_in is None else lambda _: kept_in),
         )
         network.add(self.name, self.runtime, self.transport, self._has_ended)
 
@@ -117,13 +165,14 @@ class StormAgent:
         network: Where it lives.
         topic: Its topic.
         dataset: Its samples.
+        may_be_kept: Whether workers may keep its activations.
 
     Attributes:
         is_turned_away: Whether it has come too late: the run had ended.
         admitted_by: Incarnations of the workers that have served it while there was training to do.
     """
 
-    def __init__(self, network: VirtualNetwork, topic: str, dataset: ArrayDataset) -> None:
+    def __init__(self, network: VirtualNetwork, topic: str, dataset: ArrayDataset, *, may_be_kept: bool = True) -> None:
         self.topic = topic
         self.is_turned_away = False
         self.admitted_by: set[int] = set()
@@ -134,7 +183,9 @@ class StormAgent:
             network.next_incarnation(),
             lambda _: dataset,
             options=AgentOptions(
-                connect_timeout_s=_LONG_S, deadlines=Deadlines(hello_s=1.0, step_s=3.0, longest_s=5.0)
+                connect_timeout_s=_LONG_S,
+                deadlines=Deadlines(hello_s=1.0, step_s=3.0, longest_s=5.0),
+                may_be_kept=may_be_kept,
             ),
             clock=network.clock,
         )
@@ -189,19 +240,20 @@ def run_settings(seed: int, settings: StormSettings, weather: Weather) -> RunSet
             "run": {
                 "name": "storm",
                 "seed": seed,
-                "epochs": 1,
+                "epochs": weather.epochs,
                 "microbatch_samples": settings.microbatch_samples,
                 # Most are waited for: the first might be done before the others have come. Not all: some may die.
                 "min_agents": max(1, int(0.7 * settings.num_agents)),
                 "absence_grace_s": settings.grace_s,
             },
-            "model": {"options": {"img_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 1, "num_heads": 1}},
+            "model": {"options": {"img_size": 8, "patch_size": 2, "embed_dim": _WIDTH, "depth": 1, "num_heads": 1}},
             "modalities": {"image": _IMAGE.model_dump()},
             "task": {"classes": list(CLASSES)},
             "codecs": {"activations": weather.codec},
             "window": {"mode": weather.mode, "samples": weather.window_samples, "deadline_s": 0.5},
             "worker": {"credits": settings.credits, "lease_s": 15.0},
             "evaluation": {"every_epochs": 0, "samples": 1},
+            "activations": {"mode": "every-step" if weather.store == "none" else "once"},
             "telemetry_s": 10.0,
         }
     )

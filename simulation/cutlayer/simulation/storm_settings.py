@@ -38,7 +38,8 @@ class StormSettings:
     Attributes:
         num_agents: Virtual agents.
         num_workers: Workers; more than one form a pool.
-        most_steps: Training steps of an agent, at the most.
+        most_steps: Training steps of an agent in an epoch, at the most.
+        store_share: Share of the seeds whose workers keep activations, for a second epoch.
         microbatch_samples: Samples of a step, at the most.
         credits: Microbatches that an agent may have outstanding.
         arrival_s: Most agents come within so many seconds.
@@ -60,6 +61,7 @@ class StormSettings:
     num_agents: int = 200
     num_workers: int = 1
     most_steps: int = 3
+    store_share: float = 0.35
     microbatch_samples: int = 4
     credits: int = 2
     arrival_s: float = 2.0
@@ -93,6 +95,10 @@ class Weather:
         num_worker_kills: SIGKILLs of the worker.
         num_cuts: Connections that break.
         num_broker_stops: Restarts of the broker.
+        store: Whether workers keep activations: not at all, all in one store, or each in its own.
+        store_samples: Room in a store.
+        store_loss: Share of what is asked for that a store has lost.
+        forbidding_share: Share of the agents that let nothing be kept.
     """
 
     mode: Literal["asynchronous", "synchronous"]
@@ -105,6 +111,15 @@ class Weather:
     num_worker_kills: int
     num_cuts: int
     num_broker_stops: int
+    store: Literal["none", "shared", "own"]
+    store_samples: int
+    store_loss: float
+    forbidding_share: float
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the samples: a second one is what a store is for."""
+        return 1 if self.store == "none" else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +140,8 @@ class StormResult:
         num_broker_stops: How often the broker was restarted.
         num_late: Agents that came after the training had begun.
         num_too_late: Agents for which there was nothing left to train.
+        num_stored: Samples that a store had when they were referred to.
+        num_lacking: Samples that it had lost, and that were sent again.
         most_live: Most microbatches that were at the worker at one time.
         most_scheduled: Most packets that were under way at one time.
         digest: Names the whole history: each packet and each waking, with their times.
@@ -143,6 +160,8 @@ class StormResult:
     num_broker_stops: int
     num_late: int
     num_too_late: int
+    num_stored: int
+    num_lacking: int
     most_live: int
     most_scheduled: int
     digest: str
@@ -170,4 +189,8 @@ def draw_weather(seed: int, settings: StormSettings, rng: random.Random) -> Weat
         num_worker_kills=rng.randint(0, settings.most_worker_kills),
         num_cuts=rng.randint(0, settings.most_cuts),
         num_broker_stops=rng.randint(0, settings.most_broker_stops),
+        store=rng.choice(("shared", "own")) if rng.random() < settings.store_share else "none",
+        store_samples=rng.choice((100, 1_000_000)),
+        store_loss=rng.choice((0.0, 0.02, 0.3)),
+        forbidding_share=rng.choice((0.0, 0.2)),
     )
