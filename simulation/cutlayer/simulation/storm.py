@@ -161,7 +161,8 @@ class Storm:
         draw, settings, weather = self._random, self.settings, self.weather
         for index in range(settings.num_agents):
             topic = f"site/{index}"
-            most = settings.most_steps * settings.microbatch_samples
+            # Two epochs take hardly longer than one.
+            most = -(-settings.most_steps // weather.epochs) * settings.microbatch_samples
             num_train = draw.randint(1, most)
             self._data[topic] = make_data(self.seed, topic, num_train)
             self._plans[topic] = EpochPlan(self.seed, topic, weather.epochs, num_train, 1, settings.microbatch_samples)
