@@ -29,7 +29,7 @@ from cutlayer.broker.broker_flags import (
 from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "parse_setting"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,6 +55,15 @@ PoolAt = Annotated[
         "such as http://10.0.0.5:29510.",
         envvar="CUTLAYER_POOL",
         metavar="URL",
+    ),
+]
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that keeps activations until the run ends, so that agents send them once. Workers of a pool on one "
+        "machine should name the same. By default one in the output folder.",
+        envvar="CUTLAYER_STORE",
+        file_okay=False,
     ),
 ]
 MinAgents = Annotated[int | None, typer.Option(help="Training starts when so many agents are there.", min=1)]
@@ -96,6 +105,7 @@ def start(
     output: Output = None,
     resume: Resume = False,
     pool: PoolAt = None,
+    store: Store = None,
     min_agents: MinAgents = None,
     seed: Seed = None,
     epochs: Epochs = None,
@@ -139,7 +149,9 @@ def start(
     from cutlayer.server_worker.program import Program
 
     overrides: dict[str, object] = {"run.min_agents": min_agents, "run.seed": seed, "run.epochs": epochs}
-    overrides |= dict(_parse_setting(pair) for pair in settings or [])
+    if store is not None:
+        overrides["activations.store"] = str(store.absolute())  # a path in the settings is found from their file
+    overrides |= dict(parse_setting(pair) for pair in settings or [])
     broker_at = broker_settings(
         broker,
         username,
@@ -182,7 +194,12 @@ def _print_summary(path: Path) -> None:
     typer.echo(path)
 
 
-def _parse_setting(pair: str) -> tuple[str, object]:
+def parse_setting(pair: str) -> tuple[str, object]:
+    """Read one run setting, `SECTION.KEY=VALUE`, the value as TOML has it, or as text.
+
+    Raises:
+        SettingsError: When it has another form.
+    """
     key, equals, value = pair.partition("=")
     if not key or not equals:
         raise SettingsError(f"--set {pair!r} is no SECTION.KEY=VALUE", "write it as in --set optimizer.lr=3e-4")
