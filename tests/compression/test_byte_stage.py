@@ -13,10 +13,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutlayer.compression import CorruptError, DecodeError, OversizedError, codec_from_name
+from cutlayer.compression import CorruptError, DecodeError, OversizedError, available_codecs, codec_from_name
 from cutlayer.compression.byte_stage import ByteStage, Lz4Stage, ZstdStage
 from cutlayer.compression.checks import MAX_ELEMENTS
-from cutlayer.compression.int8 import Int8Codec
 
 STAGES: list[ByteStage] = [Lz4Stage(), ZstdStage(1), ZstdStage(), ZstdStage(19)]
 BOMB_BYTES = 64 << 20
@@ -164,6 +163,8 @@ def test_threads_share_a_stage() -> None:
     assert decoded == inputs * 10
 
 
-def test_the_largest_tensor_is_within_what_lz4_takes() -> None:
+@pytest.mark.parametrize("name", [*available_codecs(), "int8:block=token"])
+@pytest.mark.parametrize("shape", [(MAX_ELEMENTS, 1), (MAX_ELEMENTS,), (2**13, 2**14)], ids=str)
+def test_the_largest_tensor_is_within_what_lz4_takes(name: str, shape: tuple[int, ...]) -> None:
     lz4_max_input_bytes = 0x7E000000
-    assert Int8Codec().max_encoded_bytes((MAX_ELEMENTS, 1)) <= lz4_max_input_bytes
+    assert codec_from_name(name).max_encoded_bytes(shape) <= lz4_max_input_bytes
