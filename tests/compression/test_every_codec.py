@@ -34,6 +34,8 @@ WITH_OPTIONS = [
     "int2:block=7",
     "int2:block=all",
     "int2:symmetric,round=stochastic",
+    "entropy:error=0.001",
+    "entropy:error=0.95",
     "lowrank:error=0.001",
     "lowrank:error=0.95",
     "topk:ratio=0.5,bits=8",

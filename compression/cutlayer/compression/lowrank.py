@@ -6,7 +6,7 @@ coordinate is quantized with one and the same step, and directions of less energ
 given mean square error this needs the fewest bits ("reverse water-filling", Cover and Thomas, "Elements of
 Information Theory", section 10.3.3). The same holds for the directions themselves: errors of a direction count
 once a token, weighted by its energy, so it is stored times the root of that energy, with the same step again.
-All numbers then go through the entropy coder in `normal_coder`.
+All numbers then go through the entropy coder in `integer_coder`.
 
 The receiver's arithmetic is exact: integers of at most 53 bits in binary64, one multiplication, one rounding to
 binary32. So all machines decode the same tensor, whatever their matrix product's order of summation.
@@ -39,7 +39,7 @@ from cutlayer.compression.errors import (
     OversizedError,
     WrongLengthError,
 )
-from cutlayer.compression.normal_coder import decode_groups, encode_groups
+from cutlayer.compression.integer_coder import decode_groups, encode_groups
 
 DEFAULT_ERROR = 0.03
 SMALLEST_ERROR = 0.001
@@ -103,14 +103,7 @@ class LowRankCodec:
         Raises:
             BadOptionError: It is another, or out of range.
         """
-        if not part.options:
-            return cls()
-        option = ",".join(part.options)
-        key, _, value = option.partition("=")
-        error = _number(value) if key == "error" else None
-        if error is None or not SMALLEST_ERROR <= error <= LARGEST_ERROR:
-            raise BadOptionError(part.family, option, f"error={SMALLEST_ERROR} to error={LARGEST_ERROR}")
-        return cls(error)
+        return cls(error_option(part)) if part.options else cls()
 
     @property
     def name(self) -> str:
@@ -191,9 +184,17 @@ class LowRankCodec:
         return best
 
 
-def _number(text: str) -> float | None:
-    """Read a decimal number that is written plainly, such as 0.03."""
-    return float(text) if re.fullmatch(r"\d{1,4}(\.\d{1,6})?", text, re.ASCII) else None
+def error_option(part: CodecPart) -> float:
+    """Read the one option `error=`, a decimal number that is written plainly.
+
+    Raises:
+        BadOptionError: It is another, more than one, or out of range.
+    """
+    option = ",".join(part.options)
+    is_error = re.fullmatch(r"error=0\.\d{1,6}", option, re.ASCII)
+    if not is_error or not SMALLEST_ERROR <= (error := float(option.partition("=")[2])) <= LARGEST_ERROR:
+        raise BadOptionError(part.family, option, f"error={SMALLEST_ERROR} to error={LARGEST_ERROR}")
+    return error
 
 
 def _token_grid(shape: tuple[int, ...]) -> tuple[int, int]:

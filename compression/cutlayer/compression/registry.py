@@ -13,6 +13,7 @@ from cutlayer.compression.bf16 import Bf16Codec
 from cutlayer.compression.byte_stage import ByteStage, Lz4Stage, ZstdStage
 from cutlayer.compression.codec import Codec
 from cutlayer.compression.codec_name import MAX_NAME_LENGTH, CodecPart, split_codec_name
+from cutlayer.compression.entropy import EntropyCodec
 from cutlayer.compression.errors import BadOptionError, UnknownCodecError
 from cutlayer.compression.fp16 import Fp16Codec
 from cutlayer.compression.identity import IdentityCodec
@@ -54,6 +55,7 @@ _TENSOR_CODECS: Mapping[str, Callable[[CodecPart], Codec]] = MappingProxyType(
         "int8": _int8,
         "int4": UniformCodec.from_part,
         "int2": UniformCodec.from_part,
+        "entropy": EntropyCodec.from_part,
         "lowrank": LowRankCodec.from_part,
         "topk": TopKCodec.from_part,
         "randtopk": TopKCodec.from_part,

@@ -1,16 +1,18 @@
-"""An entropy coder for groups of integers that are about normally distributed around zero.
+"""An entropy coder for groups of integers around zero, distributed about normally or geometrically.
 
 Range asymmetric numeral systems (Duda, arXiv 1311.2540), interleaved over lanes as in Giesen, "Interleaved
 entropy coders" (arXiv 1402.3392), so that NumPy works on one symbol of every lane at a time. The model of a
-group is one byte, its standard deviation: where a few thousand numbers make up a message, a histogram for each
-group would cost more than it saves.
+group is one byte, the form of its distribution and its standard deviation: where a few hundred or thousand numbers
+make up a message, a histogram for each group would cost more than it saves. Coordinates of tokens are about normal;
+output gradients of a trained model, most of them nearly zero, take up to a third less as geometric ones.
 
 Frequencies come from integer arithmetic alone, so that every machine has the same.
 
 Layout (all little-endian; compression/README.md has it in words):
 
     models    one byte a group
-    u4        number of escaped numbers E
+    1         number of escaped numbers E if below 255, else 255 and
+    u4        E
     4 W       final states of the lanes
     2 K       words, in the order in which a decoder takes them; K follows from the number of bytes
     4 E       escaped numbers, signed
@@ -39,23 +41,26 @@ _STATE_LOW = 1 << 16
 _WORD_BITS = 16
 _RENORM_BITS = 16 + _WORD_BITS - _TOTAL_BITS
 _STEPS = 256
-"""Symbols of a lane. A lane costs about 3 bytes, a step some 8 microseconds."""
+"""Symbols of a lane, at least. A lane costs about 3 bytes, a step some 8 microseconds."""
 
 _CLASSES_AN_OCTAVE = 4
 _NUM_CLASSES = 32
+_GEOMETRIC = 128
+"""Added to the model of a group whose distribution is geometric on either side."""
 _SMALLEST_EXPONENT = -10
 """Class c has the standard deviation 2^((c - 10) / 4): 0.18 to 38. Neighbours differ by 19 %, which costs at most
 0.01 bits a number."""
 _MAX_LOW_BITS = 24
-_HEADER = struct.Struct("<I")
+_MANY = 255
+_COUNT = struct.Struct("<I")
 
 
 class _Tables(NamedTuple):
-    """Of all classes, one after the other: a class has symbols escape, -K, ..., K."""
+    """Of all classes, one after the other: a class has symbols escape, -K, ..., K. Geometric ones last."""
 
     first_symbol: NDArray[np.int64]  # by class
     largest: NDArray[np.int64]  # K, by class
-    upper_variance: NDArray[np.float64]  # up to which a class is the best one
+    bits: NDArray[np.float64]  # of a number, by class: a constant, and those for its magnitude and its square
     frequency: NDArray[np.uint32]  # by symbol
     start: NDArray[np.uint32]  # by symbol
     symbol_of_slot: NDArray[np.uint16]  # by class * _TOTAL + slot
@@ -74,7 +79,7 @@ def encode_groups(groups: Sequence[NDArray[np.int64]]) -> bytes:
     tables = _tables()
     lengths_G = np.array([group.size for group in groups], np.int64)
     values_S = np.concatenate([*groups, np.empty(0, np.int64)])
-    models_G = _best_models(groups)
+    models_G = _best_models(values_S, lengths_G)
     classes_G, low_bits_G = _split_models(models_G)
     high_S = values_S >> np.repeat(low_bits_G, lengths_G)
     classes_S = np.repeat(classes_G, lengths_G)
@@ -86,7 +91,7 @@ def encode_groups(groups: Sequence[NDArray[np.int64]]) -> bytes:
     return b"".join(
         (
             models_G.tobytes(),
-            _HEADER.pack(escapes.size),
+            bytes([escapes.size]) if escapes.size < _MANY else bytes([_MANY]) + _COUNT.pack(escapes.size),
             states_W.astype("<u4").tobytes(),
             words.astype("<u2").tobytes(),
             escapes.tobytes(),
@@ -111,14 +116,17 @@ def decode_groups(view: memoryview, lengths: Sequence[int], codec: str) -> list[
         CorruptError: They are not what an encoder writes.
     """
     lengths_G, num_symbols = np.array(lengths, np.int64), sum(lengths)
-    num_lanes, states_at = _num_lanes(num_symbols), len(lengths) + _HEADER.size
-    words_at = states_at + 4 * num_lanes
-    if view.nbytes < words_at:
-        raise WrongLengthError(codec, words_at, view.nbytes)
+    num_lanes, count_at = _num_lanes(num_symbols), len(lengths)
+    # Without escapes; a count of four bytes is looked at only where there is as much as that.
+    states_at = count_at + 1
+    if view.nbytes < states_at + 4 * num_lanes:
+        raise WrongLengthError(codec, states_at + 4 * num_lanes, view.nbytes)
     classes_G, low_bits_G = _split_models(np.frombuffer(view, np.uint8, len(lengths)))
-    if low_bits_G.size and low_bits_G.max() > _MAX_LOW_BITS:
-        raise CorruptError(codec, "an unknown model of a group")
-    (num_escapes,) = _HEADER.unpack_from(view, len(lengths))
+    num_escapes = view[count_at]
+    if num_escapes == _MANY and view.nbytes >= states_at + _COUNT.size:
+        (num_escapes,) = _COUNT.unpack_from(view, states_at)
+        states_at += _COUNT.size
+    words_at = states_at + 4 * num_lanes
     low_bits_at = view.nbytes - -(-int(low_bits_G @ lengths_G) // 8)
     escapes_at = low_bits_at - 4 * num_escapes
     if escapes_at < words_at or (escapes_at - words_at) % 2:
@@ -143,21 +151,20 @@ def decode_groups(view: memoryview, lengths: Sequence[int], codec: str) -> list[
 @functools.cache
 def _tables() -> _Tables:
     """Compute the classes' frequencies; the same everywhere, as no floating-point number decides one."""
-    frequencies, values, largest, variances = [], [], [], []
-    for index in range(_NUM_CLASSES):
+    frequencies, values, largest, bits = [], [], [], []
+    for index in range(2 * _NUM_CLASSES):
         top, frequency = _frequencies(index)
         largest.append(top)
         frequencies.append(frequency)
         values.append(np.concatenate([[0], np.arange(-top, top + 1)]))
-        variances.append(float(frequency @ values[-1].astype(np.float64) ** 2) / _TOTAL)
+        bits.append(_bits(index, top))
     sizes = np.array([frequency.size for frequency in frequencies])
     starts = [np.cumsum(frequency) - frequency for frequency in frequencies]
     frequency = np.concatenate(frequencies)
-    middle = np.sqrt(np.array(variances[:-1]) * np.array(variances[1:]))
     return _Tables(
         first_symbol=np.cumsum(sizes) - sizes,
         largest=np.array(largest),
-        upper_variance=middle,
+        bits=np.array(bits),
         frequency=frequency.astype(np.uint32),
         start=np.concatenate(starts).astype(np.uint32),
         symbol_of_slot=np.repeat(np.arange(frequency.size), frequency).astype(np.uint16),
@@ -168,19 +175,23 @@ def _tables() -> _Tables:
 def _frequencies(index: int) -> tuple[int, NDArray[np.int64]]:
     """Give K of a class and the frequencies of escape, -K, ..., K.
 
-    That of k is 1 more than its share exp(-k^2 / 2 sigma^2) of what is left, rounded down, in fixed point: with
-    1 / sigma^2 = 2^(-e/2) for e = index - 10, the ratio of neighbours is a product of powers of exp(-2^(-e/2) / 2).
+    That of k is 1 more than its share of what is left, rounded down, in fixed point. The share is exp(-k^2 / 2 s^2),
+    or t^abs(k) where 2 t / (1 - t)^2 = s^2, with the standard deviation s: 1 / s^2 = 2^(-e/2) for e = index - 10.
     """
-    exponent = index + _SMALLEST_EXPONENT
+    exponent = index % _NUM_CLASSES + _SMALLEST_EXPONENT
     one = 1 << 64
     # 2^(-e/2) in fixed point, from integer square roots only.
     inverse_variance = math.isqrt(one * one >> exponent if exponent >= 0 else one * one << -exponent)
-    half = _exp_of_minus(inverse_variance // 2, one)
-    squared = half * half // one
+    if index < _NUM_CLASSES:
+        ratio = _exp_of_minus(inverse_variance // 2, one)
+        growth = ratio * ratio // one
+    else:
+        root = math.isqrt(2 * inverse_variance * one + inverse_variance * inverse_variance)
+        ratio, growth = one + inverse_variance - root, one
     top = math.isqrt(64 * one // inverse_variance) + 2
-    weights, weight, ratio = [one], one, half
+    weights, weight = [one], one
     for _ in range(top):
-        weight, ratio = weight * ratio // one, ratio * squared // one
+        weight, ratio = weight * ratio // one, ratio * growth // one
         weights.append(weight)
     left = _TOTAL - (2 * top + 2)
     total = 2 * sum(weights) - one
@@ -188,6 +199,17 @@ def _frequencies(index: int) -> tuple[int, NDArray[np.int64]]:
     frequency = np.array([1, *side[:0:-1], *side], np.int64)
     frequency[top + 1] += _TOTAL - frequency.sum()
     return top, frequency
+
+
+def _bits(index: int, largest: int) -> tuple[float, float, float]:
+    """Give what a number takes in a class: a constant, for its magnitude, and for its square. For encoders' choices."""
+    precision = 2 ** (-(index % _NUM_CLASSES + _SMALLEST_EXPONENT) / (_CLASSES_AN_OCTAVE / 2))
+    magnitude, square = 0.0, 0.5 * math.log2(math.e) * precision
+    if index >= _NUM_CLASSES:
+        magnitude, square = -math.log2(1 + precision - math.sqrt(2 * precision + precision**2)), 0.0
+    numbers = np.arange(-largest, largest + 1)
+    total = float(np.exp2(-magnitude * np.abs(numbers) - square * np.square(numbers)).sum())
+    return math.log2(total * _TOTAL / (_TOTAL - numbers.size - 1)), magnitude, square
 
 
 def _exp_of_minus(number: int, one: int) -> int:
@@ -203,26 +225,39 @@ def _exp_of_minus(number: int, one: int) -> int:
     return total
 
 
-def _best_models(groups: Sequence[NDArray[np.int64]]) -> NDArray[np.uint8]:
-    """Choose each group's class by its second moment, the sufficient statistic of these models."""
-    variance_G = np.array([np.square(group, dtype=np.float64).mean() if group.size else 0.0 for group in groups])
-    upper = _tables().upper_variance
-    # Each class above the last stands for numbers of which low bits are stored as they are.
-    beyond_G = np.ceil(np.log2(np.maximum(variance_G / upper[-1], 1)) * (_CLASSES_AN_OCTAVE / 2))
-    models_G = np.searchsorted(upper, variance_G) + np.maximum(beyond_G - 1, 0).astype(np.int64)
-    largest = _NUM_CLASSES + _CLASSES_AN_OCTAVE * _MAX_LOW_BITS - 1
-    return np.array(np.minimum(models_G, largest), np.uint8)
+def _best_models(values_S: NDArray[np.int64], lengths_G: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Choose each group's class by the bits that it would take: magnitudes and squares are sufficient statistics."""
+    models_G = np.zeros(lengths_G.size, np.uint8)
+    is_there_G = lengths_G > 0
+    if not is_there_G.any():
+        return models_G
+    starts_G = (np.cumsum(lengths_G) - lengths_G)[is_there_G]
+    magnitude_S = np.abs(values_S).astype(np.float64)
+    magnitude_G = np.add.reduceat(magnitude_S, starts_G) / lengths_G[is_there_G]
+    square_G = np.add.reduceat(np.square(magnitude_S, out=magnitude_S), starts_G) / lengths_G[is_there_G]
+    tables = _tables()
+    # Beyond the widest class, low bits are stored as they are.
+    widest = 2.0 ** ((_NUM_CLASSES - 0.5 + _SMALLEST_EXPONENT) / _CLASSES_AN_OCTAVE)
+    low_bits_G = np.ceil(np.log2(np.maximum(np.sqrt(square_G) / widest, 1)))
+    low_bits_G = np.minimum(low_bits_G, _MAX_LOW_BITS)
+    statistics_3G = np.array([np.ones_like(square_G), magnitude_G / 2**low_bits_G, square_G / 4**low_bits_G])
+    bits_CG = tables.bits @ statistics_3G
+    is_narrow_C = np.arange(2 * _NUM_CLASSES) % _NUM_CLASSES < _NUM_CLASSES - _CLASSES_AN_OCTAVE
+    bits_CG[np.ix_(is_narrow_C, low_bits_G > 0)] = np.inf
+    family_G, class_G = np.divmod(bits_CG.argmin(axis=0), _NUM_CLASSES)
+    models_G[is_there_G] = family_G * _GEOMETRIC + class_G + _CLASSES_AN_OCTAVE * low_bits_G.astype(np.int64)
+    return models_G
 
 
 def _split_models(models_G: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give the class of each group and the number of low bits that are stored as they are."""
-    beyond_G = models_G.astype(np.int64) - (_NUM_CLASSES - _CLASSES_AN_OCTAVE)
-    low_bits_G = np.maximum(beyond_G // _CLASSES_AN_OCTAVE, 0)
-    return models_G - _CLASSES_AN_OCTAVE * low_bits_G, low_bits_G
+    family_G, width_G = np.divmod(models_G.astype(np.int64), _GEOMETRIC)
+    low_bits_G = np.maximum((width_G - (_NUM_CLASSES - _CLASSES_AN_OCTAVE)) // _CLASSES_AN_OCTAVE, 0)
+    return family_G * _NUM_CLASSES + width_G - _CLASSES_AN_OCTAVE * low_bits_G, low_bits_G
 
 
 def _num_lanes(num_symbols: int) -> int:
-    return -(-num_symbols // _STEPS)
+    return max(num_symbols // _STEPS, min(num_symbols, 1))
 
 
 def _push(
