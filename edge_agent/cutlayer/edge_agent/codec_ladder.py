@@ -173,10 +173,11 @@ class CodecLadder:
             self._go(floor, self._planned(uplink.sent(), num_fresh, is_kept=is_kept))
             return
         marks = self._marks
-        if len(marks) < WINDOW or uplink.now <= marks[0].uplink.now:
+        if len(marks) < WINDOW:
             return
         elapsed_s = uplink.now - marks[0].uplink.now
-        share = min((uplink.waited_s - marks[0].uplink.waited_s) / elapsed_s, 1.0)
+        waited_s = uplink.waited_s - marks[0].uplink.waited_s
+        share = min(waited_s / elapsed_s, 1.0) if elapsed_s > 0 else 0.0
         if share > DOWN_SHARE:
             self._down(share, allowed)
             return
@@ -199,8 +200,8 @@ class CodecLadder:
             self._warn(
                 "bytes",
                 f"bytes_per_sample = {plan.bytes_per_sample:g} cannot be met: {self._trials.codecs[smallest]} is the "
-                f"smallest codec that max_relative_error = {self._budget.max_relative_error:g} allows, and takes "
-                f"{average:.0f} B for each sample of each step",
+                f"smallest codec of the ladder that max_relative_error = {self._budget.max_relative_error:g} allows, "
+                f"and takes {average:.0f} B for each sample of each step",
             )
         return smallest
 
@@ -212,8 +213,8 @@ class CodecLadder:
             if len(self._trials.codecs) > 1:
                 self._warn(
                     "uplink",
-                    f"the uplink is waited for {share:.0%} of the time, and {self.codec} is the smallest codec that "
-                    f"max_relative_error = {self._budget.max_relative_error:g} allows",
+                    f"the uplink is waited for {share:.0%} of the time, and {self.codec} is the smallest codec of the "
+                    f"ladder that max_relative_error = {self._budget.max_relative_error:g} allows",
                 )
             return
         if self._num_since_up is not None:  # the step up was one too many

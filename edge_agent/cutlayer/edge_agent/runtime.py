@@ -27,6 +27,7 @@ from cutlayer.broker.actions import (
     Subscribe,
     TensorsWanted,
     Unsubscribe,
+    WeightsReceived,
 )
 from cutlayer.broker.agent_session import AgentSession, Deadlines
 from cutlayer.broker.courier import Courier
@@ -223,6 +224,7 @@ class AgentRuntime:
         self._courier.tick(now)
         for message in self._courier.take_resumed():
             self._session.resumed(message, now)
+        self._ask_for_weights(now)
         self._do(self._session.tick(now), now)
         if not self._is_leaving:
             self._enrolment.tick(now)
@@ -230,8 +232,11 @@ class AgentRuntime:
             if self.reporter.is_due(now, self._session.lease_s / 3):
                 self._report(now)
         self._finish_if_done(now)
+        self._uplink.tick(now)
         deadlines = [now + LONGEST_SLEEP_S, self._session.next_deadline(), self._courier.next_deadline()]
         if not self._is_leaving:
+            if self._bench is not None and self._bench.weights is not None:
+                deadlines.append(self._bench.weights.next_ask)
             deadlines += [self._enrolment.due_at, self.reporter.due_at, self._uplink.next_deadline(now)]
         return min(time for time in deadlines if time is not None)
 
@@ -306,7 +311,10 @@ class AgentRuntime:
                 case OutputsReceived():
                     self._outputs(action)
                 case StepCommitted():
-                    self._step_committed(action.step)
+                    self._step_committed(action, now)
+                case WeightsReceived():
+                    if self._bench is not None:
+                        self._bench.take_weights(action)
                 case TensorsWanted():
                     self._supply(action, now)
                 case LeaseGranted():
@@ -336,6 +344,8 @@ class AgentRuntime:
             self._was_leased = True
             self.reporter.start(items, self._bench.telemetry_s, now, share=self._bench.telemetry_share)
         self._enrolment.stop_waiting()
+        if self._bench.weights is not None:
+            self._bench.weights.leased(now)
         self._told_done = False
         self._go_by(action, now)
         self._uplink.begin(now)
@@ -377,7 +387,8 @@ class AgentRuntime:
 
     def _submit_paced(self, now: float) -> None:
         phase, bench = self._session.phase, self._bench
-        if bench is None or phase not in (RunPhase.TRAINING, RunPhase.EVALUATING):
+        is_held = bench is not None and bench.weights is not None and bench.weights.holds
+        if bench is None or is_held or phase not in (RunPhase.TRAINING, RunPhase.EVALUATING):
             self._uplink.stop_waiting(now)
             return
         # Once the others evaluate, the weights stay as they are.
@@ -403,16 +414,26 @@ class AgentRuntime:
             self._do(self._session.supply(wanted.step, wanted.mode, tensors, refs, now), now)
 
     def _outputs(self, action: OutputsReceived) -> None:
-        def send(gradients: EncodedTensor) -> None:
+        def send(gradients: EncodedTensor, of_tokenizers: tuple[tuple[str, EncodedTensor], ...]) -> None:
             now = self._clock()
-            self._do(self._session.submit_gradients(action.step, action.version, gradients, now), now)
+            self._do(self._session.submit_gradients(action.step, action.version, gradients, now, of_tokenizers), now)
 
         if self._bench is not None:
             self._bench.outputs(action, send)
 
-    def _step_committed(self, step: int) -> None:
-        if self._bench is not None:
-            self._bench.committed(step)
+    def _step_committed(self, action: StepCommitted, now: float) -> None:
+        if self._bench is None:
+            return
+        if self._bench.weights is not None and action.window is not None:
+            self._bench.weights.committed(action.window, now)
+        self._bench.committed(action.step, action.tensors, action.codec)
+
+    def _ask_for_weights(self, now: float) -> None:
+        """Ask all workers for the tokenizers' weights, where they are waited for: they follow the answer to a Hello."""
+        weights = None if self._bench is None else self._bench.weights
+        if weights is not None and weights.asks(now):
+            for worker in self._session.leased_workers:
+                self._session.ask_ledger(worker, now)
 
     # The end --------------------------------------------------------------------------------------------------
 
