@@ -9,8 +9,8 @@ is relative to what it encodes, it is the bytes that shrink: the codec's error i
 Bytes of a sample of the digits task at a relative error of 0.03 (microbatches of 32, `benchmarks/low_rank.py`):
 
     random change of the tokenizer's weights     none sent before     by 10 %     by 3 %
-    image                                        58                   38          20
-    audio                                        739                  275         80
+    image                                        57                   37          19
+    audio                                        737                  274         80
 
 `encode_change` at one end and `decode_change` at the other give the same bits, if the codec's decoder does: additions
 in binary32 of the same numbers in the same order, then one rounding to the type of the base.
