@@ -1,7 +1,6 @@
-"""The entropy coder: its bytes, its tables, its rate, and the streams that it refuses."""
+"""The entropy coder: its bytes, its rate, and the streams that it refuses."""
 
 import contextlib
-import hashlib
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cutlayer.compression import CorruptError, DecodeError, WrongLengthError, integer_coder
+from cutlayer.compression import CorruptError, DecodeError, WrongLengthError
 from cutlayer.compression.integer_coder import MAX_MAGNITUDE, decode_groups, encode_groups
 
 Group = NDArray[np.int64]
@@ -41,28 +40,6 @@ def test_golden_bytes() -> None:
     groups = groups_of(GOLDEN_GROUPS)
     assert encode_groups(groups) == GOLDEN
     assert_same(decode_groups(memoryview(GOLDEN), [3, 0, 3, 2], "test"), groups)
-
-
-def test_frequencies_are_the_same_on_every_machine() -> None:
-    frequencies = integer_coder._tables().frequency.astype("<u4").tobytes()
-    golden = "5bece6b6efd79171238ef2f6140f09f976ab640c178a7ae1e7e2a9ed32f9a533"
-    assert hashlib.sha256(frequencies).hexdigest() == golden
-
-
-@pytest.mark.parametrize("index", range(64))
-def test_frequencies_follow_their_density_and_fill_the_range(index: int) -> None:
-    largest, frequency = integer_coder._frequencies(index)
-    assert frequency.sum() == 2**14
-    assert frequency.min() >= 1
-    numbers = np.arange(-largest, largest + 1).astype(np.float64)
-    variance = 2 ** ((index % 32 - 10) / 2)
-    density = np.exp(-(numbers**2) / (2 * variance))
-    if index >= 32:
-        ratio = 1 + 1 / variance - np.sqrt(2 / variance + 1 / variance**2)
-        assert 2 * ratio / (1 - ratio) ** 2 == pytest.approx(variance)
-        density = ratio ** np.abs(numbers)
-    expected = density / density.sum() * (2**14 - frequency.size)
-    np.testing.assert_allclose(frequency[1:], expected, atol=frequency.size)
 
 
 @settings(deadline=None)
