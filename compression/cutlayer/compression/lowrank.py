@@ -16,7 +16,6 @@ Suffixes: N tokens, D width, R rank (components).
 
 import math
 import re
-import struct
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
@@ -32,27 +31,23 @@ from cutlayer.compression.checks import (
     require_length,
 )
 from cutlayer.compression.codec_name import CodecPart
-from cutlayer.compression.errors import (
-    BadOptionError,
-    CorruptError,
-    NonFiniteDataError,
-    OversizedError,
-    WrongLengthError,
+from cutlayer.compression.errors import BadOptionError, WrongLengthError
+from cutlayer.compression.factors import (
+    MAX_RANK,
+    Factors,
+    decode_factors,
+    encode_factors,
+    mean_step_ratio,
+    tensor_of_factors,
+    unit_directions,
 )
-from cutlayer.compression.integer_coder import decode_groups, encode_groups
 
 DEFAULT_ERROR = 0.03
 SMALLEST_ERROR = 0.001
 LARGEST_ERROR = 0.95
 LARGEST_OVER_RMS_ERROR = 8.0
 """No element errs by more than this many times the root mean square error that is allowed."""
-MAX_RANK = 2048
-"""The decomposition takes time cubic in min(N, D): larger tensors are stored as they are."""
-
-_EXACT, _PLAIN, _WITH_MEAN = 1, 2, 3
-_HEADER = struct.Struct("<BHfH")
-_DIRECTION_BITS = 14
-"""Directions are rounded to multiples of 2^-14 before anything is projected on them, so this loses nothing."""
+_EXACT = 1
 _DROPPED_BELOW = 0.6
 """A component whose standard deviation is less than this share of the step is left out; see `_first_step`."""
 _NEGLIGIBLE_MEAN = 0.01
@@ -65,15 +60,6 @@ _LARGEST_NUMBER = 2.0**25
 """Sums of up to `MAX_RANK` products with directions, and squared lengths, then have 53 bits."""
 _SMALLEST_STEP = 2.0**-120
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-
-
-class _Factors(NamedTuple):
-    """A tensor in whole numbers; `_tensor` says what they mean."""
-
-    step: np.float32
-    mean_D: NDArray[np.int64] | None
-    directions_RD: NDArray[np.int64]
-    coordinates_RN: NDArray[np.int64]
 
 
 class _Components(NamedTuple):
@@ -120,7 +106,7 @@ class LowRankCodec:
         array_ND = array.reshape(num_tokens, width)
         factors = self._factors(array_ND)
         if factors is not None:
-            encoded = _encode_factors(factors, num_tokens, width)
+            encoded = encode_factors(factors, num_tokens, width)
             if len(encoded) < self.max_encoded_bytes(array.shape):
                 return encoded
         return bytes([_EXACT]) + array.astype("<f4").tobytes()
@@ -139,8 +125,8 @@ class LowRankCodec:
             array = np.frombuffer(view, "<f4", offset=1).astype(np.float32)
             require_finite_data(array, self.name, "elements")
             return array.reshape(shape)
-        factors = _decode_factors(view, num_tokens, width, self.name)
-        return _tensor(factors, num_tokens).reshape(shape)
+        factors = decode_factors(view, num_tokens, width, self.name)
+        return tensor_of_factors(factors, num_tokens).reshape(shape)
 
     def max_encoded_bytes(self, shape: tuple[int, ...]) -> int:
         """Give the length of a tensor that is stored as it is; see `Codec.max_encoded_bytes`."""
@@ -154,11 +140,11 @@ class LowRankCodec:
         bound = LARGEST_OVER_RMS_ERROR * self.error * _rms(array.astype(np.float64)) if array.size else 0.0
         return np.full((1,) * array.ndim, bound)
 
-    def _factors(self, array_ND: NDArray[np.float32]) -> _Factors | None:
+    def _factors(self, array_ND: NDArray[np.float32]) -> Factors | None:
         """Give whole numbers from which the tensor comes back well enough; None if there are no such."""
         num_tokens, width = array_ND.shape
         if not array_ND.any():
-            return _Factors(np.float32(1), None, np.empty((0, width), np.int64), np.empty((0, num_tokens), np.int64))
+            return Factors(np.float32(1), None, np.empty((0, width), np.int64), np.empty((0, num_tokens), np.int64))
         exact_ND = array_ND.astype(np.float64)
         scale = _rms(exact_ND)
         # Outside, a step or what it is multiplied by is no normal float32.
@@ -170,7 +156,7 @@ class LowRankCodec:
             factors = _quantize(components, np.float32(min(step * scale, _LARGEST_FLOAT32)), scale, self.error)
             if factors is None:
                 break
-            excess = _excess(exact_ND - _tensor(factors, num_tokens), self.error * scale)
+            excess = _excess(exact_ND - tensor_of_factors(factors, num_tokens), self.error * scale)
             if excess <= 1 and (best is None or factors.step > best.step):
                 best = factors
             if _CLOSE_ENOUGH <= excess <= 1 or (best is not None and attempt >= _MAX_REFINEMENTS):
@@ -256,7 +242,7 @@ def _first_step(components: _Components, error: float) -> float:
     return max(low, 1e-6 * error)
 
 
-def _quantize(components: _Components, step: np.float32, scale: float, error: float) -> _Factors | None:
+def _quantize(components: _Components, step: np.float32, scale: float, error: float) -> Factors | None:
     """Round to whole numbers with a given step; None if they become too large.
 
     Coordinates are those of the nearest point in the span of the directions as a decoder has them.
@@ -269,12 +255,12 @@ def _quantize(components: _Components, step: np.float32, scale: float, error: fl
     amplitude_R = deviation_R * (math.sqrt(num_tokens) / scaled_step)
     rounded_RD = np.rint(directions_RD * amplitude_R[:, None])
     rounded_RD = rounded_RD[rounded_RD.any(axis=1)]
-    units_RD = _unit_directions(rounded_RD)
+    units_RD = unit_directions(rounded_RD)
     gram_RR = units_RD @ units_RD.T
     # Coarse directions may coincide; so little on the diagonal changes nothing else.
     gram_RR.flat[:: len(gram_RR) + 1] += 1e-9
     outside_D = mean_D - np.linalg.solve(gram_RR, units_RD @ mean_D) @ units_RD
-    mean_step = scaled_step * _mean_step_ratio(num_tokens)
+    mean_step = scaled_step * mean_step_ratio(num_tokens)
     rounded_D = None
     if float(outside_D @ outside_D) > _NEGLIGIBLE_MEAN * error**2 * width:
         rounded_D = np.rint(outside_D / mean_step)
@@ -285,76 +271,9 @@ def _quantize(components: _Components, step: np.float32, scale: float, error: fl
     all_numbers = (rounded_RD, coordinates_RN, np.zeros(0) if rounded_D is None else rounded_D)
     if any(np.abs(numbers).max(initial=0) > _LARGEST_NUMBER for numbers in all_numbers):
         return None
-    return _Factors(
+    return Factors(
         step,
         None if rounded_D is None else rounded_D.astype(np.int64),
         rounded_RD.astype(np.int64),
         coordinates_RN.astype(np.int64),
     )
-
-
-def _mean_step_ratio(num_tokens: int) -> float:
-    """Give the mean's step in steps: an error of it counts in every token. About 1 / sqrt(N), a power of two."""
-    return 2.0 ** -(num_tokens.bit_length() // 2)
-
-
-def _unit_directions(rounded_RD: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bring directions to length one, rounded to multiples of 2^-14: elementwise operations, the same everywhere."""
-    length_R = np.sqrt(np.square(rounded_RD).sum(axis=1))
-    fixed_RD: NDArray[np.float64] = np.rint(rounded_RD * (2.0**_DIRECTION_BITS / length_R)[:, None])
-    fixed_RD *= 2.0**-_DIRECTION_BITS
-    return fixed_RD
-
-
-def _tensor(factors: _Factors, num_tokens: int) -> NDArray[np.float32]:
-    """Compute step * (coordinates @ directions + mean): exact up to the multiplication by the step."""
-    units_RD = _unit_directions(factors.directions_RD.astype(np.float64))
-    tensor_ND = factors.coordinates_RN.astype(np.float64).T @ units_RD
-    if factors.mean_D is not None:
-        tensor_ND += factors.mean_D * _mean_step_ratio(num_tokens)
-    tensor_ND *= float(factors.step)
-    np.clip(tensor_ND, -_LARGEST_FLOAT32, _LARGEST_FLOAT32, out=tensor_ND)
-    with np.errstate(under="ignore"):
-        return tensor_ND.astype(np.float32)
-
-
-def _shape_check(num_tokens: int, width: int) -> int:
-    return (num_tokens + 31 * width) & 0xFFFF
-
-
-def _encode_factors(factors: _Factors, num_tokens: int, width: int) -> bytes:
-    """Write the header, then all numbers in groups of like magnitude; coordinates less their component's mean."""
-    rank = len(factors.directions_RD)
-    offset_R = np.rint(factors.coordinates_RN.mean(axis=1)).astype(np.int64) if rank else np.empty(0, np.int64)
-    groups = [offset_R] if factors.mean_D is None else [offset_R, factors.mean_D]
-    groups += [*factors.directions_RD, *(factors.coordinates_RN - offset_R[:, None])]
-    mode = _PLAIN if factors.mean_D is None else _WITH_MEAN
-    return _HEADER.pack(mode, _shape_check(num_tokens, width), factors.step, rank) + encode_groups(groups)
-
-
-def _decode_factors(view: memoryview, num_tokens: int, width: int, codec: str) -> _Factors:
-    """Read what `_encode_factors` wrote.
-
-    Raises:
-        DecodeError: The bytes are something else.
-    """
-    if view.nbytes < _HEADER.size:
-        raise WrongLengthError(codec, _HEADER.size, view.nbytes)
-    mode, check, step, rank = _HEADER.unpack_from(view)
-    if mode not in (_PLAIN, _WITH_MEAN):
-        raise CorruptError(codec, f"unknown mode {mode}")
-    if check != _shape_check(num_tokens, width):
-        raise CorruptError(codec, "written for another shape")
-    if not (math.isfinite(step) and step > 0):
-        raise NonFiniteDataError(codec, f"the step {step}")
-    if rank > min(num_tokens, width, MAX_RANK):
-        raise OversizedError(codec, rank, min(num_tokens, width, MAX_RANK))
-    has_mean = mode == _WITH_MEAN
-    lengths = [rank, *[width] * (has_mean + rank), *[num_tokens] * rank]
-    offset_R, *others = decode_groups(view[_HEADER.size :], lengths, codec)
-    mean_D = others.pop(0) if has_mean else None
-    directions_RD = np.array(others[:rank], np.int64).reshape(rank, width)
-    coordinates_RN = np.array(others[rank:], np.int64).reshape(rank, num_tokens)
-    if not directions_RD.any(axis=1).all():
-        raise CorruptError(codec, "a direction without length")
-    return _Factors(np.float32(step), mean_D, directions_RD, coordinates_RN + offset_R[:, None])
