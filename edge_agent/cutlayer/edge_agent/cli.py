@@ -31,7 +31,7 @@ from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption
 from cutlayer.broker.errors import SettingsError
 from cutlayer.edge_agent.rate_text import RATE_FORMS, parse_rate
 
-__all__ = ["app", "main"]
+__all__ = ["app", "client_identifier", "main", "parse_options"]
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def start(
         raise SettingsError(f"--activations {activations!r} is unknown", f"use {' or '.join(ACTIVATION_CHOICES)}")
     limit = None if max_uplink is None else parse_rate(max_uplink, name="--max-uplink")
     part = Shard.parse(shard)
-    options = _parse_options(data_option or [])
+    options = parse_options(data_option or [])
     AgentTopics(topic)
     open_dataset(data, shard=part, options=options)  # a wrong flag shows now, not when a run begins
     settings = broker_settings(
@@ -197,7 +197,12 @@ def client_identifier(topic: str, incarnation: int) -> str:
     return f"cutlayer-agent-{topic.replace('/', ':')}-{incarnation}"
 
 
-def _parse_options(pairs: list[str]) -> dict[str, object]:
+def parse_options(pairs: list[str]) -> dict[str, object]:
+    """Read a data set's options, `KEY=VALUE` each.
+
+    Raises:
+        SettingsError: When one has another form.
+    """
     options: dict[str, object] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

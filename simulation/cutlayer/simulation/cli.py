@@ -1,4 +1,4 @@
-"""The `cutlayer` command: the demo, a broker to try things with, a view of a run, and reports."""
+"""The `cutlayer` command: the demo, a broker to try things with, plans, a view of a run, and reports."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from cutlayer.broker.broker_cli import app as broker_app
 from cutlayer.broker.command_line import EXIT_CODES, VersionOption, configure_logging, run_app
 from cutlayer.simulation.doctor_cli import doctor
+from cutlayer.simulation.plan_cli import plan
 from cutlayer.simulation.report_cli import report, require_plots
 from cutlayer.simulation.top_cli import top
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(broker_app, name="broker")
 app.command(epilog=f"{EXIT_CODES} A doctor that finds no problem exits 0, whatever it warns of.")(doctor)
+app.command(epilog=EXIT_CODES)(plan)
 app.command(epilog=EXIT_CODES)(report)
 app.command(epilog=f"{EXIT_CODES} With --once, 4 also stands for no run that reports itself in time.")(top)
 

@@ -1,0 +1,154 @@
+"""Floating-point operations and memory of a site: as an edge agent, and as a client of federated averaging.
+
+An operation is an addition or a multiplication: a multiply-accumulate counts 2. Only matrix products are counted in the
+transformer, as is usual (Kaplan et al., arXiv 2001.08361, section 2.1): norms, nonlinearities and the softmax are not.
+A backward pass takes twice a forward pass: once for the gradients of the activations and once for those of the weights
+(same place).
+
+Letters: N tokens of a modality, P values of a patch, D width, T length of a sequence with its prefix tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cutlayer.broker.manifest import AudioSpec, Manifest, ModalitySpec
+from cutlayer.edge_agent.client_side import CACHE_BYTES
+
+__all__ = [
+    "BlockSizes",
+    "ModelSizes",
+    "agent_memory_bytes",
+    "feature_flops",
+    "forward_flops",
+    "projection_flops",
+    "raw_sample_bytes",
+]
+
+FLOAT32_BYTES = 4
+PIXEL_BYTES, AUDIO_SAMPLE_BYTES = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSizes:
+    """One block of the transformer.
+
+    Attributes:
+        num_parameters: All of them.
+        linear_weights: Weights of its linear maps, which each token is multiplied by.
+        lora_dimensions: Inputs and outputs of the two maps that LoRA adapts: qkv and the attention's projection.
+    """
+
+    num_parameters: int
+    linear_weights: int
+    lora_dimensions: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """What decides a model's cost.
+
+    Attributes:
+        width: D.
+        num_classes: C.
+        sequences: Lengths T of the sequences that a sample makes: one, or with late fusion one a modality.
+        blocks: The blocks, the first one first.
+        num_encoder_parameters: Parameters of the server side.
+        num_tokenizer_parameters: Parameters of the tokenizers.
+        num_norm_parameters: Parameters of the last norm, which is trained with the last blocks.
+    """
+
+    width: int
+    num_classes: int
+    sequences: tuple[int, ...]
+    blocks: tuple[BlockSizes, ...]
+    num_encoder_parameters: int
+    num_tokenizer_parameters: int
+    num_norm_parameters: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model."""
+        return self.num_encoder_parameters + self.num_tokenizer_parameters
+
+    @property
+    def num_head_parameters(self) -> int:
+        """Parameters of the head, a linear map."""
+        return self.num_classes * (self.width + 1)
+
+
+def block_flops(block: BlockSizes, sequences: tuple[int, ...], width: int) -> int:
+    """Return the operations of one block's forward pass for one sample.
+
+    2 x weights x T for the linear maps, and 2 x 2 x T x T x D for the attention: queries times keys, and weights times
+    values, over all heads together.
+    """
+    return sum(2 * block.linear_weights * length + 4 * length * length * width for length in sequences)
+
+
+def forward_flops(model: ModelSizes) -> int:
+    """Return the operations of the encoder's forward pass for one sample: its blocks and the head."""
+    blocks = sum(block_flops(block, model.sequences, model.width) for block in model.blocks)
+    return blocks + 2 * model.width * model.num_classes
+
+
+def projection_flops(manifest: Manifest) -> int:
+    """Return the operations of the tokenizers' linear maps for one sample: 2 x N x P x D a modality."""
+    return sum(2 * spec.num_tokens * spec.patch_values * manifest.width for spec in manifest.modalities.values())
+
+
+def feature_flops(modalities: Mapping[str, ModalitySpec]) -> int:
+    """Return the operations that turn one raw sample into patches, once in a run while the cache has room.
+
+    Of an image: three a value (scale, mean, deviation). Of a sound, for each frame of length n: n for the window,
+    2.5 n log2(n) for the real FFT (half of the 5 n log2(n) of a complex radix-2 FFT), 3 for the power of each of
+    n/2 + 1 bins, 2 for each bin and mel band, and 3 a band (logarithm counted as one, mean, deviation).
+    """
+    flops = 0.0
+    for spec in modalities.values():
+        if isinstance(spec, AudioSpec):
+            length, bins = spec.fft_samples, spec.fft_samples // 2 + 1
+            frame = length + 2.5 * length * math.log2(length) + 3 * bins + 2 * bins * spec.num_mels + 3 * spec.num_mels
+            flops += spec.num_frames * frame
+        else:
+            flops += 3 * spec.height * spec.width * spec.channels
+    return round(flops)
+
+
+def patch_bytes(modalities: Mapping[str, ModalitySpec]) -> int:
+    """Return what one sample's patches take in an agent's cache, as float32."""
+    return sum(spec.num_tokens * spec.patch_values * FLOAT32_BYTES for spec in modalities.values())
+
+
+def raw_sample_bytes(modalities: Mapping[str, ModalitySpec]) -> int:
+    """Return what one raw sample takes: a byte a pixel and channel, two bytes an audio sample."""
+    return sum(
+        spec.num_samples * AUDIO_SAMPLE_BYTES
+        if isinstance(spec, AudioSpec)
+        else spec.height * spec.width * spec.channels * PIXEL_BYTES
+        for spec in modalities.values()
+    )
+
+
+def agent_memory_bytes(
+    manifest: Manifest, model: ModelSizes, num_samples: int, num_credits: int, microbatch_wire_bytes: float
+) -> dict[str, int]:
+    """Return what an agent holds beside its interpreter, its libraries and its data set, by what it is.
+
+    Args:
+        manifest: The run.
+        model: Its model.
+        num_samples: The agent's samples.
+        num_credits: Microbatches that are out at once.
+        microbatch_wire_bytes: Bytes of the activations of one.
+    """
+    tokens_bytes = sum(manifest.num_tokens(name) * manifest.width * FLOAT32_BYTES for name in manifest.modalities)
+    microbatch_bytes = manifest.microbatch_samples * (tokens_bytes + patch_bytes(manifest.modalities))
+    return {
+        "cache": min(CACHE_BYTES, num_samples * patch_bytes(manifest.modalities)),
+        "weights": model.num_tokenizer_parameters * FLOAT32_BYTES,
+        # One is being made as float32; those that are out are held encoded, once as a message and once as bytes.
+        "microbatches": round(microbatch_bytes + 2 * num_credits * microbatch_wire_bytes),
+    }

@@ -1,0 +1,123 @@
+"""What an agent's microbatches cost: the messages of each step, made as agent and worker make them, and measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cutlayer.broker.actions import Publish
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.messages import (
+    ActivationGradients,
+    Activations,
+    EncodedTensor,
+    Mode,
+    OutputGradients,
+    Outputs,
+)
+from cutlayer.broker.sample_refs import pack_mask, pack_numbers
+from cutlayer.broker.topics import AgentTopics
+from cutlayer.simulation.plan_schedule import Alike, Example
+from cutlayer.simulation.plan_wire import Link, Ways, mean
+
+__all__ = ["Exchanges", "Parties", "Tensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parties:
+    """Who talks, as far as it decides sizes.
+
+    Attributes:
+        agent: The agent's topic.
+        worker: The worker's name.
+        client_id: The agent's MQTT client identifier.
+        incarnation: Start of a process, in milliseconds since the epoch.
+        lease: A lease's number, of the size that nearly all have.
+        store: Name of the worker's store; empty for none.
+    """
+
+    agent: str
+    worker: str
+    client_id: str
+    incarnation: int
+    store: str
+    lease: int = (1 << 32) - 1
+
+
+class Tensors(Protocol):
+    """Encoded tensors, real ones or as large as they can be."""
+
+    def activations(
+        self, alike: Alike, example: Example
+    ) -> tuple[tuple[tuple[str, EncodedTensor], ...], tuple[tuple[str, bytes], ...]]:
+        """Return tensors and positions of the fresh samples of a microbatch, which has some."""
+
+    def outputs(self, alike: Alike, example: Example) -> EncodedTensor:
+        """Return its outputs."""
+
+    def output_gradients(self, alike: Alike, example: Example) -> EncodedTensor:
+        """Return their gradients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanges:
+    """The messages of one agent's microbatches.
+
+    Attributes:
+        manifest: The run.
+        parties: Who talks.
+        link: The agent's connection.
+        tensors: What the messages carry.
+        num_train: The agent's training samples: numbers of those for testing come after.
+        versions_per_step: Versions of the weights that come with each step of this agent.
+    """
+
+    manifest: Manifest
+    parties: Parties
+    link: Link
+    tensors: Tensors
+    num_train: int
+    versions_per_step: float
+
+    def activations(self, alike: Alike) -> Ways:
+        """Return what the Activations of a microbatch of this kind take."""
+        return mean([self._activations(alike, example) for example in alike.examples])
+
+    def answers(self, alike: Alike) -> Ways:
+        """Return what the other messages of its exchange take: outputs and, in training, gradients and the commit."""
+        return mean([self._answers(alike, example) for example in alike.examples])
+
+    def _activations(self, alike: Alike, example: Example) -> Ways:
+        num_stored = alike.num_samples - alike.num_fresh
+        tensors, positions = self.tensors.activations(alike, example) if alike.num_fresh else ((), ())
+        numbers_B = example.indices_B if alike.split == "train" else example.indices_B + self.num_train
+        message = Activations(
+            self.parties.lease,
+            example.step,
+            alike.mode,
+            alike.num_samples,
+            tensors,
+            samples=pack_numbers(numbers_B) if alike.is_numbered else b"",
+            stored=pack_mask(np.arange(alike.num_samples) < num_stored),
+            from_store=() if alike.num_fresh else alike.given,
+            positions=positions,
+        )
+        topics = AgentTopics(self.parties.agent)
+        return self.link.up(Publish(topics.up_activations(self.parties.worker), message))
+
+    def _answers(self, alike: Alike, example: Example) -> Ways:
+        topics, lease, step = AgentTopics(self.parties.agent), self.parties.lease, example.step
+        version = round(step * self.versions_per_step)
+        outputs = Outputs(lease, step, alike.mode, version, 0.0, self.tensors.outputs(alike, example))
+        ways = self.link.down(Publish(topics.down_outputs, outputs))
+        if alike.mode is not Mode.TRAIN:
+            return ways
+        gradients = OutputGradients(lease, step, version, self.tensors.output_gradients(alike, example))
+        commit = ActivationGradients(lease, step, version, 0.0, ())
+        return (
+            ways
+            + self.link.up(Publish(topics.up_gradients(self.parties.worker), gradients))
+            + self.link.down(Publish(topics.down_gradients, commit))
+        )

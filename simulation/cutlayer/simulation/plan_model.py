@@ -1,0 +1,114 @@
+"""The model of a run, as far as a plan needs it: sizes, client-side weights, and a forward pass. Loads torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cutlayer.broker.manifest import Manifest
+from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
+from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.run_parts import check_codecs, make_manifest, num_threads
+from cutlayer.server_worker.settings import RunSettings
+from cutlayer.simulation.plan_compute import BlockSizes, ModelSizes
+
+__all__ = ["PlannedModel", "plan_model"]
+
+
+@dataclass(slots=True)
+class PlannedModel:
+    """A run's model.
+
+    Attributes:
+        manifest: The run's manifest, as its worker would write it.
+        tokenizer_file: The client-side weights.
+        sizes: What decides its cost.
+        encoder: The server side.
+    """
+
+    manifest: Manifest
+    tokenizer_file: bytes
+    sizes: ModelSizes
+    encoder: SplitEncoder
+
+    def forward(
+        self, tokens: Mapping[str, NDArray[np.float32]], positions: Mapping[str, NDArray[np.intp]]
+    ) -> NDArray[np.float32]:
+        """Return the outputs (B, C) of tokens (B, K, D), by modality."""
+        dtype = self.encoder.head.weight.dtype
+        with torch.no_grad():
+            outputs_BC = self.encoder(
+                {name: torch.from_numpy(tokens_BKD).to(dtype) for name, tokens_BKD in tokens.items()},
+                positions={name: torch.from_numpy(places_BK) for name, places_BK in positions.items()},
+            )
+        found: NDArray[np.float32] = outputs_BC.float().numpy()
+        return found
+
+    def measured_forward_s(self) -> float:
+        """Return how long this machine takes for one sample's forward pass, in seconds: the second of two microbatches.
+
+        What is in the tokens changes nothing about it.
+        """
+        manifest = self.manifest
+        samples = manifest.microbatch_samples
+        tokens = {
+            name: np.zeros((samples, spec.num_tokens, manifest.width), np.float32)
+            for name, spec in manifest.modalities.items()
+        }
+        self.forward(tokens, {})
+        started_s = time.perf_counter()
+        self.forward(tokens, {})
+        return (time.perf_counter() - started_s) / samples
+
+
+def plan_model(settings: RunSettings) -> PlannedModel:
+    """Build the model of a run and look at it.
+
+    Raises:
+        SettingsError: When the run's model or one of its codecs cannot be had.
+    """
+    check_codecs(settings)
+    torch.set_num_threads(num_threads(settings))
+    built = build(settings, settings.run.seed)
+    manifest = make_manifest(settings, built)
+    encoder = built.encoder.eval()
+    return PlannedModel(manifest, built.tokenizer_file, _sizes(manifest, built), encoder)
+
+
+def _sizes(manifest: Manifest, built: BuiltModel) -> ModelSizes:
+    encoder = built.encoder
+    lengths = []
+    for name in encoder.names:
+        embedding = encoder.embeddings[f"{name}_tokens"]
+        assert isinstance(embedding, ModalityEmbedding)
+        num_prefix = 0 if embedding.prefix is None else embedding.prefix.shape[1]
+        lengths.append(num_prefix + manifest.num_tokens(name))
+    return ModelSizes(
+        width=built.width,
+        num_classes=encoder.num_classes,
+        sequences=(sum(lengths),) if encoder.fusion == "early" else tuple(lengths),
+        blocks=tuple(_block(block) for block in encoder.vit.blocks),
+        num_encoder_parameters=built.num_parameters,
+        num_tokenizer_parameters=built.num_tokenizer_parameters,
+        num_norm_parameters=_count(encoder.vit.norm) + _count(encoder.vit.fc_norm),
+    )
+
+
+def _block(block: nn.Module) -> BlockSizes:
+    linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    adapted = [module for name, module in linears.items() if name in ("attn.qkv", "attn.proj")]
+    return BlockSizes(
+        num_parameters=_count(block),
+        linear_weights=sum(module.weight.numel() for module in linears.values()),
+        lora_dimensions=tuple((module.in_features, module.out_features) for module in adapted),
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

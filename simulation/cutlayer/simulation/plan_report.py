@@ -1,0 +1,129 @@
+"""Everything that `cutlayer plan` says, before it is said: the model is built, data are opened, bytes are reckoned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.manifest import Manifest
+from cutlayer.server_worker.settings import RunSettings
+from cutlayer.simulation.plan import Conditions, Site, SitePlan, plan_run, transfer_s
+from cutlayer.simulation.plan_agent_process import agent_process_bytes
+from cutlayer.simulation.plan_comparison import Comparison, FederatedChoice, compare
+from cutlayer.simulation.plan_compute import FLOAT32_BYTES, agent_memory_bytes
+from cutlayer.simulation.plan_model import PlannedModel
+from cutlayer.simulation.plan_sites import CountChoice, DataChoice, sites_from_counts, sites_from_data
+
+__all__ = ["PlanReport", "make_report"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A plan and what stands beside it.
+
+    Attributes:
+        comparison: The plan and the alternatives.
+        conditions: What was assumed.
+        is_bound: Whether tensors are as large as their codec can make them, for want of data.
+        tokenize_s: Processor seconds that an agent takes to tokenize a microbatch, the median; None unmeasured.
+        encode_s: The same to encode it.
+        memory_bytes: What an agent's memory is made of.
+        notes: What else a reader has to know.
+    """
+
+    comparison: Comparison
+    conditions: Conditions
+    is_bound: bool
+    tokenize_s: float | None
+    encode_s: float | None
+    memory_bytes: dict[str, int]
+    notes: tuple[str, ...]
+
+    def transfer_s(self, site: SitePlan) -> float | None:
+        """Return how long an agent's link is busy; None without a link."""
+        return transfer_s(site.whole, self.conditions)
+
+
+def make_report(
+    settings: RunSettings,
+    model: PlannedModel,
+    data: DataChoice | CountChoice,
+    conditions: Conditions,
+    federated: FederatedChoice,
+    *,
+    worker: str,
+    announce: Callable[[str], None],
+) -> PlanReport:
+    """Plan a run.
+
+    Args:
+        settings: The run.
+        model: Its model.
+        data: The agents' data, or how much of it there will be.
+        conditions: What else is known; the time of a forward pass is measured here.
+        federated: What to compare with.
+        worker: The worker's name.
+        announce: Told what is being done.
+
+    Raises:
+        CutlayerError: When the run cannot be planned.
+    """
+    manifest = model.manifest
+    if manifest.activations == "delta" or str(manifest.tokenizers.mode) != "frozen":
+        raise SettingsError(
+            "changes of activations and trainable tokenizers are not planned yet",
+            'set activations.mode to "once" or "every-step", with frozen tokenizers',
+        )
+    is_measured = isinstance(data, DataChoice)
+    if isinstance(data, DataChoice):
+        sites = list(sites_from_data(model, data, worker=worker, announce=announce))
+    else:
+        sites = list(sites_from_counts(model, data, worker=worker))
+    announce("encoding microbatches")
+    plan = plan_run(manifest, model.tokenizer_file, sites, conditions)
+    announce("measuring an agent's memory")
+    if isinstance(data, DataChoice):
+        process_bytes = agent_process_bytes(manifest, model.tokenizer_file, data.name, f"0/{data.agents}", data.options)
+    else:
+        process_bytes = agent_process_bytes(manifest, model.tokenizer_file)
+    largest = max(plan.sites, key=lambda site: site.num_train + site.num_test)
+    memory = agent_memory_bytes(
+        manifest, model.sizes, largest.num_train + largest.num_test, conditions.credits, largest.microbatch_up
+    )
+    if process_bytes is not None:
+        memory = {"process with its data" if is_measured else "process": process_bytes, **memory}
+    comparison = compare(plan, model.sizes, federated)
+    return PlanReport(
+        comparison,
+        conditions,
+        not is_measured,
+        _median([seconds for site in sites if site.seconds for seconds in site.seconds.tokenize]),
+        _median([seconds for site in sites if site.seconds for seconds in site.seconds.encode]),
+        memory,
+        _notes(settings, manifest, sites, comparison),
+    )
+
+
+def _notes(settings: RunSettings, manifest: Manifest, sites: Sequence[Site], comparison: Comparison) -> tuple[str, ...]:
+    notes = [
+        "Reckoned for one worker and links that lose nothing: what is sent again comes on top.",
+        f"Federated averaging: {comparison.federated[0].rounds} rounds, 4 B a trained parameter up and down in each, "
+        "and what is frozen down once. Raw data: training and test samples, a byte a pixel, two a sound sample.",
+    ]
+    tokens = sum(manifest.num_tokens(name) for name in manifest.modalities)
+    kept_bytes = sum(site.num_train + site.num_test for site in sites) * tokens * manifest.width * FLOAT32_BYTES
+    if comparison.plan.is_kept and kept_bytes > settings.activations.store_bytes:
+        notes.append(
+            f"The worker's store may be too small: up to {kept_bytes:,} B are to be kept, activations.store_bytes is "
+            f"{settings.activations.store_bytes:,}. What does not fit is sent in each epoch, and is not reckoned here."
+        )
+    if manifest.budget.ladder:
+        notes.append("Agents that are short of uplink go down the ladder of codecs, and then send less than this.")
+    return tuple(notes)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None

@@ -1,0 +1,250 @@
+"""What an agent's reports cost: the agent's own `Reporter` at work, on a clock that jumps from one report to the next.
+
+Reports come every so many seconds, less often where they would take more than the run's `telemetry_share` of all bytes,
+and grow with what there is to tell. So they depend on how long the run takes, which nobody knows beforehand, and on how
+much its times spread: an estimate, unlike everything else in a plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+
+from cutlayer.broker.actions import Publish
+from cutlayer.broker.courier import Courier
+from cutlayer.broker.ledger import StepRanges
+from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.messages import (
+    ActivationGradients,
+    Activations,
+    AgentState,
+    Direction,
+    EncodedTensor,
+    Hello,
+    Message,
+    Mode,
+    ModelChunk,
+    NegotiatedCodecs,
+    OutputGradients,
+    Outputs,
+    Phase,
+    RunManifest,
+    RunPhase,
+    Telemetry,
+    TrainingDone,
+    Welcome,
+    WorkerState,
+)
+from cutlayer.broker.topics import AgentTopics
+from cutlayer.broker.transport import Transport, WireCount
+from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.losses import LossResult
+from cutlayer.edge_agent.reporter import Reporter
+from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
+from cutlayer.simulation.plan_exchange import Parties
+from cutlayer.simulation.plan_wire import NOTHING, Link, Ways, mean
+
+__all__ = ["Pace", "Reports", "reports"]
+
+MAX_REPORTS = 400
+"""Reports that are made one by one; those of a longer run are as large as the last of these."""
+MAX_TIMES = 64
+"""Times of each kind that go into the histograms between two reports."""
+ROUND_TRIP_SPREAD = np.geomspace(0.5, 2.0, 16)
+"""Round trips of a run differ by some such factor: a guess, which decides some 100 bytes of a report."""
+LOSS_S = 2e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a run goes in time.
+
+    Attributes:
+        duration_s: Seconds from an agent's first microbatch to its last.
+        lease_s: Silence after which a worker takes a lease back.
+        round_trip_s: Seconds from activations to outputs.
+        tokenize_s: Seconds that the agent takes for a microbatch, some measurements.
+        encode_s: The same of encoding.
+    """
+
+    duration_s: float
+    lease_s: float
+    round_trip_s: float
+    tokenize_s: Sequence[float]
+    encode_s: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """An agent's reports.
+
+    Attributes:
+        bytes: What those take that go by themselves.
+        last: The last one, which goes with the Goodbye.
+        count: How many go by themselves.
+    """
+
+    bytes: Ways
+    last: Telemetry
+    count: int
+
+
+@dataclass(slots=True)
+class _Counters:
+    """In the place of a transport: a reporter looks at its counters only."""
+
+    wire: WireCount = field(default_factory=WireCount)
+
+
+def reports(manifest: Manifest, plan: EpochPlan, others: Ways, pace: Pace, parties: Parties, link: Link) -> Reports:
+    """Let a reporter report through a run.
+
+    Args:
+        manifest: The run.
+        plan: The agent's samples.
+        others: What the agent's other messages take.
+        pace: How the run goes in time.
+        parties: Who talks.
+        link: The agent's connection.
+    """
+    with _silent():
+        return _reported(manifest, plan, others, pace, parties, link)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep the reporter from telling a person of epochs that nobody has trained."""
+    log = logging.getLogger(Reporter.__module__)
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
+
+
+def _reported(manifest: Manifest, plan: EpochPlan, others: Ways, pace: Pace, parties: Parties, link: Link) -> Reports:
+    reporter, life = _reporter(manifest, plan, others, pace, parties)
+    topic = AgentTopics(parties.agent).telemetry
+    sizes: list[Ways] = []
+    now = 0.0
+    while len(sizes) < MAX_REPORTS and reporter.due_at is not None and reporter.due_at < pace.duration_s:
+        now = reporter.due_at
+        life.reach(now / pace.duration_s, sum(size.up for size in sizes))
+        if not reporter.is_due(now, pace.lease_s / 3):
+            continue
+        telemetry = reporter.telemetry(now, num_repeats=0, is_final=False)
+        life.courier.traffic.add(Direction.UP, telemetry, 1, 1)
+        sizes.append(link.up(Publish(topic, telemetry, qos=0)))
+        reporter.sent(round(sizes[-1].up), now)
+    count = len(sizes)
+    if count == MAX_REPORTS:
+        count = round(count * pace.duration_s / now)
+    life.reach(1.0, sum(size.up for size in sizes), is_over=True)
+    last = reporter.telemetry(pace.duration_s, num_repeats=0, is_final=True)
+    more = mean(sizes[-MAX_REPORTS // 4 :]) * (count - len(sizes)) if sizes else NOTHING
+    return Reports(sum(sizes, more), last, count)
+
+
+class _Life:
+    """Moves a reporter's counters on, as the agent's work would."""
+
+    def __init__(
+        self, reporter: Reporter, items: WorkItems, courier: Courier, others: Ways, pace: Pace, manifest: Manifest
+    ) -> None:
+        self._reporter, self._items, self.courier = reporter, items, courier
+        self._others, self._pace, self._manifest = others, pace, manifest
+        self._kinds = _kinds(manifest)
+        self._step = 0
+        self._num_evaluations = 0
+        self._times = tuple(itertools.cycle(times or [LOSS_S]) for times in (pace.tokenize_s, pace.encode_s))
+        self._round_trips = itertools.cycle((pace.round_trip_s * ROUND_TRIP_SPREAD).tolist())
+
+    def reach(self, share: float, report_bytes: float, *, is_over: bool = False) -> None:
+        """Go to a moment of the run.
+
+        Args:
+            share: Share of the run.
+            report_bytes: What reports have taken so far.
+            is_over: Whether the final evaluations are done, too.
+        """
+        plan, reporter = self._items.plan, self._reporter
+        before, self._step = self._step, min(int(share * plan.total_steps), plan.total_steps)
+        if self._step:
+            self._items.committed = StepRanges(((0, self._step),))
+        reporter.num_samples = self._step * plan.num_train // plan.steps_per_epoch
+        for _ in range(min(self._step - before, MAX_TIMES)):
+            for name, times in zip(("tokenize", "encode"), self._times, strict=True):
+                reporter.timed(name, next(times))
+            reporter.timed("loss", LOSS_S)
+            reporter.answered(next(self._round_trips), 0.0)
+        self._evaluate(is_over=is_over)
+        if self._step > before:
+            num_samples = (self._step - before) * plan.microbatch_samples
+            reporter.trained(self._step, LossResult(1.5 * num_samples, np.zeros((0, 0), np.float32), 1, num_samples))
+        wire = cast("_Counters", self.courier.transport).wire
+        wire.sent_bytes = round(share * self._others.up + report_bytes)
+        wire.received_bytes = round(share * self._others.down)
+        # A row for each kind of message; what stands in them matters by its digits only.
+        size = round(max(share * self._others.both / len(self._kinds), 1))
+        for direction, message in self._kinds:
+            self.courier.traffic.add(direction, message, size, size)
+
+    def _evaluate(self, *, is_over: bool) -> None:
+        every, plan = self._manifest.evaluation.every_epochs, self._items.plan
+        names = tuple(sorted(self._manifest.modalities))
+        wanted = min(self._items.epoch, plan.epochs - 1) // every if every else 0
+        final = [names, *((name,) for name in names if len(names) > 1)] if is_over and plan.num_test else []
+        for given in [names] * max(wanted - self._num_evaluations, 0) + final:
+            self._num_evaluations += 1
+            run = EvaluationRun(self._items.epoch, given, bool(final), 1, Sums())
+            num_samples = max(min(self._manifest.evaluation.samples, plan.num_test), 1)
+            self._reporter.evaluated(run, LossResult(1.0, np.zeros((0, 0), np.float32), 1, num_samples))
+
+
+def _kinds(manifest: Manifest) -> list[tuple[Direction, Message]]:
+    """Return a message of each kind and codec that an agent's reports have a row for."""
+    codecs, train, phase = manifest.codecs, Mode.TRAIN, RunPhase.TRAINING
+    names = (codecs.activations, codecs.outputs, codecs.output_gradients)
+    activations, outputs, gradients = (EncodedTensor(name, (1, 1), b"") for name in names)
+    negotiated = NegotiatedCodecs(*dict(codecs).values())
+    up: list[Message] = [
+        Activations(0, 0, train, 1, (("", activations),)),
+        AgentState(True, 0),
+        Hello("", 0, b"", 0, (), (), ""),
+        OutputGradients(0, 0, 0, gradients),
+        TrainingDone(0),
+    ]
+    if manifest.activations == "once":
+        up.append(Activations(0, 0, train, 1, (), from_store=("",)))
+    down: list[Message] = [
+        ActivationGradients(0, 0, 0, 0.0, ()),
+        AgentState(True, 0),
+        ModelChunk(0, 1, b""),
+        Outputs(0, 0, train, 0, 0.0, outputs),
+        Phase(0, phase, ""),
+        RunManifest(b""),
+        Welcome("", 0, 0, 1, negotiated, (), phase, 0.0),
+        WorkerState(True, "", 0, b"", phase, 0, 0, ""),
+    ]
+    return [*((Direction.UP, message) for message in up), *((Direction.DOWN, message) for message in down)]
+
+
+def _reporter(
+    manifest: Manifest, plan: EpochPlan, others: Ways, pace: Pace, parties: Parties
+) -> tuple[Reporter, _Life]:
+    courier = Courier(cast("Transport", _Counters()), Direction.UP)
+    reporter = Reporter(parties.incarnation, courier, lambda: 0.0)
+    items = WorkItems(
+        plan,
+        tuple(sorted(manifest.modalities)),
+        every_epochs=manifest.evaluation.every_epochs,
+        evaluation_samples=manifest.evaluation.samples,
+    )
+    reporter.start(items, manifest.telemetry_s, 0.0, share=manifest.telemetry_share)
+    return reporter, _Life(reporter, items, courier, others, pace, manifest)

@@ -1,0 +1,171 @@
+"""A plan's bytes are a run's: each agent's count of its own connection, in each direction, within two percent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from cutlayer.broker.faults import LinkFaults
+from cutlayer.broker.mqtt_packets import Protocol
+from cutlayer.edge_agent.array_dataset import ArrayDataset
+from cutlayer.edge_agent.client_side import ClientSide
+from cutlayer.edge_agent.runtime import AgentRuntime
+from cutlayer.server_worker.activation_store import MemoryActivationStore
+from cutlayer.server_worker.settings import RunSettings
+from cutlayer.simulation.plan import Conditions, RunPlan, Site, plan_run
+from cutlayer.simulation.plan_exchange import Parties
+from cutlayer.simulation.plan_model import plan_model
+from cutlayer.simulation.plan_tensors import MeasuredTensors
+from cutlayer.simulation.plan_wire import Link
+from cutlayer.simulation.virtual import VirtualNetwork
+from support.brokers import mosquitto_test
+from support.live_brokers import live_broker
+from support.live_network import LiveNetwork
+from support.small_run import small_dataset, small_settings
+from support.virtual_run import Worker, run_until_over
+
+TOLERANCE = 0.02
+NUM_TEST = 72
+"""Not a multiple of the microbatches, nor of what is evaluated between epochs."""
+SIZES = (150, 90)
+"""Training samples of the two agents: an epoch's last microbatch is shorter."""
+
+CODECS = {
+    "int8+zstd": {"activations": "int8+zstd", "outputs": "fp16", "output_gradients": "fp16"},
+    "int4": {"activations": "int4:block=64+zstd", "outputs": "int8", "output_gradients": "int8"},
+    "identity": {"activations": "identity", "outputs": "identity", "output_gradients": "identity"},
+}
+
+
+def settings_of(mode: str, codecs: str, **sections: dict[str, object]) -> RunSettings:
+    settings = small_settings(
+        run={"epochs": 4, "microbatch_samples": 16, "min_agents": len(SIZES)},
+        model={"options": {"img_size": 4, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 1, "num_heads": 2}},
+        window={"mode": "asynchronous", "samples": 32},
+        evaluation={"every_epochs": 1, "samples": 40},
+        activations={"mode": mode, **sections.pop("activations", {})},
+        codecs=CODECS[codecs],
+        **sections,
+    )
+    return settings.model_copy(update={"telemetry_share": 0.01})
+
+
+def datasets() -> list[ArrayDataset]:
+    return [small_dataset(index, num_train, NUM_TEST) for index, num_train in enumerate(SIZES)]
+
+
+def planned(
+    settings: RunSettings,
+    samples: Sequence[ArrayDataset],
+    *,
+    duration_s: float,
+    store: str = "",
+    protocol: Protocol = "3.1.1",
+    max_packet_bytes: int = 1_000_000,
+    may_be_kept: bool = True,
+) -> RunPlan:
+    """Return the plan of a run of these samples: nothing of the run itself goes in but how long it took."""
+    model = plan_model(settings)
+    sites = [
+        Site(
+            Parties(f"site/{index}", "w0", f"site/{index}", index + 1, store),
+            dataset.num_samples("train"),
+            dataset.num_samples("test"),
+            MeasuredTensors(model.manifest, ClientSide(model.manifest, model.tokenizer_file, dataset), model.forward),
+        )
+        for index, dataset in enumerate(samples)
+    ]
+    conditions = Conditions(
+        Link(protocol, max_packet_bytes),
+        settings.worker.credits,
+        settings.worker.lease_s,
+        may_be_kept=may_be_kept,
+        duration_s=duration_s,
+    )
+    return plan_run(model.manifest, model.tokenizer_file, sites, conditions)
+
+
+def assert_planned(plan: RunPlan, agents: Sequence[AgentRuntime]) -> None:
+    for site, agent in zip(plan.sites, agents, strict=True):
+        wire = agent._transport.wire
+        assert site.whole.up == pytest.approx(wire.sent_bytes, rel=TOLERANCE), site
+        assert site.whole.down == pytest.approx(wire.received_bytes, rel=TOLERANCE), site
+
+
+@pytest.mark.parametrize("codecs", CODECS)
+@pytest.mark.parametrize("mode", ["once", "every-step"])
+def test_plan_is_within_two_percent_of_a_run(mode: str, codecs: str) -> None:
+    settings = settings_of(mode, codecs)
+    network = VirtualNetwork(LinkFaults(delay_s=0.01))
+    worker = Worker(network, settings, kept_in=MemoryActivationStore() if mode == "once" else None)
+    agents = [network.add_agent(f"site/{index}", samples) for index, samples in enumerate(datasets())]
+    run_until_over(network, worker, agents)
+    plan = planned(settings, datasets(), duration_s=network.clock(), store="memory" if mode == "once" else "")
+    assert plan.is_kept == (mode == "once")
+    assert_planned(plan, agents)
+
+
+def test_plan_reckons_chunks_and_fewer_tokens() -> None:
+    reduction = {"image": {"kind": "content", "keep": 0.5}}
+    settings = settings_of("once", "identity", activations={"reduction": reduction})
+    network = VirtualNetwork(LinkFaults(delay_s=0.01), max_packet_bytes=4_000)
+    worker = Worker(network, settings, kept_in=MemoryActivationStore())
+    agents = [network.add_agent(f"site/{index}", samples) for index, samples in enumerate(datasets())]
+    run_until_over(network, worker, agents)
+    plan = planned(settings, datasets(), duration_s=network.clock(), store="memory", max_packet_bytes=4_000)
+    assert_planned(plan, agents)
+
+
+def test_plan_knows_a_site_that_lets_nothing_be_kept() -> None:
+    settings = settings_of("once", "int8+zstd")
+    network = VirtualNetwork(LinkFaults(delay_s=0.01))
+    worker = Worker(network, settings, kept_in=MemoryActivationStore())
+    agents = [
+        network.add_agent(f"site/{index}", samples, may_be_kept=False) for index, samples in enumerate(datasets())
+    ]
+    run_until_over(network, worker, agents)
+    plan = planned(settings, datasets(), duration_s=network.clock(), store="memory", may_be_kept=False)
+    assert not plan.is_kept
+    assert_planned(plan, agents)
+
+
+def test_reports_of_a_long_run_are_in_the_plan() -> None:
+    """A slow link and few bytes: what telemetry may take in any case is a tenth of all."""
+    settings = settings_of("once", "int4")
+    slow = LinkFaults(delay_s=0.5)
+    network = VirtualNetwork(slow)
+    worker = Worker(network, settings, kept_in=MemoryActivationStore())
+    agents = [network.add_agent(f"site/{index}", samples) for index, samples in enumerate(datasets())]
+    run_until_over(network, worker, agents)
+    plan = planned(settings, datasets(), duration_s=network.clock(), store="memory")
+    for site, agent in zip(plan.sites, agents, strict=True):
+        assert agent.reporter.last is not None
+        assert site.num_reports > 10
+        assert site.num_reports == pytest.approx(agent.reporter.last.sequence - 1, rel=0.15)
+        assert site.whole.both == pytest.approx(
+            agent._transport.wire.sent_bytes + agent._transport.wire.received_bytes, rel=TOLERANCE
+        )
+
+
+@pytest.mark.slow
+@mosquitto_test
+@pytest.mark.parametrize("codecs", ["int8+zstd", "int4"])
+@pytest.mark.parametrize("mode", ["once", "every-step"])
+def test_plan_is_within_two_percent_of_a_run_over_mosquitto(mode: str, codecs: str, tmp_path: Path) -> None:
+    settings = settings_of(mode, codecs)
+    with live_broker("mosquitto-5", 1_000_000, tmp_path) as broker, LiveNetwork(broker) as live:
+        network = cast("VirtualNetwork", live)
+        worker = Worker(network, settings, kept_in=MemoryActivationStore() if mode == "once" else None)
+        started_s = live.clock()
+        agents = [live.add_agent(f"site/{index}", samples) for index, samples in enumerate(datasets())]
+        live.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
+        duration_s = live.clock() - started_s
+    store = "memory" if mode == "once" else ""
+    plan = planned(settings, datasets(), duration_s=duration_s, store=store, protocol="5")
+    for agent in agents:
+        assert agent.reporter.last is not None
+        assert agent.reporter.last.resends == 0, "the plan is of a run in which nothing is sent again"
+    assert_planned(plan, agents)
