@@ -40,15 +40,14 @@ CODECS = {
 }
 
 
-def settings_of(mode: str, codecs: str, **sections: dict[str, object]) -> RunSettings:
+def settings_of(mode: str, codecs: str, **activations: object) -> RunSettings:
     settings = small_settings(
         run={"epochs": 4, "microbatch_samples": 16, "min_agents": len(SIZES)},
         model={"options": {"img_size": 4, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 1, "num_heads": 2}},
         window={"mode": "asynchronous", "samples": 32},
         evaluation={"every_epochs": 1, "samples": 40},
-        activations={"mode": mode, **sections.pop("activations", {})},
+        activations={"mode": mode, **activations},
         codecs=CODECS[codecs],
-        **sections,
     )
     return settings.model_copy(update={"telemetry_share": 0.01})
 
@@ -110,7 +109,7 @@ def test_plan_is_within_two_percent_of_a_run(mode: str, codecs: str) -> None:
 
 def test_plan_reckons_chunks_and_fewer_tokens() -> None:
     reduction = {"image": {"kind": "content", "keep": 0.5}}
-    settings = settings_of("once", "identity", activations={"reduction": reduction})
+    settings = settings_of("once", "identity", reduction=reduction)
     network = VirtualNetwork(LinkFaults(delay_s=0.01), max_packet_bytes=4_000)
     worker = Worker(network, settings, kept_in=MemoryActivationStore())
     agents = [network.add_agent(f"site/{index}", samples) for index, samples in enumerate(datasets())]
@@ -133,18 +132,18 @@ def test_plan_knows_a_site_that_lets_nothing_be_kept() -> None:
 
 
 def test_reports_of_a_long_run_are_in_the_plan() -> None:
-    """A slow link and few bytes: what telemetry may take in any case is a tenth of all."""
+    """A link with a long delay and few bytes: reports are a tenth of them."""
     settings = settings_of("once", "int4")
-    slow = LinkFaults(delay_s=0.5)
-    network = VirtualNetwork(slow)
+    network = VirtualNetwork(LinkFaults(delay_s=0.2))
     worker = Worker(network, settings, kept_in=MemoryActivationStore())
     agents = [network.add_agent(f"site/{index}", samples) for index, samples in enumerate(datasets())]
     run_until_over(network, worker, agents)
     plan = planned(settings, datasets(), duration_s=network.clock(), store="memory")
     for site, agent in zip(plan.sites, agents, strict=True):
         assert agent.reporter.last is not None
-        assert site.num_reports > 10
-        assert site.num_reports == pytest.approx(agent.reporter.last.sequence - 1, rel=0.15)
+        assert site.num_reports >= 8
+        assert site.reports.both > 0.05 * site.whole.both
+        assert site.num_reports == pytest.approx(agent.reporter.last.sequence - 1, abs=2)
         assert site.whole.both == pytest.approx(
             agent._transport.wire.sent_bytes + agent._transport.wire.received_bytes, rel=TOLERANCE
         )

@@ -5,7 +5,6 @@ Axes: B samples, F fresh ones, N tokens, K tokens that are left, D width, C clas
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -141,11 +140,3 @@ class BoundTensors:
 
 def _largest(codec: str, shape: tuple[int, ...]) -> EncodedTensor:
     return EncodedTensor(codec, shape, bytes(codec_from_name(codec).max_encoded_bytes(shape)))
-
-
-def is_fixed_size(codec: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a codec makes as much of zeros as it can make of anything."""
-    zeros = np.zeros(shape, np.float32)
-    return len(codec_from_name(codec).encode(zeros)) == codec_from_name(codec).max_encoded_bytes(
-        shape
-    ) or not math.prod(shape)
