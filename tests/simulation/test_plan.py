@@ -150,6 +150,16 @@ def test_without_data_a_plan_is_an_upper_bound_and_grows_with_the_samples() -> N
     assert grown == pytest.approx(10, rel=0.02)
 
 
+def test_agents_without_data_are_each_in_the_plan() -> None:
+    model = plan_model(small_settings())
+    sites = list(sites_from_counts(model, CountChoice(1_003, 50, 100), worker="w0"))
+    plan = plan_run(model.manifest, model.tokenizer_file, sites, Conditions(Link(), 2, 30.0, duration_s=60.0))
+    assert [site.agent for site in plan.sites] == [f"clinic/{index:02d}" for index in range(100)]
+    assert (plan.num_train, plan.num_test) == (1_003, 50)
+    alone = plan_run(model.manifest, model.tokenizer_file, sites[:1], Conditions(Link(), 2, 30.0, duration_s=60.0))
+    assert plan.sites[0].whole.both == pytest.approx(alone.sites[0].whole.both, rel=0.01)
+
+
 def test_time_on_a_link_is_that_of_its_slower_direction() -> None:
     _, plan = counted(small_settings(), 1_000, up_rate=1_000.0)
     assert plan.transfer_s == pytest.approx(max(site.whole.up for site in plan.sites) / 1_000)

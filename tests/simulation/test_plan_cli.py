@@ -67,6 +67,11 @@ def test_json_adds_up_and_is_all_that_is_printed() -> None:
         (["--mqtt", "4"], "--mqtt '4' is unknown", "use 5 or 3.1.1"),
         (["--activations", "never"], "--activations 'never' is unknown", "every-step"),
         (["--data", "demo:letters"], "no data set 'demo:letters'", "demo:digits"),
+        (
+            ["--samples", "100", "--set", "activations.mode=delta"],
+            "changes of activations and trainable tokenizers are not planned yet",
+            '"every-step"',
+        ),
         (["--samples", "100", "--fed-blocks", "9"], "--fed-blocks 9 of a model that has 4", "choose 1 to 4"),
     ],
 )

@@ -7,7 +7,7 @@ what several workers or a store without room add, is not in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cutlayer.broker.manifest import Manifest
@@ -16,7 +16,7 @@ from cutlayer.simulation.plan_exchange import Exchanges, Parties, Tensors
 from cutlayer.simulation.plan_presence import goodbye, joining, leaving
 from cutlayer.simulation.plan_schedule import Stage, schedule
 from cutlayer.simulation.plan_telemetry import Pace, Reports, reports
-from cutlayer.simulation.plan_tensors import AgentSeconds
+from cutlayer.simulation.plan_tensors import AgentSeconds, BoundTensors
 from cutlayer.simulation.plan_wire import NOTHING, Link, Ways, total
 
 __all__ = ["Conditions", "Part", "RunPlan", "Site", "SitePlan", "plan_run", "transfer_s"]
@@ -32,7 +32,7 @@ class Part(StrEnum):
     ANSWERS = "outputs, gradients, commits"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """One agent, before the run.
 
@@ -169,14 +169,25 @@ def plan_run(manifest: Manifest, tokenizer_file: bytes, sites: Sequence[Site], c
         conditions: All else.
     """
     is_kept = conditions.may_be_kept and manifest.activations == "once"
-    bare = [_without_reports(manifest, tokenizer_file, sites, site, conditions, is_kept=is_kept) for site in sites]
-    duration_s = conditions.duration_s or _estimated_s(manifest, sites, bare, conditions)
-    plans = tuple(
-        _with_reports(manifest, site, plan, duration_s, conditions) for site, plan in zip(sites, bare, strict=True)
-    )
+    # Agents without data of their own that have as many samples, and a topic as long, are reckoned once.
+    alike: dict[object, Site] = {}
+    models = [alike.setdefault(_likeness(site), site) for site in sites]
+    bare = {
+        site: _without_reports(manifest, tokenizer_file, sites, site, conditions, is_kept=is_kept)
+        for site in dict.fromkeys(models)
+    }
+    duration_s = conditions.duration_s or _estimated_s(manifest, sites, [bare[site] for site in models], conditions)
+    whole = {site: _with_reports(manifest, site, plan, duration_s, conditions) for site, plan in bare.items()}
+    plans = tuple(replace(whole[model], agent=site.parties.agent) for site, model in zip(sites, models, strict=True))
     transfers = [transfer_s(plan.whole, conditions) for plan in plans]
     known = [seconds for seconds in transfers if seconds is not None]
     return RunPlan(manifest, plans, is_kept, duration_s, max(known, default=None))
+
+
+def _likeness(site: Site) -> object:
+    if isinstance(site.tensors, BoundTensors):
+        return site.num_train, site.num_test, len(site.parties.agent)
+    return site.parties.agent
 
 
 def _without_reports(
