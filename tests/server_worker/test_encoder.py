@@ -62,6 +62,35 @@ def test_a_mask_that_keeps_everything_changes_nothing() -> None:
     torch.testing.assert_close(kept, encoder(tokens), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_all_positions_given_equal_none(fusion: str) -> None:
+    encoder, tokens = small_encoder(fusion), torch_tokens()
+    positions = {
+        name: torch.arange(encoder.num_tokens[name]).expand(6, encoder.num_tokens[name]) for name in encoder.names
+    }
+    torch.testing.assert_close(encoder(tokens, None, positions), encoder(tokens))
+
+
+def test_each_token_left_has_the_embedding_of_its_own_place() -> None:
+    encoder, tokens = small_encoder(), torch_tokens(2)
+    positions_BK = torch.tensor([[0, 2], [1, 3]])
+    module = embedding(encoder, "image")
+    whole_BSD = module(tokens["image"])
+    num_prefix = whole_BSD.shape[1] - encoder.num_tokens["image"]
+    kept_BKD = torch.stack([tokens["image"][row, places] for row, places in enumerate(positions_BK)])
+    expected = torch.stack([whole_BSD[row, num_prefix + places] for row, places in enumerate(positions_BK)])
+    torch.testing.assert_close(module(kept_BKD, positions_BK)[:, num_prefix:], expected)
+
+
+def test_fewer_tokens_are_a_shorter_sequence_that_depends_on_which_they_are() -> None:
+    encoder, tokens = small_encoder(), torch_tokens(1)
+    kept = {"image": tokens["image"][:, :2], "audio": tokens["audio"]}
+    first = encoder(kept, None, {"image": torch.tensor([[0, 1]])})
+    last = encoder(kept, None, {"image": torch.tensor([[2, 3]])})
+    assert first.shape == (1, CLASSES)
+    assert not torch.allclose(first, last)
+
+
 def test_hidden_tokens_have_no_gradient() -> None:
     encoder, tokens = small_encoder(), torch_tokens(2)
     audio = tokens["audio"].requires_grad_()

@@ -241,6 +241,53 @@ def test_agent_that_sends_bad_activations_is_refused_and_the_others_go_on(
     assert all(torch.isfinite(weights).all() for weights in scene.worker.built.encoder.parameters())
 
 
+def refer(**fields: object) -> Activations:
+    """Return a microbatch of two samples that refers to what the worker has stored, with some fields replaced."""
+    right = Activations(0, 0, Mode.TRAIN, 2, (), samples=b"\x00\x01", stored=b"\x03", from_store=("audio", "image"))
+    return replace(right, **fields)  # type: ignore[arg-type]
+
+
+BAD_REFERENCES = {
+    "no numbers": refer(samples=b""),
+    "numbers of other samples": refer(samples=b"\x00\x01\x02"),
+    "a mask of other samples": refer(stored=b"\x03\x00"),
+    "a bit behind the last sample": refer(stored=b"\x07"),
+    "nothing at all": refer(from_store=()),
+    "a modality that is none": refer(from_store=("audio", "smell")),
+    "a modality twice": refer(from_store=("audio", "audio")),
+    "tensors of samples that are stored": refer(tensors=activations()),
+    "all tensors where one sample is fresh": refer(stored=b"\x01", from_store=(), tensors=activations()),
+    "changes, which this run does not send": refer(stored=b"", from_store=(), tensors=activations(), bases=b"\x01\x01"),
+    "positions of tokens that are all there": refer(
+        stored=b"", from_store=(), tensors=activations(), positions=(("image", b"\x0f\x0f"),)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_REFERENCES.values(), ids=BAD_REFERENCES)
+def test_agent_that_refers_to_samples_wrongly_is_refused_and_the_others_go_on(message: Activations) -> None:
+    scene = Scene(computes=True)
+    scene.to_window(2)
+    scene.stranger.say(EVIL_INBOX, hello(scene, EVIL.root))
+    scene.network.run(lambda: bool(scene.seen(Welcome, EVIL.down_control)))
+    scene.stranger.say(EVIL.up_activations("w0"), replace(message, lease=scene.lease_of(EVIL.root)))
+    scene.finish()
+    assert scene.refused("content") == 1
+    assert [len(scene.worker.session.ledger.of(f"site/{index}")) for index in range(2)] == [12, 12]
+
+
+def test_agent_that_refers_to_samples_that_it_has_never_sent_is_asked_for_them() -> None:
+    scene = Scene(computes=True)
+    scene.to_window(2)
+    scene.stranger.say(EVIL_INBOX, hello(scene, EVIL.root))
+    scene.network.run(lambda: bool(scene.seen(Welcome, EVIL.down_control)))
+    lease = scene.lease_of(EVIL.root)
+    scene.stranger.say(EVIL.up_activations("w0"), refer(lease=lease))
+    scene.network.run(lambda: bool(scene.seen(Resend, EVIL.down_control)))
+    resend = scene.seen(Resend, EVIL.down_control)[0]
+    assert resend == Resend(lease, 0, Mode.TRAIN, ResendReason.MISSING, b"\x03")
+
+
 BAD_GRADIENTS = {
     "NaN": EncodedTensor("identity", (2, 3), np.full((2, 3), np.nan, "<f4").tobytes()),
     "infinity": EncodedTensor("identity", (2, 3), np.full((2, 3), np.inf, "<f4").tobytes()),

@@ -208,3 +208,22 @@ def test_references_count_as_the_tensors_that_they_stand_for() -> None:
     whole = EPOCHS * NUM_TRAIN + NUM_TEST  # evaluations with one modality have half of it each
     assert sum(row.raw_bytes for row in raw) == (whole + NUM_TEST) * SAMPLE_BYTES
     assert {row.codec for row in raw} == {"identity", "store"}
+
+
+@pytest.mark.parametrize("kind", ["random", "content", "merge"])
+@pytest.mark.parametrize("mode", ["once", "every-step"])
+def test_fewer_tokens_go_up_and_train(kind: str, mode: str) -> None:
+    network = VirtualNetwork()
+    tapped = network.broker = TappedBroker(network)
+    settings = settings_of(2, mode=mode, reduction={"image": {"kind": kind, "keep": 0.5}})
+    worker = Worker(network, settings, computes=True, kept_in=MemoryActivationStore())
+    before = [weights.detach().clone() for weights in worker.built.encoder.parameters()]
+    agents = start(network, worker, 2)
+    run_until_over(network, worker, agents)
+    fresh = [message for message in tapped.messages(Activations) if message.tensors]
+    shapes = {(name, tensor.shape[1:]) for message in fresh for name, tensor in message.tensors}
+    assert shapes == {("audio", (4, 16)), ("image", (2, 16))}
+    masks = [mask for message in fresh for name, mask in message.positions if name == "image"]
+    assert all(byte.bit_count() == 2 for mask in masks for byte in mask)
+    after = list(worker.built.encoder.parameters())
+    assert any(not np.array_equal(old.numpy(), new.detach().numpy()) for old, new in zip(before, after, strict=True))
