@@ -8,7 +8,8 @@ READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-quick test-programs mosquitto dashboards dashboards-pictures screenshots \
-	bench bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel clean
+	bench bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel bench-store \
+	bench-codecs fuzz clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -79,6 +80,16 @@ bench-metrics: $(READY) ## What metrics cost: scrapes with a thousand agents, an
 
 bench-first-panel: $(READY) test-programs ## How long after a run's start the overview shows something
 	$(BIN)/python benchmarks/first_panel.py
+
+bench-store: $(READY) ## What keeping activations costs: milliseconds a microbatch, bytes on disk
+	$(BIN)/python benchmarks/activation_store.py
+
+bench-codecs: $(READY) ## Speed and ratio of every codec on one core; bytes a sample of activations under each
+	$(BIN)/python benchmarks/codec_speed.py
+	$(BIN)/python benchmarks/low_rank.py
+
+fuzz: $(READY) ## Damaged encodings to every decoder, for ten minutes
+	$(BIN)/python tests/support/fuzz_decoders.py --seconds 600
 
 clean: ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -118,7 +118,7 @@ def num_training_steps(manifest: Manifest, num_samples: int) -> int:
 def negotiate_codecs(wanted: CodecNames, codecs: tuple[str, ...], byte_stages: tuple[str, ...]) -> NegotiatedCodecs:
     """Return the codecs that both sides know, as near to the manifest's as can be.
 
-    A byte stage that the agent lacks is left out, since it changes no value. Another tensor codec would change the
+    Byte stages of which the agent lacks one are left out, since they change no value. Another tensor codec would change the
     arithmetic of the run, so it is never put in place of the manifest's.
 
     Raises:
@@ -126,9 +126,9 @@ def negotiate_codecs(wanted: CodecNames, codecs: tuple[str, ...], byte_stages: t
     """
     chosen = {}
     for kind, name in wanted:
-        tensor_codec, _, stage = name.partition("+")
+        tensor_codec, *stages = name.split("+")
         if tensor_codec.partition(":")[0] not in codecs:
             raise ValueError(f"the run encodes {kind} as {name!r}, and the agent knows only {', '.join(codecs)}")
-        known = not stage or stage.partition(":")[0] in byte_stages
+        known = all(stage.partition(":")[0] in byte_stages for stage in stages)
         chosen[kind] = name if known else tensor_codec
     return NegotiatedCodecs(**chosen)
