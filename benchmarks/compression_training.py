@@ -68,6 +68,22 @@ SCHEMES: Mapping[str, Scheme] = {
     "every-step-int8": Scheme(
         "int8+zstd every step", {**SMALL, "codecs.activations": "int8+zstd", "activations.mode": "every-step"}
     ),
+    **{
+        f"once-lowrank-{error}": Scheme(
+            f"lowrank:error={error} once",
+            {**SMALL, "codecs.activations": f"lowrank:error={error}", "activations.mode": "once"},
+        )
+        for error in ("0.05", "0.1", "0.2", "0.3")
+    },
+    **{
+        f"every-step-lowrank-{error}": Scheme(
+            f"lowrank:error={error} every step",
+            {**SMALL, "codecs.activations": f"lowrank:error={error}", "activations.mode": "every-step"},
+        )
+        for error in ("0.1", "0.2")
+    },
+    "once-int4": Scheme("int4+zstd once", {**SMALL, "codecs.activations": "int4+zstd", "activations.mode": "once"}),
+    "once-int2": Scheme("int2+zstd once", {**SMALL, "codecs.activations": "int2+zstd", "activations.mode": "once"}),
     "once-int8": Scheme("int8+zstd once", {**SMALL, "codecs.activations": "int8+zstd", "activations.mode": "once"}),
 }
 
