@@ -212,7 +212,7 @@ LIMITS: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
         "samples": ([b"", bytes(262_144)], [bytes(262_145), "x", None, 1]),
         "stored": MASK,
         "from_store": ([[], ["image"] * 16], [["image"] * 17, ["n" * 65], [1], "image", None]),
-        "bases": ([b"", bytes(65_536)], [bytes(65_537), "x", None, 1]),
+        "bases": ([b"", bytes(65_540)], [bytes(65_541), "x", None, 1]),
         "positions": (
             [[], [["image", b"\x01"]] * 16],
             [[["image", b"\x01"]] * 17, [["image"]], [["n" * 65, b""]], [["image", "x"]], [1], None],

@@ -54,6 +54,20 @@ def settings_of(optimizer: str, num_agents: int) -> RunSettings:
     )
 
 
+def trained_settings(num_agents: int) -> RunSettings:
+    """Return settings of the same run with trained tokenizers, whose weights each window's steps have."""
+    return small_settings(
+        telemetry_s=3_000.0,
+        run={"min_agents": num_agents, "epochs": 4, "absence_grace_s": 3_600.0},
+        worker={"lease_s": 3_600.0, "credits": 1},
+        evaluation={"every_epochs": 0},
+        codecs={"activation_gradients": "identity"},
+        activations={"mode": "every-step"},
+        tokenizers={"mode": "trainable", "every_steps": 1, "every_windows": 1},
+        **OPTIMIZERS["sgd-float32"],
+    )
+
+
 def sites_of(num_agents: int) -> dict[str, ArrayDataset]:
     """Return sites of different sizes: 5 steps an epoch at the first, fewer at the others."""
     return {f"site/{index}": small_dataset(index, 20 - 5 * index) for index in range(num_agents)}
@@ -82,6 +96,19 @@ def test_split_equals_whole_over_memory(optimizer: str, num_agents: int, faults:
     network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
     assert worker.session.window == 20
     assert bool(worker.num_stored_samples) is is_kept
+    loss_sum = sum(entry.train.loss_sum for _, entry in worker.book.latest())
+    assert_equal(dict(worker.built.encoder.named_parameters()), loss_sum, settings, sites)
+
+
+@pytest.mark.parametrize("num_agents", [1, 3])
+@pytest.mark.parametrize("faults", [NO_FAULTS, MESSY], ids=["perfect", "messy"])
+def test_split_equals_whole_with_trained_tokenizers(num_agents: int, faults: LinkFaults) -> None:
+    settings, sites = trained_settings(num_agents), sites_of(num_agents)
+    network = VirtualNetwork(faults)
+    worker = SmallWorker(network, settings)
+    agents = [network.add_agent(topic, data) for topic, data in sites.items()]
+    network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
+    assert worker.session.window == 20
     loss_sum = sum(entry.train.loss_sum for _, entry in worker.book.latest())
     assert_equal(dict(worker.built.encoder.named_parameters()), loss_sum, settings, sites)
 

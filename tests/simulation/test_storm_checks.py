@@ -92,10 +92,17 @@ def test_step_that_ledger_and_weights_lose_together_is_found() -> None:
 class TwiceSummed(WatchedEngine):
     """An engine that adds each microbatch to the window twice."""
 
-    def backward(self, group_id: int, gradients: Mapping[Hashable, NDArray[np.float32]], *, last: bool) -> Backwarded:
+    def backward(
+        self,
+        group_id: int,
+        gradients: Mapping[Hashable, NDArray[np.float32]],
+        *,
+        last: bool,
+        tokenizer_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] | None = None,
+    ) -> Backwarded:
         """Add them, and add them again."""
         self._window_sum += sum(map(contribution_of, gradients))
-        return super().backward(group_id, gradients, last=last)
+        return super().backward(group_id, gradients, last=last, tokenizer_gradients=tokenizer_gradients)
 
 
 class TwiceCommitted(WatchedEngine):
@@ -110,19 +117,33 @@ class TwiceCommitted(WatchedEngine):
 class Confused(WatchedEngine):
     """An engine that takes one agent's gradients for another's."""
 
-    def backward(self, group_id: int, gradients: Mapping[Hashable, NDArray[np.float32]], *, last: bool) -> Backwarded:
+    def backward(
+        self,
+        group_id: int,
+        gradients: Mapping[Hashable, NDArray[np.float32]],
+        *,
+        last: bool,
+        tokenizer_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] | None = None,
+    ) -> Backwarded:
         """Mix them up."""
         mixed = dict(zip(gradients, reversed(list(gradients.values())), strict=True))
-        return super().backward(group_id, mixed, last=last)
+        return super().backward(group_id, mixed, last=last, tokenizer_gradients=tokenizer_gradients)
 
 
 class Leaking(WatchedEngine):
     """An engine that keeps each graph for ever."""
 
-    def backward(self, group_id: int, gradients: Mapping[Hashable, NDArray[np.float32]], *, last: bool) -> Backwarded:
+    def backward(
+        self,
+        group_id: int,
+        gradients: Mapping[Hashable, NDArray[np.float32]],
+        *,
+        last: bool,
+        tokenizer_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] | None = None,
+    ) -> Backwarded:
         """Never take a gradient for the last."""
         del last
-        return super().backward(group_id, gradients, last=False)
+        return super().backward(group_id, gradients, last=False, tokenizer_gradients=tokenizer_gradients)
 
 
 class EnginePlanted(Storm):

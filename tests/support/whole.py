@@ -8,6 +8,7 @@ import torch
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.tokenizers import load_tokenizers
+from cutlayer.server_worker.encoder import SplitEncoder
 from cutlayer.server_worker.model_builder import WholeModel, build
 from cutlayer.server_worker.optimizer import make_optimizer
 from cutlayer.server_worker.schedule import learning_rate_factor
@@ -19,11 +20,16 @@ __all__ = ["train_whole"]
 def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[dict[str, torch.Tensor], float]:
     """Train the uncut model on synchronous windows: one microbatch of each site that has one left.
 
+    Where tokenizers are trained, the gradient that a site's step gives them is part of the window of the site's next
+    step, which it goes up with; that of a site's last step goes nowhere. Nothing else is delayed: all sites tokenize
+    for a window with the weights of the window before.
+
     Returns:
-        The encoder's weights by name, and the sum of the loss over all samples of all steps.
+        The server side's weights by name, and the sum of the loss over all samples of all steps.
     """
     built = build(settings, settings.run.seed)
-    model = WholeModel(built.encoder, built.tokenizer_file)
+    trains_tokenizers = built.encoder.tokenizers is not None
+    model = WholeModel(built.encoder, built.tokenizer_file, train_tokenizers=trains_tokenizers)
     model.train()
     optimizer = make_optimizer(built.encoder, settings.optimizer)
     tokenizers = load_tokenizers(settings.modalities, built.tokenizer_file)
@@ -41,21 +47,22 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
     }
     planned = settings.run.epochs * sum(plan.num_train for plan in plans.values())
     done, loss_sum = 0, 0.0
+    delayed: dict[str, list[torch.Tensor]] = {}
     for step in range(max(plan.total_steps for plan in plans.values())):
-        batches = [
-            sites[topic].batch("train", plan.train_indices(step))
+        batches = {
+            topic: sites[topic].batch("train", plan.train_indices(step))
             for topic, plan in sorted(plans.items())
             if step < plan.total_steps
-        ]
+        }
         patches = {
-            name: torch.from_numpy(np.concatenate([tokenizers[name].features(b.inputs[name]) for b in batches])).to(
-                dtype
-            )
+            name: torch.from_numpy(
+                np.concatenate([tokenizers[name].features(batch.inputs[name]) for batch in batches.values()])
+            ).to(dtype)
             for name in tokenizers
         }
-        labels_B = torch.from_numpy(np.concatenate([batch.labels_B for batch in batches]))
-        loss = torch.nn.functional.cross_entropy(model(patches), labels_B, reduction="sum")
-        loss_sum += loss.item()
+        labels_B = torch.from_numpy(np.concatenate([batch.labels_B for batch in batches.values()]))
+        losses_B = torch.nn.functional.cross_entropy(model(patches), labels_B, reduction="none")
+        loss_sum += losses_B.sum().item()
         done += len(labels_B)
         for group in optimizer.param_groups:
             group["lr"] = settings.optimizer.lr * learning_rate_factor(
@@ -64,8 +71,37 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
                 min_lr_ratio=settings.optimizer.min_lr_ratio,
             )
         optimizer.zero_grad()
-        torch.autograd.backward(loss / len(labels_B))
+        now: dict[str, list[torch.Tensor]] = {}
+        if trains_tokenizers:
+            parts = torch.split(losses_B, [len(batch.labels_B) for batch in batches.values()])
+            for topic, losses_b in zip(batches, parts, strict=True):
+                leaves = tuple(model.tokenizers.parameters())
+                now[topic] = list(torch.autograd.grad(losses_b.sum(), leaves, retain_graph=True))
+        torch.autograd.backward(losses_B.mean(), inputs=list(built.encoder.parameters()))
+        if trains_tokenizers and delayed:
+            _take_gradients(built.encoder, [delayed[topic] for topic in batches], len(labels_B))
         if settings.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(built.encoder.parameters(), settings.optimizer.clip_norm)
         optimizer.step()
+        if trains_tokenizers:
+            delayed = now
+            _take_weights(model)
     return {name: value.detach().clone() for name, value in built.encoder.named_parameters()}, loss_sum
+
+
+def _take_gradients(encoder: SplitEncoder, gradients: list[list[torch.Tensor]], num_samples: int) -> None:
+    """Give the tokenizers' weights, as the worker holds them, the mean of gradients of `torch.nn.Linear`."""
+    assert encoder.tokenizers is not None
+    held = [parameter for name in encoder.names for parameter in encoder.tokenizers[f"{name}_tokens"].parameters()]
+    for parameter, *parts in zip(held, *gradients, strict=True):
+        parameter.grad = torch.stack([part.T if part.ndim == 2 else part for part in parts]).sum(dim=0) / num_samples
+
+
+def _take_weights(model: WholeModel) -> None:
+    assert model.encoder.tokenizers is not None
+    with torch.no_grad():
+        for name, linear in model.tokenizers.items():
+            held = model.encoder.tokenizers[name]
+            (weight_PD, bias_D), (weight_DP, own_bias_D) = held.parameters(), linear.parameters()
+            weight_DP.copy_(weight_PD.T)
+            own_bias_D.copy_(bias_D)

@@ -74,6 +74,8 @@ MAX_SAMPLES_BYTES = 4 * MAX_DIMENSION
 """Numbers of the samples of a microbatch, four bytes each."""
 MAX_MASK_BYTES = MAX_DIMENSION // 8
 """A bit for each of them."""
+MAX_BASES_BYTES = 4 + MAX_DIMENSION
+"""A checksum, and a byte for each sample."""
 MAX_PARAMETERS = 2 * MAX_MODALITIES
 """Parameters of all tokenizers: a weight and a bias each."""
 MAX_DETAIL = 512
@@ -273,8 +275,9 @@ class Activations:
             agent names none: nothing of them may be kept then.
         stored: B bits, one for each sample that is to be taken from the store. Empty where all are fresh.
         from_store: The modalities given, where no sample is fresh; else empty.
-        bases: For each fresh sample, how often it was sent before, modulo 256, where `tensors` are changes since
-            then. Empty where they are the activations themselves.
+        bases: Where `tensors` are changes: a checksum of what the worker is to have afterwards, and for each sample
+            the count of visits, modulo 256, of the base that its change is to; 0 for a change from zeros, whose count
+            is 1 then. All samples are fresh. Empty where `tensors` are the activations themselves.
         positions: (modality, N bits for each fresh sample), which K tokens these are; of reduced modalities only.
     """
 
@@ -289,7 +292,7 @@ class Activations:
     samples: bytes = wire(binary(MAX_SAMPLES_BYTES), default=b"")
     stored: bytes = wire(binary(MAX_MASK_BYTES), default=b"")
     from_store: tuple[str, ...] = wire(many(text(MAX_NAME), MAX_MODALITIES), default=())
-    bases: bytes = wire(binary(MAX_DIMENSION), default=b"")
+    bases: bytes = wire(binary(MAX_BASES_BYTES), default=b"")
     positions: tuple[tuple[str, bytes], ...] = wire(
         many(pair(text(MAX_NAME), binary(MAX_MESSAGE_BYTES)), MAX_MODALITIES), default=()
     )

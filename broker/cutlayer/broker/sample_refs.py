@@ -1,6 +1,7 @@
 """References to samples in messages: numbers, and masks of one bit a sample.
 
 Numbers are unsigned, little-endian, of one, two or four bytes, all of a message alike: as many as its largest needs.
+The bases of changes are a CRC-32 of what the receiver is to have afterwards, little-endian, and a byte a sample.
 A mask has bit `i % 8` of byte `i // 8` for item `i`, the lowest bit first, and zeros behind the last item.
 
 Axes: B samples, F fresh samples of them, N tokens, K tokens kept.
@@ -8,7 +9,10 @@ Axes: B samples, F fresh samples of them, N tokens, K tokens kept.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +22,14 @@ from cutlayer.broker.errors import MalformedMessage
 __all__ = [
     "MAX_SAMPLE_NUMBER",
     "SampleRefs",
+    "bases_bytes",
+    "checksum_of",
     "mask_bytes",
+    "pack_bases",
     "pack_mask",
     "pack_numbers",
     "pack_positions",
+    "unpack_bases",
     "unpack_mask",
     "unpack_numbers",
     "unpack_positions",
@@ -29,6 +37,7 @@ __all__ = [
 
 MAX_SAMPLE_NUMBER = (1 << 32) - 1
 
+_CHECKSUM_BYTES = 4
 _WIDTHS = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4"))
 
 
@@ -40,7 +49,7 @@ class SampleRefs:
         samples: Their numbers.
         stored: Mask of those that the store has.
         from_store: Modalities, where it has all.
-        bases: Visits that changes are against.
+        bases: Visits that changes are against, and a checksum.
         positions: Masks of the tokens kept, by modality.
     """
 
@@ -137,3 +146,38 @@ def unpack_positions(data: bytes, num_samples: int, num_tokens: int, num_kept: i
     if bits[:, num_tokens:].any() or (bits.sum(axis=1) != num_kept).any():
         raise MalformedMessage(f"not every sample keeps {num_kept} of {num_tokens} tokens")
     return np.nonzero(bits)[1].reshape(num_samples, num_kept)
+
+
+def bases_bytes(num_samples: int) -> int:
+    """Return the size of what `pack_bases` writes."""
+    return _CHECKSUM_BYTES + num_samples
+
+
+def checksum_of(reconstructions: Sequence[NDArray[np.floating[Any]]]) -> int:
+    """Return the CRC-32 of reconstructions, (F, K, D) each: as float16, little-endian, in C order, one by one."""
+    checksum = 0
+    for part_FKD in reconstructions:
+        checksum = zlib.crc32(np.ascontiguousarray(part_FKD, dtype="<f2").tobytes(), checksum)
+    return checksum
+
+
+def pack_bases(visits_F: NDArray[np.uint8], reconstructions: Sequence[NDArray[np.floating[Any]]]) -> bytes:
+    """Pack what changes are against.
+
+    Args:
+        visits_F: The count of visits of each sample's base, uint8 (F); 0 for a sample that goes whole.
+        reconstructions: What the receiver is to have afterwards, float16 (F, K, D) by modality, in the message's order.
+    """
+    return checksum_of(reconstructions).to_bytes(_CHECKSUM_BYTES, "little") + visits_F.tobytes()
+
+
+def unpack_bases(data: bytes, num_samples: int) -> tuple[NDArray[np.uint8], int]:
+    """Read what `pack_bases` wrote: the counts of visits, uint8 (F), and the checksum.
+
+    Raises:
+        MalformedMessage: When it has another size.
+    """
+    if len(data) != bases_bytes(num_samples):
+        raise MalformedMessage(f"{len(data)} bytes are no bases of {num_samples} samples")
+    checksum = int.from_bytes(data[:_CHECKSUM_BYTES], "little")
+    return np.frombuffer(data, np.uint8, offset=_CHECKSUM_BYTES), checksum

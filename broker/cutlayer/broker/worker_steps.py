@@ -21,7 +21,7 @@ from cutlayer.broker.messages import (
     Resend,
     ResendReason,
 )
-from cutlayer.broker.sample_refs import unpack_mask, unpack_numbers, unpack_positions
+from cutlayer.broker.sample_refs import unpack_bases, unpack_mask, unpack_numbers, unpack_positions
 from cutlayer.broker.states import ExchangeState, next_state
 from cutlayer.broker.tensors import check_tensor
 from cutlayer.broker.topics import AgentTopics
@@ -118,8 +118,10 @@ class WorkerSteps:
             raise MalformedMessage("references to stored samples in a run that keeps none")
         if bool(message.tensors) != bool(num_fresh) or bool(message.from_store) == bool(num_fresh):
             raise MalformedMessage(f"{len(message.tensors)} tensors of {num_fresh} fresh samples")
-        if message.bases and (manifest.activations != "delta" or len(message.bases) != num_fresh):
-            raise MalformedMessage(f"{len(message.bases)} bases of changes of {num_fresh} fresh samples")
+        if message.bases:
+            if manifest.activations != "delta" or message.stored:
+                raise MalformedMessage("changes of activations, where a run or a message has none")
+            unpack_bases(message.bases, num_fresh)
         reduced = sorted(name for name, _ in message.tensors if name in manifest.reduction)
         if sorted(name for name, _ in message.positions) != reduced:
             raise MalformedMessage(f"positions of {[name for name, _ in message.positions]}, needed are {reduced}")

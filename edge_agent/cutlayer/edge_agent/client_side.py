@@ -5,6 +5,7 @@ Axes: B samples, N tokens, P values of a patch, D width, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.edge_agent.batches import Dataset, Split
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
 from cutlayer.edge_agent.token_reduction import reduce_tokens
+from cutlayer.edge_agent.tokenizer_gradients import projection_gradients
 from cutlayer.edge_agent.tokenizers import load_tokenizers
 
 __all__ = ["ClientSide", "Tokenized", "check_satisfiable"]
@@ -96,6 +98,35 @@ class ClientSide:
             tokens.append((name, tokens_BKD))
         labels_B = np.array([sample.label for sample in samples], dtype=np.int64)
         return Tokenized(tuple(tokens), labels_B, tuple(positions))
+
+    def tokenizer_gradients(
+        self,
+        split: Split,
+        indices: NDArray[np.int64],
+        positions: Mapping[str, NDArray[np.intp]],
+        gradients: Mapping[str, NDArray[np.float32]],
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the gradients of the tokenizers' parameters, by name, for those at the cut.
+
+        Args:
+            split: `train` or `test`.
+            indices: Sample numbers, int64 (B).
+            positions: Which tokens went up, (B, K), by modality, where they are reduced.
+            gradients: The gradients at the cut, float32 (B, K, D), by modality.
+        """
+        samples = self._read(split, indices)
+        found: dict[str, NDArray[np.float32]] = {}
+        for name, gradient_BKD in gradients.items():
+            patches_BKP = np.stack([sample.patches[name] for sample in samples])
+            if name in positions:
+                patches_BKP = np.take_along_axis(patches_BKP, positions[name][:, :, None], axis=1)
+            found[f"{name}.weight"], found[f"{name}.bias"] = projection_gradients(patches_BKP, gradient_BKD)
+        return found
+
+    def take_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Tokenize with other weights from now on: all parameters of all tokenizers, in their shapes."""
+        for name, tokenizer in self._tokenizers.items():
+            tokenizer.take_weights(weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     def labels(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return labels of samples, int64 (B); those seen before cost nothing to look up."""

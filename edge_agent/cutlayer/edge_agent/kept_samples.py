@@ -40,6 +40,11 @@ class KeptSamples:
             del self._stores[next(iter(self._stores))]
         self._stores.setdefault(store, np.zeros(self._num_samples, bool))[numbers_B] = True
 
+    def remove_everywhere(self, numbers_B: NDArray[np.int64]) -> None:
+        """Take notice that no store has samples."""
+        for kept in self._stores.values():
+            kept[numbers_B] = False
+
     def remove(self, store: str, numbers_B: NDArray[np.int64]) -> None:
         """Take notice that a store lacks samples."""
         if store in self._stores:

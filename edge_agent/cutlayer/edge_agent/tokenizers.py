@@ -59,6 +59,9 @@ class Tokenizer(Protocol):
     def tokenize(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return `project(features(raw))`."""
 
+    def take_weights(self, weight_PD: NDArray[np.float32], bias_D: NDArray[np.float32]) -> None:
+        """Use other weights of the same shapes from now on."""
+
 
 class _PatchTokenizer(abc.ABC):
     """The linear map that every patch tokenizer ends in."""
@@ -68,10 +71,14 @@ class _PatchTokenizer(abc.ABC):
     ) -> None:
         _check_weights(modality, spec, weight_PD, bias_D)
         self.modality = modality
-        self._weight_PD = np.ascontiguousarray(weight_PD, dtype=np.float32)
-        self._bias_D = np.ascontiguousarray(bias_D, dtype=np.float32)
+        self.take_weights(weight_PD, bias_D)
         self.num_tokens = spec.num_tokens
         self.width = int(bias_D.size)
+
+    def take_weights(self, weight_PD: NDArray[np.float32], bias_D: NDArray[np.float32]) -> None:
+        """Use these weights, which fit, from now on."""
+        self._weight_PD = np.ascontiguousarray(weight_PD, dtype=np.float32)
+        self._bias_D = np.ascontiguousarray(bias_D, dtype=np.float32)
 
     @abc.abstractmethod
     def features(self, raw: NDArray[Any]) -> NDArray[np.float32]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.broker.actions import OutputsReceived, TensorsWanted
+from cutlayer.broker.actions import OutputsReceived, TensorsWanted, WeightsReceived
 from cutlayer.broker.errors import RunError, WireError
 from cutlayer.broker.messages import EncodedTensor, Mode, NegotiatedCodecs, RunPhase
 from cutlayer.broker.sample_refs import SampleRefs, pack_mask, pack_numbers, pack_positions, unpack_mask
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
+from cutlayer.compression.delta import DEFAULT_MAX_BYTES
 from cutlayer.edge_agent.client_side import Tokenized
 from cutlayer.edge_agent.codec_ladder import CodecLadder
 from cutlayer.edge_agent.enrolment import Enrolled
 from cutlayer.edge_agent.kept_samples import KeptSamples
 from cutlayer.edge_agent.reporter import Reporter
+from cutlayer.edge_agent.sample_changes import SampleChanges, SentChanges
+from cutlayer.edge_agent.tokenizer_trainer import TokenizerTrainer
+from cutlayer.edge_agent.weights_wait import WeightsWait
 from cutlayer.edge_agent.work_items import WorkItem, WorkItems
 
 __all__ = ["Microbatch", "Workbench"]
@@ -48,6 +52,8 @@ class _InFlight:
     item: WorkItem
     labels_B: NDArray[np.int64]
     is_answered: bool = False
+    positions: dict[str, NDArray[np.intp]] = field(default_factory=dict)
+    sent: SentChanges | None = None
 
 
 class Workbench:
@@ -58,10 +64,17 @@ class Workbench:
         reporter: Counts what is done.
         may_be_kept: Whether workers may keep this site's activations, where the run lets them.
         ladder: Chooses the codec of activations; None for the lease's.
+        change_bytes: Memory for what workers have of samples, where changes go up.
     """
 
     def __init__(
-        self, enrolled: Enrolled, reporter: Reporter, *, may_be_kept: bool = True, ladder: CodecLadder | None = None
+        self,
+        enrolled: Enrolled,
+        reporter: Reporter,
+        *,
+        may_be_kept: bool = True,
+        ladder: CodecLadder | None = None,
+        change_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         manifest = enrolled.manifest
         self.ladder = ladder
@@ -70,7 +83,10 @@ class Workbench:
         self._num_sent = {name: manifest.num_tokens(name) for name in manifest.modalities}
         self._num_train = enrolled.plan.num_train
         self._may_be_kept = may_be_kept and manifest.activations != "every-step"
-        self._kept = KeptSamples(enrolled.plan.num_train + enrolled.plan.num_test)
+        num_samples = enrolled.plan.num_train + enrolled.plan.num_test
+        self._kept = KeptSamples(num_samples)
+        self._changes = SampleChanges(num_samples, change_bytes) if manifest.activations == "delta" else None
+        self._trainer = TokenizerTrainer(enrolled.client, manifest) if manifest.tokenizers.mode == "trainable" else None
         self.items = WorkItems(
             enrolled.plan,
             tuple(sorted(manifest.modalities)),
@@ -107,6 +123,8 @@ class Workbench:
         for mode, step in list(self._in_flight):
             if mode is Mode.TRAIN and step in self.items.committed:  # its commit was under the lease before
                 self.committed(step)
+        if lacks_steps and self._trainer is not None:
+            self._trainer.forget()
         if lacks_steps:
             self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is not Mode.TRAIN}
         if self.is_finishing and phase in (RunPhase.WAITING, RunPhase.TRAINING):
@@ -139,8 +157,8 @@ class Workbench:
         if item is None:
             return None
         labels_B = self._client.labels(item.split, item.indices)
-        self._in_flight[item.mode, item.step] = _InFlight(item, labels_B)
-        return self._microbatch(item, codecs, store_for(item.step), num_passes=len(labels_B))
+        flight = self._in_flight[item.mode, item.step] = _InFlight(item, labels_B)
+        return self._microbatch(flight, codecs, store_for(item.step), num_passes=len(labels_B))
 
     def again(self, wanted: TensorsWanted) -> Microbatch | None:
         """Make a microbatch again with the tensors that a store lacks; None for one that is not out.
@@ -157,18 +175,22 @@ class Workbench:
         except WireError:
             missing_B = np.zeros(len(numbers_B), bool)
         # A worker that lacks nothing and asks all the same is helped by everything.
-        self._kept.remove(wanted.store, numbers_B[missing_B] if missing_B.any() else numbers_B)
-        return self._microbatch(flight.item, wanted.codecs, wanted.store)
+        lacking_b = numbers_B[missing_B] if missing_B.any() else numbers_B
+        self._kept.remove(wanted.store, lacking_b)
+        if self._changes is not None:
+            self._changes.lacks(wanted.store, lacking_b)
+        return self._microbatch(flight, wanted.codecs, wanted.store)
 
-    def _microbatch(self, item: WorkItem, codecs: NegotiatedCodecs, store: str, num_passes: int = 0) -> Microbatch:
+    def _microbatch(self, flight: _InFlight, codecs: NegotiatedCodecs, store: str, num_passes: int = 0) -> Microbatch:
         """Make a microbatch: references to what the store has, tensors of the rest.
 
         Args:
-            item: What it is of.
+            flight: What it is of.
             codecs: The lease's.
             store: The store that it goes to.
             num_passes: Its samples, unless it goes again.
         """
+        item = flight.item
         numbers_B = self._numbers(item)
         known_B = self._kept.known(store, numbers_B)
         if not (store and self._may_be_kept):
@@ -177,19 +199,25 @@ class Workbench:
         is_named = bool(known_B.any()) or (bool(store) and self._may_be_kept and item.given == self._all_modalities)
         tensors: tuple[tuple[str, EncodedTensor], ...] = ()
         positions: tuple[tuple[str, bytes], ...] = ()
+        bases = b""
         if not known_B.all():
             with self._reporter.stage("tokenize"):
                 tokenized = self._client.tokenize(item.split, item.indices[~known_B], item.given)
             with self._reporter.stage("encode"):
                 codec = self._codec(codecs.activations, tokenized, item, is_kept=is_named)
-                tensors = _encoded(codec, tokenized)
+                if self._changes is not None and is_named:
+                    tensors, bases = self._encode_changes(self._changes, flight, store, codec, tokenized)
+                else:
+                    tensors = _encoded(codec, tokenized)
                 positions = tuple(
                     (name, pack_positions(places_BK, self._num_tokens[name])) for name, places_BK in tokenized.positions
                 )
+            flight.positions = dict(tokenized.positions)
         refs = SampleRefs(
             samples=pack_numbers(numbers_B) if is_named else b"",
             stored=pack_mask(known_B),
             from_store=item.given if known_B.all() else (),
+            bases=bases,
             positions=positions,
         )
         if self.ladder is not None:
@@ -200,13 +228,27 @@ class Workbench:
             )
         return Microbatch(item.step, item.mode, len(item.indices), tensors, refs)
 
+    def _encode_changes(
+        self, changes: SampleChanges, flight: _InFlight, store: str, codec: str, tokenized: Tokenized
+    ) -> tuple[tuple[tuple[str, EncodedTensor], ...], bytes]:
+        """Encode a microbatch as changes since its samples' last visits."""
+        others = [other.sent for other in self._in_flight.values() if other.sent is not None and other is not flight]
+        numbers_B = self._numbers(flight.item)
+        try:
+            tensors, bases, flight.sent = changes.encode(store, numbers_B, tokenized.tokens, codec, others)
+        except CodecError as error:
+            raise _unencodable(codec, error) from error
+        return tensors, bases
+
     def _codec(self, lease_codec: str, tokenized: Tokenized, item: WorkItem, *, is_kept: bool) -> str:
         """Return the codec of a microbatch's activations."""
         if self.ladder is None:
             return lease_codec
         tokens = [tokens_BKD for _, tokens_BKD in tokenized.tokens]
         is_whole = item.given == self._all_modalities
-        return self.ladder.choose(lease_codec, tokens, is_whole=is_whole, is_kept=is_kept)
+        # Changes go up each time, though of samples that workers know.
+        goes_once = is_kept and self._changes is None
+        return self.ladder.choose(lease_codec, tokens, is_whole=is_whole, is_kept=goes_once)
 
     def _share_of(self, given: tuple[str, ...]) -> float:
         """Return the share of a sample's tokens that some modalities have."""
@@ -218,17 +260,27 @@ class Workbench:
 
     def _keep_books(self, flight: _InFlight, received: OutputsReceived) -> None:
         """Take notice of what a store has of a microbatch that was answered."""
-        if not (received.store and self._may_be_kept and flight.item.given == self._all_modalities):
+        if not (self._may_be_kept and flight.item.given == self._all_modalities):
             return
         numbers_B = self._numbers(flight.item)
         try:
             unkept_B = unpack_mask(received.unkept, len(numbers_B))
         except WireError:
             return
-        self._kept.add(received.store, numbers_B[~unkept_B])
+        if self._changes is None and received.store:
+            self._kept.add(received.store, numbers_B[~unkept_B])
+        if self._changes is not None and flight.sent is not None:
+            self._changes.answered(flight.sent, received.store, unkept_B)
+            flight.sent = None
 
-    def outputs(self, received: OutputsReceived, send: Callable[[EncodedTensor], None]) -> None:
-        """Take outputs: give `send` the gradient of a training step, and count the result of an evaluation.
+    def outputs(
+        self, received: OutputsReceived, send: Callable[[EncodedTensor, tuple[tuple[str, EncodedTensor], ...]], None]
+    ) -> None:
+        """Take outputs: give `send` the gradients of a training step, and count the result of an evaluation.
+
+        Args:
+            received: The outputs.
+            send: Takes the gradient at the outputs, and those of tokenizers that go with it.
 
         Raises:
             RunError: When the outputs are not what the manifest and the lease say.
@@ -236,9 +288,10 @@ class Workbench:
         flight = self._in_flight.get((received.mode, received.step))
         if flight is None:
             return
+        if not flight.is_answered or flight.sent is not None:  # what was made again has not been answered yet
+            self._keep_books(flight, received)
         if not flight.is_answered:  # outputs of newer weights are no other round trip
             flight.is_answered = True
-            self._keep_books(flight, received)
             self._reporter.answered(received.round_trip_s, received.server_s)
         try:
             with self._reporter.stage("loss"):
@@ -252,21 +305,54 @@ class Workbench:
             self._reporter.evaluated(flight.item.evaluation, result)
             return
         self._reporter.trained(received.step, result)
-        send(encode_tensor(received.codecs.output_gradients, result.gradient_BC))
+        codec = received.codecs.output_gradients
+        of_tokenizers = () if self._trainer is None else self._trainer.gradients.attach(received.step, codec)
+        send(encode_tensor(codec, result.gradient_BC), of_tokenizers)
 
-    def committed(self, step: int) -> None:
-        """Take notice of a committed training step."""
+    def committed(self, step: int, tensors: tuple[tuple[str, EncodedTensor], ...] = (), codec: str = "") -> None:
+        """Take notice of a committed training step.
+
+        Args:
+            step: The step.
+            tensors: The gradients at the cut, by modality; with trainable tokenizers.
+            codec: What they have to be encoded as.
+
+        Raises:
+            WireError: When these are not what the manifest says; the step is committed all the same.
+        """
         self.items.commit(step)
         flight = self._in_flight.pop((Mode.TRAIN, step), None)
         if flight is not None:
             self._reporter.num_samples += len(flight.item.indices)
+        if self._trainer is not None:
+            self._trainer.gradients.committed(step)
+            if flight is not None and tensors:
+                self._trainer.learn(flight.item, flight.positions, tensors, codec)
+
+    def take_weights(self, received: WeightsReceived) -> None:
+        """Take weights of the tokenizers, if they are newer.
+
+        Raises:
+            WireError: When they are not what the manifest says.
+        """
+        if self._trainer is not None:
+            self._trainer.take_weights(received)
+
+    @property
+    def weights(self) -> WeightsWait | None:
+        """Which weights of its tokenizers the agent has; None where they are frozen."""
+        return None if self._trainer is None else self._trainer.weights
 
 
 def _encoded(codec: str, tokenized: Tokenized) -> tuple[tuple[str, EncodedTensor], ...]:
     try:
         return tuple((name, encode_tensor(codec, tokens_BKD)) for name, tokens_BKD in tokenized.tokens)
     except CodecError as error:
-        raise RunError(
-            f"activations cannot be encoded as {codec!r}, which the worker asks for: {error}\n"
-            "  fix: choose another codec in the run settings"
-        ) from error
+        raise _unencodable(codec, error) from error
+
+
+def _unencodable(codec: str, error: CodecError) -> RunError:
+    return RunError(
+        f"activations cannot be encoded as {codec!r}, which the worker asks for: {error}\n"
+        "  fix: choose another codec in the run settings"
+    )

@@ -6,7 +6,6 @@ Axes: B samples of a microbatch, F fresh ones (which came as tensors), K tokens,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -14,37 +13,15 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Activations
-from cutlayer.broker.sample_refs import pack_mask, unpack_mask, unpack_numbers, unpack_positions
+from cutlayer.broker.sample_refs import pack_mask, unpack_mask, unpack_numbers
 from cutlayer.broker.tensors import decode_tensor
+from cutlayer.server_worker.assembled import Assembled, Lacking, positions_of
+from cutlayer.server_worker.change_assembler import assemble_changes
 from cutlayer.server_worker.store_keeper import StoreKeeper
 
 __all__ = ["Assembled", "Assembler", "Lacking"]
 
 _Value = TypeVar("_Value", np.float32, np.intp)
-
-
-@dataclass(frozen=True, slots=True)
-class Assembled:
-    """A microbatch as the encoder takes it.
-
-    Attributes:
-        tokens: float32 (B, K, D), by modality.
-        positions: (B, K) of the modalities whose tokens are reduced.
-        num_stored: Samples that the store had.
-        unkept: Mask of the samples with a number that the store has no room for.
-    """
-
-    tokens: Mapping[str, NDArray[np.float32]]
-    positions: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
-    num_stored: int = 0
-    unkept: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Lacking:
-    """A microbatch of which the store lacks samples: `missing` is their mask."""
-
-    missing: bytes
 
 
 class Assembler:
@@ -68,6 +45,8 @@ class Assembler:
         Raises:
             MalformedMessage: When its tensors cannot be decoded.
         """
+        if message.bases:
+            return assemble_changes(self._keeper.store, manifest, agent, message)
         stored_B = unpack_mask(message.stored, message.num_samples)
         fresh, fresh_positions = _decode(manifest, message, int((~stored_B).sum()))
         numbers_B = unpack_numbers(message.samples, message.num_samples) if message.samples else None
@@ -119,11 +98,7 @@ def _decode(
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.intp]]]:
     """Return tokens (F, K, D) and positions (F, K) of what came as tensors."""
     tokens = {name: decode_tensor(tensor, what=f"activations of {name}") for name, tensor in message.tensors}
-    positions = {
-        name: unpack_positions(masks, num_fresh, manifest.modalities[name].num_tokens, manifest.num_tokens(name))
-        for name, masks in message.positions
-    }
-    return tokens, positions
+    return tokens, positions_of(manifest, message, num_fresh)
 
 
 def _join(stored_B: NDArray[np.bool_], stored: NDArray[_Value], fresh: NDArray[_Value]) -> NDArray[_Value]:

@@ -27,7 +27,9 @@ def make_optimizer(model: SplitEncoder, settings: OptimizerSettings) -> torch.op
     # fused: one pass over each tensor instead of a dozen.
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+    # Not fused: torch's fused SGD (2.13) fails where a parameter has its first gradient later than others, as trained
+    # tokenizers and modalities that come late have.
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, foreach=True)
 
 
 _QUANTITIES: dict[type[torch.optim.Optimizer], frozenset[str]] = {
