@@ -28,6 +28,8 @@ NOT_IN_A_HEALTHY_RUN = {
     "cutlayer_rejects_total": "nobody sends what may not be sent",
     "cutlayer_reconnects_total": "no connection is lost",
     "cutlayer_broker_publish_dropped_total": "no queue is full",
+    "cutlayer_codec_changes_total": "no limit of bytes (test_uplink_budget.py)",
+    "cutlayer_paced_seconds_total": "no limit of the uplink (test_uplink_budget.py)",
     "cutlayer_pool_workers": "no pool",
     "cutlayer_pool_rounds_total": "no pool",
     "cutlayer_pool_round_seconds": "no pool",

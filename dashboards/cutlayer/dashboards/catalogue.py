@@ -110,6 +110,7 @@ TENSOR_KINDS: Final[Mapping[str, str]] = {
     "OutputGradients": "up",
     "Outputs": "down",
     "ActivationGradients": "down",
+    "TokenizerWeights": "down",
 }
 """Messages that carry tensors, and their direction."""
 OTHER_KINDS: Final[Mapping[str, tuple[str, ...]]] = {

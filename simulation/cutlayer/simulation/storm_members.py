@@ -88,6 +88,7 @@ class StormStore(MemoryActivationStore):
 
     def __init__(self, samples: int, loss: float, rng: random.Random, clock: Callable[[], float]) -> None:
         super().__init__(samples * _IMAGE.num_tokens * _WIDTH * 4, idle_s=5.0, clock=clock)
+        self.id = f"{rng.getrandbits(64):016x}"  # part of a history that has to come out the same again
         self.num_stored = self.num_lacking = 0
         self._loss = loss
         self._rng = rng
