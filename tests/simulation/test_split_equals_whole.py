@@ -100,8 +100,8 @@ def test_split_equals_whole_over_memory(optimizer: str, num_agents: int, faults:
     assert_equal(dict(worker.built.encoder.named_parameters()), loss_sum, settings, sites)
 
 
-@pytest.mark.parametrize("num_agents", [1, 3])
-@pytest.mark.parametrize("faults", [NO_FAULTS, MESSY], ids=["perfect", "messy"])
+@pytest.mark.parametrize("num_agents", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("faults", [NO_FAULTS, pytest.param(MESSY, marks=pytest.mark.slow)], ids=["perfect", "messy"])
 def test_split_equals_whole_with_trained_tokenizers(num_agents: int, faults: LinkFaults) -> None:
     settings, sites = trained_settings(num_agents), sites_of(num_agents)
     network = VirtualNetwork(faults)

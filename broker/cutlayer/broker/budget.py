@@ -31,7 +31,7 @@ from cutlayer.broker.messages import (
     serialize,
 )
 from cutlayer.broker.mqtt_packets import largest_payload, publish_size
-from cutlayer.broker.sample_refs import mask_bytes
+from cutlayer.broker.sample_refs import bases_bytes, mask_bytes
 from cutlayer.broker.topics import MAX_AGENT_TOPIC
 from cutlayer.compression import codec_from_name
 
@@ -188,7 +188,7 @@ def _messages(manifest: Manifest) -> Iterator[tuple[str, Message, int]]:
         for name in sorted(manifest.reduction)
     )
     numbers = b"" if manifest.activations == "every-step" else bytes(4 * num_samples)
-    bases = bytes(num_samples) if manifest.activations == "delta" else b""
+    bases = bytes(bases_bytes(num_samples)) if manifest.activations == "delta" else b""
     activations = Activations(
         MAX_U32,
         MAX_UINT,

@@ -49,10 +49,13 @@ class SampleChanges:
     Args:
         num_samples: How many numbers of samples there are, from 0.
         max_bytes: Memory for reconstructions; samples beyond it go up whole.
+
+    Attributes:
+        memory: What the store that has a sample last has of it.
     """
 
     def __init__(self, num_samples: int, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self._memory = SampleMemory(max_bytes)
+        self.memory = SampleMemory(max_bytes)
         self._kept = KeptSamples(num_samples)
 
     def encode(
@@ -80,7 +83,7 @@ class SampleChanges:
         """
         width = tokens[0][1].shape[2]
         num_tokens = sum(tokens_BKD.shape[1] for _, tokens_BKD in tokens)
-        recalled = self._memory.recall(numbers_B, (num_tokens, width))
+        recalled = self.memory.recall(numbers_B, (num_tokens, width))
         is_change_B = recalled.is_known_B & (recalled.visits_B != 0) & self._kept.known(store, numbers_B)
         for sent in under_way:
             is_change_B &= ~np.isin(numbers_B, sent.numbers_B)
@@ -108,9 +111,9 @@ class SampleChanges:
         """
         is_kept_B = ~unkept_B & bool(store)
         self._kept.remove_everywhere(sent.numbers_B)
-        self._memory.forget(sent.numbers_B[~(is_kept_B & sent.is_change_B)])  # counting starts anew with the whole
+        self.memory.forget(sent.numbers_B[~(is_kept_B & sent.is_change_B)])  # counting starts anew with the whole
         numbers_b = sent.numbers_B[is_kept_B]
-        self._memory.keep(numbers_b, sent.reconstruction_BTD[is_kept_B])
+        self.memory.keep(numbers_b, sent.reconstruction_BTD[is_kept_B])
         if store:
             self._kept.add(store, numbers_b)
 
