@@ -1,8 +1,8 @@
 """Accuracy of whole trainings against all their bytes: schemes of sending, several seeds, the digits task.
 
-Worker and agents are the real ones, over the in-memory broker in virtual time: its packets have the sizes that MQTT 5's
-have (tests/simulation/test_wire_bytes.py), and the same seed gives the same run, byte for byte. What is compared differs
-in the scheme alone: seeds, data, initial weights, order of samples and windows are the same.
+Worker and agents are the real ones, over the in-memory broker in virtual time: its packets have the sizes that MQTT's
+have (tests/simulation/test_wire_bytes.py), and the same seed gives the same run, byte for byte. What is compared
+differs in the scheme alone: seeds, data, initial weights, order of samples and windows are the same.
 
 Each result is a line of JSON in the output file. Runs that it has already are not made again, so a long series may be
 stopped and taken up.

@@ -118,8 +118,8 @@ def num_training_steps(manifest: Manifest, num_samples: int) -> int:
 def negotiate_codecs(wanted: CodecNames, codecs: tuple[str, ...], byte_stages: tuple[str, ...]) -> NegotiatedCodecs:
     """Return the codecs that both sides know, as near to the manifest's as can be.
 
-    Byte stages of which the agent lacks one are left out, since they change no value. Another tensor codec would change the
-    arithmetic of the run, so it is never put in place of the manifest's.
+    Byte stages of which the agent lacks one are left out, since they change no value. Another tensor codec would change
+    the arithmetic of the run, so it is never put in place of the manifest's.
 
     Raises:
         ValueError: When the agent lacks a tensor codec; the text names it.

@@ -271,8 +271,8 @@ class Manifest(_Frozen):
         tokenizers: The client-side weights.
         evaluation: How agents evaluate.
         telemetry_s: Seconds between two telemetry messages of an agent.
-        telemetry_share: Share of an agent's bytes that its telemetry may take: beyond it reports come less often, though
-            never so seldom that the agent would count as vanished. 1 for no limit.
+        telemetry_share: Share of an agent's bytes that its telemetry may take: beyond it reports come less often,
+            though never so seldom that the agent would count as vanished. 1 for no limit.
         activations: `every-step` sends them each time; `once` lets workers keep them, so that later epochs send
             references; `delta` sends their change since the sample's last visit. A site may always send every step.
         reduction: Token reduction, by modality; those not named send all tokens.

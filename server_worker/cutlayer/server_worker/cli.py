@@ -60,8 +60,8 @@ PoolAt = Annotated[
 Store = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps activations until the run ends, so that agents send them once. Workers of a pool on one "
-        "machine should name the same. By default one in the output folder.",
+        help="Folder that keeps activations until the run ends, so that agents send them once. Workers of a pool on "
+        "one machine should name the same. By default one in the output folder.",
         envvar="CUTLAYER_STORE",
         file_okay=False,
     ),

@@ -61,7 +61,7 @@ class StormSettings:
     num_agents: int = 200
     num_workers: int = 1
     most_steps: int = 3
-    store_share: float = 0.3
+    store_share: float = 0.15
     microbatch_samples: int = 4
     credits: int = 2
     arrival_s: float = 2.0
