@@ -72,7 +72,7 @@ def test_a_thousand_storms_of_two_hundred_agents_blow_over(capsys: pytest.Captur
     assert not failures, "\n".join(failures)
     assert len(results) == NUM_SEEDS
     assert sum(result.num_too_late for result in results) < NUM_SEEDS
-    assert sum(result.num_stored for result in results) > 20 * NUM_SEEDS
+    assert sum(result.num_stored for result in results) > 5 * NUM_SEEDS
     assert sum(result.num_lacking for result in results) > NUM_SEEDS // 10
 
 
