@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,10 +12,14 @@ from hypothesis import strategies as st
 from cutlayer.broker.errors import MalformedMessage
 from cutlayer.broker.sample_refs import (
     MAX_SAMPLE_NUMBER,
+    bases_bytes,
+    checksum_of,
     mask_bytes,
+    pack_bases,
     pack_mask,
     pack_numbers,
     pack_positions,
+    unpack_bases,
     unpack_mask,
     unpack_numbers,
     unpack_positions,
@@ -91,3 +97,18 @@ def test_positions_come_back(seed: int, num_samples: int, num_tokens: int) -> No
 def test_bytes_that_are_no_positions_are_refused(data: bytes) -> None:
     with pytest.raises(MalformedMessage):
         unpack_positions(data, num_samples=2, num_tokens=5, num_kept=2)
+
+
+def test_bases_come_back_with_the_checksum_of_float16_in_order() -> None:
+    parts = [np.ones((2, 1, 3), np.float16), np.arange(6, dtype=np.float16).reshape(2, 1, 3)]
+    packed = pack_bases(np.array([0, 255], np.uint8), parts)
+    assert len(packed) == bases_bytes(2) == 6
+    visits, checksum = unpack_bases(packed, 2)
+    assert visits.tolist() == [0, 255]
+    assert checksum == zlib.crc32(b"".join(part.tobytes() for part in parts)) != checksum_of(parts[::-1])
+
+
+@pytest.mark.parametrize("data", [b"", bytes(5), bytes(7)], ids=["nothing", "short", "long"])
+def test_bytes_that_are_no_bases_are_refused(data: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="no bases of 2 samples"):
+        unpack_bases(data, 2)

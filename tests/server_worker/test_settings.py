@@ -185,3 +185,25 @@ def test_telemetry_rarer_than_a_lease_lasts_is_refused(tmp_path: Path, telemetry
 def test_telemetry_may_be_as_rare_as_a_lease_lasts(tmp_path: Path) -> None:
     settings = load(tmp_path, overrides={"telemetry_s": 30.0, "worker.lease_s": 30.0})
     assert settings.telemetry_s == settings.worker.lease_s
+
+
+TRAINABLE = '[tokenizers]\nmode = "trainable"\n'
+
+
+@pytest.mark.parametrize("mode", ["every-step", "delta"])
+def test_trainable_tokenizers_go_with_activations_that_go_up_again(tmp_path: Path, mode: str) -> None:
+    settings = load(tmp_path, f'{SMALLEST}[activations]\nmode = "{mode}"\n{TRAINABLE}')
+    assert settings.tokenizers.mode == "trainable"
+    assert (settings.tokenizers.every_steps, settings.tokenizers.every_windows) == (4, 4)
+
+
+@pytest.mark.parametrize("section", ["", '[activations]\nmode = "once"\n'], ids=["by default", "by name"])
+def test_trainable_tokenizers_and_activations_that_go_up_once_are_refused(tmp_path: Path, section: str) -> None:
+    with pytest.raises(SettingsError, match=r'set activations.mode to "every-step" or "delta"'):
+        load(tmp_path, SMALLEST + section + TRAINABLE)
+
+
+def test_trainable_tokenizers_and_merged_tokens_are_refused(tmp_path: Path) -> None:
+    section = '[activations]\nmode = "delta"\nreduction = { image = { kind = "merge", keep = 0.5 } }\n'
+    with pytest.raises(SettingsError, match=r'set kind to "content" or "random"'):
+        load(tmp_path, SMALLEST + section + TRAINABLE)

@@ -32,7 +32,7 @@ def settings_of(num_agents: int = 1, **sections: Mapping[str, object]) -> RunSet
         "activations": {"mode": "every-step"},
         "tokenizers": {"mode": "trainable", "every_steps": 2, "every_windows": 2},
     }
-    return small_settings(**{**defaults, **sections})
+    return small_settings(1.0, **{**defaults, **sections})
 
 
 def start(network: VirtualNetwork, num_agents: int = 1) -> list[AgentRuntime]:
