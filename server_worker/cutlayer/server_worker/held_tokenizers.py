@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors.numpy
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["HeldTokenizers", "export_tokenizers", "held_name", "tokenizer_weights"]
+__all__ = ["HeldTokenizers", "held_name", "tokenizer_weights"]
 
 _PREFIX = "tokenizers."
 _SUFFIX = "_tokens"  # keeps modalities called "type" or "train" apart from nn.Module's own names
@@ -65,16 +64,3 @@ def tokenizer_weights(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.flo
             array = value.detach().cpu().numpy().astype(np.float32)
             found[f"{held.removesuffix(_SUFFIX)}.{part}"] = np.ascontiguousarray(array)
     return found
-
-
-def export_tokenizers(weights: Mapping[str, Tensor]) -> bytes:
-    """Return a file of tokenizers as agents read it, from the weights of a checkpoint.
-
-    Raises:
-        ValueError: When there are none: they were frozen, and are still those that the run began with.
-    """
-    found = tokenizer_weights(weights)
-    if not found:
-        raise ValueError("these weights hold no tokenizers: they were frozen")
-    file: bytes = safetensors.numpy.save(found)
-    return file
