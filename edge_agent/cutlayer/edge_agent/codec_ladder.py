@@ -186,7 +186,7 @@ class CodecLadder:
             expected = self._expected_share(uplink, finer_ones[-1])
             if expected <= UP_SHARE:
                 self._num_since_up = 0
-                self._go(finer_ones[-1], f"the uplink would be waited for {expected:.0%} of the time")
+                self._go(finer_ones[-1], f"there is room: the uplink would be waited for {expected:.0%} of the time")
 
     def _floor(self, plan: BytePlan, sent: Sent, allowed: Sequence[int], num_fresh: int, *, is_kept: bool) -> int:
         """Return the finest rung that the limit of bytes has room for."""
