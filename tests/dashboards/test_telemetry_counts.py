@@ -43,6 +43,12 @@ def test_only_what_has_grown_since_the_last_report_is_added() -> None:
     assert store.value("cutlayer_resends_total") == 5
 
 
+def test_codec_changes_and_waiting_for_the_uplink_grow_with_the_reports() -> None:
+    store = counted(telemetry(codec_changes=2, paced_s=1.5), telemetry(codec_changes=5, paced_s=4.0))
+    assert store.value("cutlayer_codec_changes_total") == 5
+    assert store.value("cutlayer_paced_seconds_total") == 4.0
+
+
 def test_report_that_has_shrunk_adds_nothing() -> None:
     store = counted(telemetry(row("Outputs", "fp16", 100)), telemetry(row("Outputs", "fp16", 60)))
     assert store.value(WIRE, "up", "Outputs", "fp16") == 150

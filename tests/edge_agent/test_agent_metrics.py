@@ -52,6 +52,8 @@ def test_reports_are_shown_as_totals(metrics: AgentMetrics) -> None:
     assert values["cutlayer_raw_bytes_total", key] == sent.raw_bytes
     assert values["cutlayer_resends_total", ()] == TELEMETRY.resends + 4
     assert values["cutlayer_stage_seconds_count", ("tokenize",)] == 40
+    assert values["cutlayer_codec_changes_total", ()] == TELEMETRY.codec_changes > 0
+    assert values["cutlayer_paced_seconds_total", ()] == TELEMETRY.paced_s > 0
     assert values["cutlayer_rejects_total", ("lease", "agent")] == 3
 
 

@@ -55,6 +55,19 @@ def test_items_say_which_samples_and_modalities_to_send() -> None:
     assert (evaluation.evaluation.epoch, evaluation.evaluation.is_final) == (1, False)
 
 
+def test_whether_anything_is_left_to_send_is_known_without_taking_it() -> None:
+    items = make(epochs=1, every_epochs=0)
+    assert items.has_next()
+    assert not items.has_next(may_train=False)
+    assert steps(drain(items)) == [0, 1]
+    assert not items.has_next()
+    items.start_final_evaluations()
+    assert items.has_next(may_train=False)
+    drain(items)
+    items.resume(((1, 2),))
+    assert not items.has_next(), "step 0 is still out"
+
+
 def test_training_is_done_when_every_step_is_committed() -> None:
     items = make()
     drain(items)

@@ -188,7 +188,10 @@ class BudgetSpec(_Frozen):
     """How far agents may go down in precision to meet a limit of bytes.
 
     Attributes:
-        bytes_per_sample: Bytes that an agent may send up for each sample of each step, all told; None for no limit.
+        bytes_per_sample: Bytes that an agent may send up for each sample of each training step, on average over its
+            planned run; None for no limit. All its bytes count (activations, references, gradients, evaluations,
+            reports, MQTT's own), divided by its training samples times the epochs. So activations that go up once
+            count once over all epochs, and the first epoch may lie far above.
         ladder: Codecs of activations coarser than `codecs.activations`, the finest first. An agent short of uplink
             steps down this list, and up again.
         max_relative_error: The accuracy guard: a codec of the ladder is used only where the root mean square of its
