@@ -45,7 +45,9 @@ NO_ANSWER: Mapping[str, str] = {"ALERTS": "nothing is wrong in this run"}
 """Series that are not there in a healthy run."""
 ALL_ZERO: Mapping[str, str] = {
     "cutlayer_broker_publish_dropped_total": "the broker drops nothing",
+    "cutlayer_codec_changes_total": "no limit of bytes is set",
     "cutlayer_duplicates_total": "nothing comes twice",
+    "cutlayer_paced_seconds_total": "no limit of the uplink is set",
     "cutlayer_pool_takeovers_total": "both workers are there from the start",
     "cutlayer_reconnects_total": "no connection is lost",
     "cutlayer_rejects_total": "every message is taken",
@@ -129,7 +131,7 @@ def test_every_variable_finds_its_values(world: World) -> None:
     assert found["job"] == {"cutlayer"}
     assert found["worker"] == set(world.workers)
     assert found["agent"] >= {"clinic/00", "clinic/01"}
-    assert {codec.split("+")[0] for codec in found["codec"]} == {"int8", "fp16"}
+    assert {codec.split("+")[0] for codec in found["codec"]} == {"int8", "fp16", "store"}
 
 
 @mosquitto_test

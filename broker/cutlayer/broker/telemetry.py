@@ -23,6 +23,7 @@ from cutlayer.broker.transport import WireCount
 __all__ = [
     "MIN_REPORTED_SAMPLES",
     "MQTT_KIND",
+    "STORE_CODEC",
     "LogHistogram",
     "TrafficMeter",
     "activation_bytes",

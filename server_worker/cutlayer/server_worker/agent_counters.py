@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Telemetry
-from cutlayer.broker.telemetry import MQTT_KIND
+from cutlayer.broker.telemetry import MQTT_KIND, STORE_CODEC
 from cutlayer.compression import codec_from_name
 from cutlayer.dashboards.catalogue import NO_CODEC
 from cutlayer.dashboards.metric_store import MetricStore
@@ -35,7 +35,7 @@ class AgentCounters:
         self._counted_elsewhere: set[tuple[str, int]] = set()
         # An agent that lacks a byte stage leaves it out.
         ladder = {codec_from_name(name).name for name in manifest.budget.ladder}
-        names = [*(name for _, name in manifest.codecs), *ladder]
+        names = [*(name for _, name in manifest.codecs), *ladder, STORE_CODEC]
         self._codecs = frozenset(form for name in names for form in (name, name.partition("+")[0]))
         initialise_traffic(
             store,
