@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine, Forwarded, ForwardItem
 from cutlayer.server_worker.held_tokenizers import held_name
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.settings import OptimizerSettings
 from server_worker.small_model import output_gradient, random_tokens, small_settings, train_item
 
 # Axes: b samples of a microbatch, K tokens, D width, C classes.
+
+TokenizerGradients = Mapping[Hashable, Mapping[str, NDArray[np.float32]]]
 
 LABELS_b = np.array([0, 1, 2, 0])
 OPTIMIZER = OptimizerSettings(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, warmup_ratio=0.0, clip_norm=None)
@@ -43,6 +46,10 @@ def wanted_gradients(built: BuiltModel, item: ForwardItem) -> dict[str, NDArray[
     }
 
 
+def gradients_of(forwarded: Forwarded) -> dict[Hashable, NDArray[np.float32]]:
+    return {key: output_gradient(outputs_bC, LABELS_b) for key, outputs_bC in forwarded.outputs.items()}
+
+
 def reduced(item: ForwardItem) -> ForwardItem:
     """Leave six of the image's tokens."""
     places = np.sort(np.random.default_rng(0).permuted(np.tile(np.arange(16), (4, 1)), axis=1)[:, :6], axis=1)
@@ -59,7 +66,7 @@ def test_gradients_at_the_cut_are_those_of_the_whole_model(is_reduced: bool, in_
     items = [reduced(item) for item in items] if is_reduced else items
     forwarded = engine.forward(items)
     assert forwarded.group_id is not None
-    gradients = {key: output_gradient(outputs_bC, LABELS_b) for key, outputs_bC in forwarded.outputs.items()}
+    gradients = gradients_of(forwarded)
     if in_pieces:
         first = engine.backward(forwarded.group_id, {"b": gradients.pop("b")}, last=False)
         assert list(first.cut_gradients) == ["b"], "those of the others are not known yet"
@@ -77,7 +84,7 @@ def test_a_modality_that_is_hidden_has_no_gradient() -> None:
     engine = engine_of(trained_model(), modality_dropout=0.9)
     forwarded = engine.forward([train_item("a")])
     assert forwarded.group_id is not None
-    gradients = {"a": output_gradient(forwarded.outputs["a"], LABELS_b)}
+    gradients = gradients_of(forwarded)
     found = engine.backward(forwarded.group_id, gradients, last=True).cut_gradients["a"]
     is_seen_bM = np.stack([np.abs(found[name]).max(axis=(1, 2)) > 0 for name in sorted(found)], axis=1)
     assert is_seen_bM.any(axis=1).all()
@@ -88,7 +95,7 @@ def test_frozen_tokenizers_cost_nothing() -> None:
     engine = Engine(build(small_settings(), 0).encoder, OPTIMIZER, seed=0)
     forwarded = engine.forward([train_item("a")])
     assert forwarded.group_id is not None
-    gradients = {"a": output_gradient(forwarded.outputs["a"], LABELS_b)}
+    gradients = gradients_of(forwarded)
     assert not engine.backward(forwarded.group_id, gradients, last=True).cut_gradients
     assert not engine.tokenizer_weights()
 
@@ -101,7 +108,7 @@ def test_gradients_of_tokenizers_are_part_of_the_window_of_their_microbatch() ->
     others = {"image.bias": np.full_like(before["image.bias"], 0.25)}
     forwarded = engine.forward([train_item("a"), train_item("b")])
     assert forwarded.group_id is not None
-    gradients = {key: output_gradient(outputs_bC, LABELS_b) for key, outputs_bC in forwarded.outputs.items()}
+    gradients = gradients_of(forwarded)
     engine.backward(forwarded.group_id, gradients, last=True, tokenizer_gradients={"a": own, "b": others})
     engine.commit(8, None)
     after = engine.tokenizer_weights()
@@ -115,10 +122,10 @@ def test_a_microbatch_that_is_refused_takes_its_tokenizers_gradients_with_it() -
     before = engine.tokenizer_weights()
     forwarded = engine.forward([train_item("a"), train_item("b")])
     assert forwarded.group_id is not None
-    gradients = {key: output_gradient(outputs_bC, LABELS_b) for key, outputs_bC in forwarded.outputs.items()}
+    gradients = gradients_of(forwarded)
     gradients["a"][0, 0] = np.nan
-    own = {"image.bias": np.ones_like(before["image.bias"])}
-    found = engine.backward(forwarded.group_id, gradients, last=True, tokenizer_gradients={"a": own})
+    own: TokenizerGradients = {"a": {"image.bias": np.ones_like(before["image.bias"])}}
+    found = engine.backward(forwarded.group_id, gradients, last=True, tokenizer_gradients=own)
     assert found.refused == ("a",)
     assert list(found.cut_gradients) == ["b"]
     engine.commit(4, None)
@@ -129,8 +136,8 @@ def test_a_parameter_that_is_none_is_an_error() -> None:
     engine = engine_of(trained_model())
     forwarded = engine.forward([train_item("a")])
     assert forwarded.group_id is not None
-    gradients = {"a": output_gradient(forwarded.outputs["a"], LABELS_b)}
-    wrong = {"a": {"smell.bias": np.zeros(3, np.float32)}}
+    gradients = gradients_of(forwarded)
+    wrong: TokenizerGradients = {"a": {"smell.bias": np.zeros(3, np.float32)}}
     with pytest.raises(ValueError, match="smell"):
         engine.backward(forwarded.group_id, gradients, last=True, tokenizer_gradients=wrong)
 
@@ -145,7 +152,7 @@ def test_tokenizers_continue_from_a_snapshot_with_their_optimizer(name: str) -> 
     def run_window(of: Engine) -> None:
         forwarded = of.forward([ForwardItem("a", "train", random_tokens(4))])
         assert forwarded.group_id is not None
-        gradients = {"a": output_gradient(forwarded.outputs["a"], LABELS_b)}
+        gradients = gradients_of(forwarded)
         of.backward(forwarded.group_id, gradients, last=True, tokenizer_gradients={"a": own})
         of.commit(4, None)
 
