@@ -45,8 +45,8 @@ def test_a_scale_is_hardly_larger_than_an_exact_one(bits: int, width: float, cen
     high = np.array([(center + 0.5) * width], np.float32)
     exact = (float(high[0]) - float(low[0])) / (2**bits - 1)
     scale = float(fit_grid(low, high, bits, is_symmetric=False).scale_N[0])
-    # Rounding a center of at most 2.5 ranges errs by 2^-9 of it, which the levels above it make up for.
-    center_error = 2.5 * 2.0**-9 * width / (2 ** (bits - 1) - 1)
+    # Rounding a center of at most 2.5 ranges errs by 2^-8 of it, which the levels above it make up for.
+    center_error = 2.5 * 2.0**-8 * width / (2 ** (bits - 1) - 1)
     assert exact * (1 - 1e-9) <= scale <= (exact + center_error) * (1 + 2.0**-8 + 1e-6) + 2.0**-134
 
 
