@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-quick test-programs mosquitto dashboards dashboards-pictures screenshots \
 	bench bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel bench-store \
-	bench-codecs fuzz clean
+	bench-codecs bench-uplink fuzz clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ bench-store: $(READY) ## What keeping activations costs: milliseconds a microbat
 bench-codecs: $(READY) ## Speed and ratio of every codec on one core; bytes a sample of activations under each
 	$(BIN)/python benchmarks/codec_speed.py
 	$(BIN)/python benchmarks/low_rank.py
+
+bench-uplink: $(READY) ## A limit of the uplink, a ladder of codecs and bytes a sample (two minutes)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/uplink_budget.py
 
 fuzz: $(READY) ## Damaged encodings to every decoder, for ten minutes
 	$(BIN)/python tests/support/fuzz_decoders.py --seconds 600
