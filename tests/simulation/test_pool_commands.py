@@ -21,7 +21,7 @@ from support.waiting import LIMIT_S
 pytestmark = pytest.mark.slow
 
 SMALL = {
-    "run.epochs": "40",
+    "run.epochs": "90",
     "run.microbatch_samples": "16",
     "model.options.embed_dim": "16",
     "model.options.depth": "1",
