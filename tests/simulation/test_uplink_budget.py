@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ def run(
             agent._transport._up.faults = LinkFaults(bytes_per_s=link_at(network.clock()), delay_s=up.delay_s)  # type: ignore[attr-defined]
     last = done.last
     assert last.steps == last.total_steps == settings.run.epochs * NUM_TRAIN // SIZE
+    assert worker.counter.committed == committed_once({SITE: last.total_steps})
     return done
 
 
@@ -166,6 +168,8 @@ def test_a_link_that_comes_and_goes_is_followed_without_flapping(half_s: float) 
     num_halves = done.sent[-1][0] / half_s
     assert "identity" in done.codecs()
     assert "int2" in done.codecs() or "int4" in done.codecs()
+    rungs = [("identity", *LADDER).index(codec) for codec in done.codecs()]
+    assert any(after < before for before, after in itertools.pairwise(rungs)), "and finer again"
     assert done.last.codec_changes <= min(len(LADDER) * num_halves + 1, 16)
 
 
