@@ -63,28 +63,51 @@ class Scheme:
 
 
 SMALL = {"codecs.outputs": "int8:block=all", "codecs.output_gradients": "int8:block=all"}
+TRAINABLE = {"tokenizers.mode": "trainable"}
+BOTH = ("image", "audio")
+
+
+def _scheme(mode: str, codec: str, **more: object) -> Scheme:
+    return Scheme(f"`{codec}`", {**SMALL, "codecs.activations": codec, "activations.mode": mode, **more})
+
+
+def _reduced(kind: str) -> Scheme:
+    settings = {f"activations.reduction.{name}": {"kind": kind, "keep": 0.5} for name in BOTH}
+    return Scheme(f"`int8+zstd`, half the tokens ({kind})", {**_scheme("once", "int8+zstd").settings, **settings})
+
+
+def _trained(mode: str, codec: str) -> Scheme:
+    return Scheme(
+        f"`{codec}` both ways",
+        {**_scheme(mode, codec).settings, **TRAINABLE, "codecs.activation_gradients": codec},
+    )
+
+
 SCHEMES: Mapping[str, Scheme] = {
-    "paper": Scheme("float32 every step, frozen tokenizers", {**EXACT, "activations.mode": "every-step"}),
-    "every-step-int8": Scheme(
-        "int8+zstd every step", {**SMALL, "codecs.activations": "int8+zstd", "activations.mode": "every-step"}
+    "paper": Scheme("float32", {**EXACT, "activations.mode": "every-step"}),
+    "every-step-fp16": _scheme("every-step", "fp16"),
+    "every-step-int8": _scheme("every-step", "int8+zstd"),
+    "every-step-int4": _scheme("every-step", "int4+zstd"),
+    "every-step-lowrank-0.1": _scheme("every-step", "lowrank:error=0.1"),
+    "once-fp32": _scheme("once", "identity"),
+    "once-int8": _scheme("once", "int8+zstd"),
+    "once-int4": _scheme("once", "int4+zstd"),
+    "once-int2": _scheme("once", "int2+zstd"),
+    "once-topk": _scheme("once", "topk:ratio=0.1+zstd"),
+    "once-lowrank-0.05": _scheme("once", "lowrank:error=0.05"),
+    "once-lowrank-0.1": _scheme("once", "lowrank:error=0.1"),
+    "once-lowrank-0.2": _scheme("once", "lowrank:error=0.2"),
+    "once-lowrank-0.3": _scheme("once", "lowrank:error=0.3"),
+    "once-random-half": _reduced("random"),
+    "once-content-half": _reduced("content"),
+    "once-merge-half": _reduced("merge"),
+    "trained-fp32": Scheme(
+        "float32 both ways",
+        {**EXACT, **TRAINABLE, "activations.mode": "every-step", "codecs.activation_gradients": "identity"},
     ),
-    **{
-        f"once-lowrank-{error}": Scheme(
-            f"lowrank:error={error} once",
-            {**SMALL, "codecs.activations": f"lowrank:error={error}", "activations.mode": "once"},
-        )
-        for error in ("0.05", "0.1", "0.2", "0.3")
-    },
-    **{
-        f"every-step-lowrank-{error}": Scheme(
-            f"lowrank:error={error} every step",
-            {**SMALL, "codecs.activations": f"lowrank:error={error}", "activations.mode": "every-step"},
-        )
-        for error in ("0.1", "0.2")
-    },
-    "once-int4": Scheme("int4+zstd once", {**SMALL, "codecs.activations": "int4+zstd", "activations.mode": "once"}),
-    "once-int2": Scheme("int2+zstd once", {**SMALL, "codecs.activations": "int2+zstd", "activations.mode": "once"}),
-    "once-int8": Scheme("int8+zstd once", {**SMALL, "codecs.activations": "int8+zstd", "activations.mode": "once"}),
+    "trained-int8": _trained("every-step", "int8+zstd"),
+    "trained-lowrank-0.1": _trained("every-step", "lowrank:error=0.1"),
+    "trained-lowrank-0.1-delta": _trained("delta", "lowrank:error=0.1"),
 }
 
 
