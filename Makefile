@@ -84,9 +84,10 @@ bench-first-panel: $(READY) test-programs ## How long after a run's start the ov
 bench-store: $(READY) ## What keeping activations costs: milliseconds a microbatch, bytes on disk
 	$(BIN)/python benchmarks/activation_store.py
 
-bench-codecs: $(READY) ## Speed and ratio of every codec on one core; bytes a sample of activations under each
+bench-codecs: $(READY) ## Each codec's speed and ratio on one core, bytes a sample, and cost beside the tokenizers
 	$(BIN)/python benchmarks/codec_speed.py
 	$(BIN)/python benchmarks/low_rank.py
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/encode_cost.py
 
 bench-uplink: $(READY) ## A limit of the uplink, a ladder of codecs and bytes a sample (two minutes)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/uplink_budget.py

@@ -19,6 +19,7 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
+RUN = HERE / "digits_int8.toml"
 
 
 def demo(seed: int, *flags: str) -> dict[str, float]:
@@ -44,8 +45,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     arguments = parser.parse_args()
     variants: dict[str, Callable[[int], dict[str, float]]] = {
-        "asynchronous int8": demo,
-        "synchronous fp32": lambda seed: demo(seed, "--mode", "synchronous", "--codec", "identity"),
+        "asynchronous int8": lambda seed: demo(seed, "--run", str(RUN)),
+        "synchronous fp32": lambda seed: demo(seed, "--run", str(RUN), "--mode", "synchronous", "--codec", "identity"),
         "centralized": centralized,
         "image only, centralized": lambda seed: centralized(seed, "--modality", "image"),
         "audio only, centralized": lambda seed: centralized(seed, "--modality", "audio"),

@@ -134,7 +134,7 @@ def measure(label: str, codec: str | None, tokens: Tokens, num_samples: int, fol
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("examples/digits.toml"))
+    parser.add_argument("--run", type=Path, default=Path(__file__).with_name("digits_int8.toml"))
     parser.add_argument("--wire", nargs="+", default=["int8+zstd:3"], help="codecs that the activations came through")
     parser.add_argument(
         "--codec",

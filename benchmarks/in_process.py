@@ -88,7 +88,7 @@ def steps_per_second(run: Path, num_sites: int, epochs: int) -> float:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("examples/digits.toml"))
+    parser.add_argument("--run", type=Path, default=Path(__file__).with_name("digits_int8.toml"))
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()

@@ -39,7 +39,7 @@ from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 from cutlayer.server_worker.worker_reports import WorkerReports
 
-RUN = Path(__file__).parent.parent / "examples" / "digits.toml"
+RUN = Path(__file__).with_name("digits_int8.toml")
 SCRAPE_LIMIT_S = 0.05
 LONGEST_PAGE = "/metrics/clients?top=200"
 """Ten times what Prometheus is set to ask for; shown beside the others, without a limit."""

@@ -23,7 +23,7 @@ from cutlayer.broker.launcher import launch_broker
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
-RUN = HERE.parent / "examples" / "digits.toml"
+RUN = HERE / "digits_int8.toml"
 NUM_AGENTS = 4
 _STEPS = re.compile(r"^cutlayer_steps_total ([0-9.e+]+)$", re.MULTILINE)
 _PORT = re.compile(r"http://127\.0\.0\.1:(\d+)/metrics")

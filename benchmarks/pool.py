@@ -25,7 +25,7 @@ from cutlayer.broker.broker_options import BrokerOptions
 from cutlayer.broker.launcher import launch_broker
 
 BIN = Path(sys.executable).parent
-RUN = Path(__file__).parent.parent / "examples" / "digits.toml"
+RUN = Path(__file__).with_name("digits_int8.toml")
 NUM_AGENTS = 8
 NUM_DIGITS_AGENTS = 4
 LIGHTHOUSE_PORT = 29_531

@@ -25,7 +25,7 @@ from cutlayer.broker.transport import Received
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
-RUN = HERE.parent / "examples" / "digits.toml"
+RUN = HERE / "digits_int8.toml"
 NUM_FAST = 3
 SLOWER = 100.0
 WARM_UP_S = 8.0

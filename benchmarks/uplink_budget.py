@@ -107,7 +107,7 @@ def print_codecs(settings: RunSettings, built: BuiltModel, dataset: Dataset) -> 
 def main() -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("examples/digits.toml"))
+    parser.add_argument("--run", type=Path, default=Path(__file__).with_name("digits_int8.toml"))
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--shard", default="0/4")
     parser.add_argument("--limits", nargs="*", default=["256kbit", "5mbit"])
