@@ -151,7 +151,9 @@ def test_samples_of_another_shape_are_missing_and_the_commonest_shape_counts(mak
     store.put("a", numbers(2, 3), {"image": tokens(2)})
     store.put("a", numbers(4), {"image": tokens(1)}, positions={"image": positions(1)})
     fetched = store.get("a", numbers(1, 2, 3, 4), ["image"])
-    assert fetched.is_missing.tolist() == [True, False, False, True]
+    assert fetched.is_missing.tolist() == [True, False, False, False]
+    assert np.array_equal(fetched.positions["image"][1], np.arange(tokens(1).shape[1]))
+    assert np.array_equal(fetched.positions["image"][3], positions(1)[0])
     assert fetched.tokens["image"].shape == (4, K, D)
 
 

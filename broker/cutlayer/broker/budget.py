@@ -185,7 +185,7 @@ def _messages(manifest: Manifest) -> Iterator[tuple[str, Message, int]]:
     mask = bytes(mask_bytes(num_samples))
     positions = tuple(
         (name, bytes(num_samples * mask_bytes(manifest.modalities[name].num_tokens)))
-        for name in sorted(manifest.reduction)
+        for name in sorted(manifest.modalities)
     )
     numbers = b"" if manifest.activations == "every-step" else bytes(4 * num_samples)
     bases = bytes(bases_bytes(num_samples)) if manifest.activations == "delta" else b""
@@ -201,7 +201,7 @@ def _messages(manifest: Manifest) -> Iterator[tuple[str, Message, int]]:
         positions=positions,
     )
     yield LONGEST_UP_TOPIC, activations, sum(sizes)
-    shape = (num_samples, len(manifest.task.classes))
+    shape = (num_samples, manifest.task.num_outputs)
     outputs = EncodedTensor(codecs.outputs, shape, b"")
     outputs_bytes = _tensor_bytes(codecs.outputs, shape)
     yield LONGEST_TOPIC, Outputs(MAX_U32, MAX_UINT, Mode.PREDICT, MAX_UINT, 0.1, outputs), outputs_bytes

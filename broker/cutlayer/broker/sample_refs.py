@@ -119,33 +119,34 @@ def unpack_mask(data: bytes, num_items: int) -> NDArray[np.bool_]:
 
 
 def pack_positions(positions_FK: NDArray[np.intp], num_tokens: int) -> bytes:
-    """Pack which tokens were kept.
+    """Pack which tokens there are.
 
     Args:
-        positions_FK: Places of the kept tokens, ascending, (F, K).
+        positions_FK: Which tokens there are, ascending, (F, K); N for none.
         num_tokens: N.
 
     Returns:
         A mask of N items for each sample, one after the other.
     """
-    mask_FN = np.zeros((len(positions_FK), num_tokens), bool)
+    mask_FN = np.zeros((len(positions_FK), num_tokens + 1), bool)
     np.put_along_axis(mask_FN, positions_FK, values=True, axis=1)
-    return np.packbits(mask_FN, axis=1, bitorder="little").tobytes()
+    return np.packbits(mask_FN[:, :num_tokens], axis=1, bitorder="little").tobytes()
 
 
 def unpack_positions(data: bytes, num_samples: int, num_tokens: int, num_kept: int) -> NDArray[np.intp]:
-    """Read what `pack_positions` wrote: (F, K), ascending.
+    """Read what `pack_positions` wrote: (F, K), ascending; N for none.
 
     Raises:
-        MalformedMessage: When it has another size, or a sample keeps another number of tokens.
+        MalformedMessage: When it has another size, or a sample has more than K tokens.
     """
     if len(data) != num_samples * mask_bytes(num_tokens):
         raise MalformedMessage(f"{len(data)} bytes are no masks of {num_samples} samples of {num_tokens} tokens")
     rows = np.frombuffer(data, np.uint8).reshape(num_samples, mask_bytes(num_tokens))
     bits = np.unpackbits(rows, axis=1, bitorder="little")
-    if bits[:, num_tokens:].any() or (bits.sum(axis=1) != num_kept).any():
-        raise MalformedMessage(f"not every sample keeps {num_kept} of {num_tokens} tokens")
-    return np.nonzero(bits)[1].reshape(num_samples, num_kept)
+    if bits[:, num_tokens:].any() or (bits.sum(axis=1) > num_kept).any():
+        raise MalformedMessage(f"a sample has more than {num_kept} of {num_tokens} tokens")
+    places_FN = np.where(bits[:, :num_tokens], np.arange(num_tokens, dtype=np.intp), num_tokens)
+    return np.sort(places_FN, axis=1)[:, :num_kept]
 
 
 def bases_bytes(num_samples: int) -> int:

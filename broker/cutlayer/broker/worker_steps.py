@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cutlayer.broker.actions import Duplicate, Publish, Refused, WorkerAction
 from cutlayer.broker.errors import MalformedMessage, WireError
 from cutlayer.broker.leases import Lease
@@ -21,6 +24,7 @@ from cutlayer.broker.messages import (
     Resend,
     ResendReason,
 )
+from cutlayer.broker.ragged_tokens import present, tensor_shape
 from cutlayer.broker.sample_refs import unpack_bases, unpack_mask, unpack_numbers, unpack_positions
 from cutlayer.broker.states import ExchangeState, next_state
 from cutlayer.broker.tensors import check_tensor
@@ -101,9 +105,12 @@ class WorkerSteps:
                 f"{message.num_samples} samples in a microbatch of at most {manifest.microbatch_samples}"
             )
         num_fresh = self._check_refs(message)
+        positions = self._check_positions(message, num_fresh)
         codecs = self._run.activation_codecs(lease)
         for name, tensor in message.tensors:
             shape = (num_fresh, manifest.num_tokens(name), manifest.width)
+            if name in positions and not message.bases:
+                shape = tensor_shape(positions[name], specs[name].num_tokens, manifest.width)
             check_tensor(tensor, shape=shape, codec=codecs, what=f"activations of {name}")
 
     def _check_refs(self, message: Activations) -> int:
@@ -122,13 +129,27 @@ class WorkerSteps:
             if manifest.activations != "delta" or message.stored:
                 raise MalformedMessage("changes of activations, where a run or a message has none")
             unpack_bases(message.bases, num_fresh)
-        reduced = sorted(name for name, _ in message.tensors if name in manifest.reduction)
-        if sorted(name for name, _ in message.positions) != reduced:
-            raise MalformedMessage(f"positions of {[name for name, _ in message.positions]}, needed are {reduced}")
-        for name, mask in message.positions:
-            num_tokens = manifest.modalities[name].num_tokens
-            unpack_positions(mask, num_fresh, num_tokens, manifest.num_tokens(name))
         return num_fresh
+
+    def _check_positions(self, message: Activations, num_fresh: int) -> dict[str, NDArray[np.intp]]:
+        """Check which tokens there are of a microbatch's fresh samples; return them where it says so: (F, K)."""
+        manifest = self._run.manifest
+        given = {name for name, _ in message.tensors}
+        named = [name for name, _ in message.positions]
+        needed = sorted(given & manifest.reduction.keys())
+        if len(set(named)) != len(named) or not given.issuperset(named) or not set(named).issuperset(needed):
+            raise MalformedMessage(f"positions of {named} with tensors of {sorted(given)}, needed are {needed}")
+        positions: dict[str, NDArray[np.intp]] = {}
+        for name, masks in message.positions:
+            num_tokens = manifest.modalities[name].num_tokens
+            positions[name] = unpack_positions(masks, num_fresh, num_tokens, manifest.num_tokens(name))
+        if positions and positions.keys() == given:
+            empty_F = np.ones(num_fresh, bool)
+            for name, places_FK in positions.items():
+                empty_F &= ~present(places_FK, manifest.modalities[name].num_tokens)[:, 0]
+            if empty_F.any():
+                raise MalformedMessage(f"{int(empty_F.sum())} of {num_fresh} samples have no token at all")
+        return positions
 
     def gradients(self, lease: Lease, message: OutputGradients, now: float) -> list[WorkerAction]:
         """Take a microbatch's output gradients.
@@ -153,7 +174,7 @@ class WorkerSteps:
             # The agent has taken late outputs for the last ones, and would wait for a commit in vain.
             outputs = Publish(AgentTopics(lease.agent).down_outputs, exchange.outputs, repeated=True)
             return [Refused("late", "gradients of other outputs than the last ones"), outputs]
-        shape = (exchange.num_samples, len(self._run.manifest.task.classes))
+        shape = (exchange.num_samples, self._run.manifest.task.num_outputs)
         try:
             check_tensor(message.gradients, shape=shape, codec=lease.codecs.output_gradients, what="output gradients")
         except WireError as error:

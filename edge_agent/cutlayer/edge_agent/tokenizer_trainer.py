@@ -11,6 +11,7 @@ from cutlayer.broker.actions import WeightsReceived
 from cutlayer.broker.errors import MalformedMessage
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import EncodedTensor
+from cutlayer.broker.ragged_tokens import tensor_shape, unpack_rows
 from cutlayer.broker.tensors import WEIGHTS_CODEC, check_tensor, decode_tensor
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.tokenizer_gradients import TokenizerGradients
@@ -52,8 +53,8 @@ class TokenizerTrainer:
 
         Args:
             item: The step's samples.
-            positions: Which tokens of them went up, by modality, where they are reduced.
-            tensors: The gradients (B, K, D), by modality.
+            positions: Which tokens of them went up, by modality, where they are reduced or ragged.
+            tensors: The gradients (B, K, D), by modality; (1, R, D) where they are ragged.
             codec: What they have to be encoded as.
 
         Raises:
@@ -65,8 +66,12 @@ class TokenizerTrainer:
         gradients = {}
         for name, tensor in tensors:
             shape = (len(item.indices), self._manifest.num_tokens(name), self._manifest.width)
+            places_BK, num_tokens = positions.get(name), self._manifest.modalities[name].num_tokens
+            if places_BK is not None:
+                shape = tensor_shape(places_BK, num_tokens, self._manifest.width)
             check_tensor(tensor, shape=shape, codec=codec, what=f"gradient at the cut of {name}")
-            gradients[name] = decode_tensor(tensor, what=f"gradient at the cut of {name}")
+            gradient = decode_tensor(tensor, what=f"gradient at the cut of {name}")
+            gradients[name] = gradient if places_BK is None else unpack_rows(gradient, places_BK, num_tokens)
         self.gradients.add(self._client.tokenizer_gradients(item.split, item.indices, positions, gradients))
 
     def forget(self) -> None:

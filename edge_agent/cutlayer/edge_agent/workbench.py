@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cutlayer.broker.actions import OutputsReceived, TensorsWanted, WeightsReceived
 from cutlayer.broker.errors import RunError, WireError
 from cutlayer.broker.messages import EncodedTensor, Mode, NegotiatedCodecs, RunPhase
+from cutlayer.broker.ragged_tokens import pack_rows
 from cutlayer.broker.sample_refs import SampleRefs, pack_mask, pack_numbers, pack_positions, unpack_mask
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
@@ -208,7 +209,7 @@ class Workbench:
                 if self._changes is not None and is_named:
                     tensors, bases = self._encode_changes(self._changes, flight, store, codec, tokenized)
                 else:
-                    tensors = _encoded(codec, tokenized)
+                    tensors = self._encoded(codec, tokenized)
                 positions = tuple(
                     (name, pack_positions(places_BK, self._num_tokens[name])) for name, places_BK in tokenized.positions
                 )
@@ -239,6 +240,18 @@ class Workbench:
         except CodecError as error:
             raise _unencodable(codec, error) from error
         return tensors, bases
+
+    def _encoded(self, codec: str, tokenized: Tokenized) -> tuple[tuple[str, EncodedTensor], ...]:
+        """Encode tokens: all of each sample's, or of a ragged microbatch those that are there."""
+        places = dict(tokenized.positions)
+        rows = (
+            (name, pack_rows(tokens_BKD, places[name], self._num_tokens[name]) if name in places else tokens_BKD)
+            for name, tokens_BKD in tokenized.tokens
+        )
+        try:
+            return tuple((name, encode_tensor(codec, tokens)) for name, tokens in rows)
+        except CodecError as error:
+            raise _unencodable(codec, error) from error
 
     def _codec(self, lease_codec: str, tokenized: Tokenized, item: WorkItem, *, is_kept: bool) -> str:
         """Return the codec of a microbatch's activations."""
@@ -342,13 +355,6 @@ class Workbench:
     def weights(self) -> WeightsWait | None:
         """Which weights of its tokenizers the agent has; None where they are frozen."""
         return None if self._trainer is None else self._trainer.weights
-
-
-def _encoded(codec: str, tokenized: Tokenized) -> tuple[tuple[str, EncodedTensor], ...]:
-    try:
-        return tuple((name, encode_tensor(codec, tokens_BKD)) for name, tokens_BKD in tokenized.tokens)
-    except CodecError as error:
-        raise _unencodable(codec, error) from error
 
 
 def _unencodable(codec: str, error: CodecError) -> RunError:

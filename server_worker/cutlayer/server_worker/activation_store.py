@@ -68,7 +68,7 @@ class ActivationStore(Protocol):
             agent: Whose samples.
             samples: (b,) their numbers, which mean something to the agent alone.
             tokens: (b, K, D) by modality, at least one; samples that are not finite are declined.
-            positions: (b, K) by modality, where tokens were reduced; not negative.
+            positions: (b, K) by modality, where tokens were reduced or ragged; not negative.
             visits: (b,) kept beside the tokens; zeros if not given.
 
         Returns:
@@ -81,8 +81,8 @@ class ActivationStore(Protocol):
     def get(self, agent: str, samples: NDArray[np.int64], names: Sequence[str]) -> Fetched:
         """Return what was put, bit for bit.
 
-        Where samples differ in their shapes or in whether they have positions, the commonest counts and the others
-        are missing.
+        Where samples differ in their shapes, the commonest counts and the others are missing. Where only some have
+        positions, the others get those of all tokens.
 
         Args:
             agent: Whose samples.

@@ -14,6 +14,7 @@ from cutlayer.broker.actions import WorkerAction
 from cutlayer.broker.errors import RunError, WireError
 from cutlayer.broker.manifest import CodecNames
 from cutlayer.broker.messages import Mode, NegotiatedCodecs
+from cutlayer.broker.ragged_tokens import pack_rows
 from cutlayer.broker.tensors import WEIGHTS_CODEC, decode_tensor, encode_tensor
 from cutlayer.broker.work import Backward, Forward, Key, NamedTensors, Release
 from cutlayer.broker.worker_session import WorkerSession
@@ -143,8 +144,20 @@ class Arithmetic:
                 for key, _ in work.gradients:
                     cut = result.cut_gradients[_engine_key(key)]
                     codec = self._codecs(key).activation_gradients
-                    cut_gradients[key] = tuple((name, encode_tensor(codec, cut[name])) for name in sorted(cut))
+                    places = result.positions.get(_engine_key(key), {})
+                    cut_gradients[key] = tuple(
+                        (name, encode_tensor(codec, self._rows(name, cut[name], places.get(name))))
+                        for name in sorted(cut)
+                    )
         self._do(self._session.backward_done(work.group, self._clock(), cut_gradients))
+
+    def _rows(
+        self, name: str, gradient_BKD: NDArray[np.float32], places_BK: NDArray[np.intp] | None
+    ) -> NDArray[np.float32]:
+        """Return the gradient at the cut in the shape that it travels in."""
+        if places_BK is None:
+            return gradient_BKD
+        return pack_rows(gradient_BKD, places_BK, self._session.manifest.modalities[name].num_tokens)
 
     def release(self, work: Release) -> None:
         """Free a graph that nobody needs."""

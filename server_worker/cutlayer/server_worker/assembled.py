@@ -15,7 +15,7 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Activations
 from cutlayer.broker.sample_refs import unpack_positions
 
-__all__ = ["Assembled", "Lacking", "positions_of"]
+__all__ = ["Assembled", "Lacking", "all_places", "positions_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Assembled:
 
     Attributes:
         tokens: float32 (B, K, D), by modality.
-        positions: (B, K) of the modalities whose tokens are reduced.
+        positions: (B, K) of the modalities whose tokens are reduced or ragged; N for none.
         num_stored: Samples that the store had.
         unkept: Mask of the samples with a number that the store has no room for.
     """
@@ -43,8 +43,13 @@ class Lacking:
 
 
 def positions_of(manifest: Manifest, message: Activations, num_fresh: int) -> dict[str, NDArray[np.intp]]:
-    """Return which tokens came, (F, K), of the modalities that are reduced."""
+    """Return which tokens came, (F, K), N for none, of the modalities that are reduced or ragged."""
     return {
         name: unpack_positions(masks, num_fresh, manifest.modalities[name].num_tokens, manifest.num_tokens(name))
         for name, masks in message.positions
     }
+
+
+def all_places(num_samples: int, num_tokens: int) -> NDArray[np.intp]:
+    """Return the positions of samples that have all tokens: (num_samples, N)."""
+    return np.broadcast_to(np.arange(num_tokens, dtype=np.intp), (num_samples, num_tokens))

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Activations
+from cutlayer.broker.ragged_tokens import unpack_rows
 from cutlayer.broker.sample_refs import pack_mask, unpack_mask, unpack_numbers
 from cutlayer.broker.tensors import decode_tensor
-from cutlayer.server_worker.assembled import Assembled, Lacking, positions_of
+from cutlayer.server_worker.assembled import Assembled, Lacking, all_places, positions_of
 from cutlayer.server_worker.change_assembler import assemble_changes
 from cutlayer.server_worker.store_keeper import StoreKeeper
 
@@ -59,7 +60,7 @@ class Assembler:
         fetched = store.get(agent, numbers_B[stored_B], message.modalities)
         wrong = any(
             tokens.shape[1:] != (manifest.num_tokens(name), manifest.width)
-            or (name in fetched.positions) != (name in manifest.reduction)
+            or (name in manifest.reduction and name not in fetched.positions)
             for name, tokens in fetched.tokens.items()
         )
         if wrong or fetched.is_missing.any():
@@ -70,9 +71,12 @@ class Assembler:
         if stored_B.all():
             return Assembled(fetched.tokens, fetched.positions, int(stored_B.sum()), unkept)
         tokens = {name: _join(stored_B, fetched.tokens[name], fresh[name]) for name in message.modalities}
-        positions = {
-            name: _join(stored_B, stored_BK, fresh_positions[name]) for name, stored_BK in fetched.positions.items()
-        }
+        positions: dict[str, NDArray[np.intp]] = {}
+        for name in sorted(fetched.positions.keys() | fresh_positions.keys()):
+            # Ragged only in one of the two parts: the other has all tokens.
+            whole_BN = all_places(message.num_samples, manifest.modalities[name].num_tokens)
+            stored_bK = fetched.positions.get(name, whole_BN[stored_B])
+            positions[name] = _join(stored_B, stored_bK, fresh_positions.get(name, whole_BN[~stored_B]))
         return Assembled(tokens, positions, int(stored_B.sum()), unkept)
 
     def _keep(
@@ -98,7 +102,10 @@ def _decode(
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.intp]]]:
     """Return tokens (F, K, D) and positions (F, K) of what came as tensors."""
     tokens = {name: decode_tensor(tensor, what=f"activations of {name}") for name, tensor in message.tensors}
-    return tokens, positions_of(manifest, message, num_fresh)
+    positions = positions_of(manifest, message, num_fresh)
+    for name, places_FK in positions.items():
+        tokens[name] = unpack_rows(tokens[name], places_FK, manifest.modalities[name].num_tokens)
+    return tokens, positions
 
 
 def _join(stored_B: NDArray[np.bool_], stored: NDArray[_Value], fresh: NDArray[_Value]) -> NDArray[_Value]:

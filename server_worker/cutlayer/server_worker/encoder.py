@@ -9,11 +9,15 @@ Early fusion is one sequence of all modalities, as in the paper's encoder (arXiv
 
 Late fusion is one pass a modality through the same blocks, with the same mean and head. Modalities come in
 alphabetical order, so that every party has the same sequence.
+
+What a sample lacks (a modality, the tokens behind a text's end, an empty cell) is hidden from attention and left out of
+the pooling and of the mean. With `missing = "token"` a learned token of the modality stands in for all that it lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -21,6 +25,7 @@ from torch import Tensor, nn
 
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.timm_import import VisionTransformer, resample_abs_pos_embed
+from cutlayer.server_worker.visible_tokens import drop_patches, kept_modalities, pool
 
 __all__ = ["ModalityEmbedding", "SplitEncoder"]
 
@@ -36,9 +41,10 @@ class ModalityEmbedding(nn.Module):
     Args:
         vit: Where positions and prefix tokens come from; left as it is.
         grid: Tokens down and across; N is their product.
+        has_missing: Whether it has a token that stands in for the modality where a sample lacks it.
     """
 
-    def __init__(self, vit: VisionTransformer, grid: Grid) -> None:
+    def __init__(self, vit: VisionTransformer, grid: Grid, *, has_missing: bool = False) -> None:
         super().__init__()
         num_prefix = vit.num_prefix_tokens
         prefix = [token.detach() for token in (vit.cls_token, vit.reg_token) if token is not None]
@@ -61,6 +67,9 @@ class ModalityEmbedding(nn.Module):
         self.position = None if position_1ND is None else nn.Parameter(position_1ND.clone())  # (1, N, D)
         self.modality = nn.Parameter(torch.empty(1, 1, vit.embed_dim))  # (1, 1, D)
         nn.init.trunc_normal_(self.modality, std=0.02)
+        self.missing = nn.Parameter(torch.empty(1, 1, vit.embed_dim)) if has_missing else None  # (1, 1, D)
+        if self.missing is not None:
+            nn.init.trunc_normal_(self.missing, std=0.02)
 
     def forward(self, tokens_BND: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Return (B, S, D).
@@ -68,14 +77,20 @@ class ModalityEmbedding(nn.Module):
         Args:
             tokens_BND: All N tokens, or K of them.
             positions_BK: Which ones: each gets the position embedding of its own place, so that a shorter sequence
-                means what the whole one does. None for all.
+                means what the whole one does; N for none. None for all.
         """
         x = tokens_BND
         if self.position is not None:
-            x = x + (self.position if positions_BK is None else self.position[0][positions_BK])  # (B, K, D)
+            x = x + (self.position if positions_BK is None else self._at(positions_BK))  # (B, K, D)
         if self.prefix is not None:
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)  # (B, S, D)
         return x + self.modality
+
+    def _at(self, positions_BK: Tensor) -> Tensor:
+        """Return the position embeddings of some places, (B, K, D); zeros for none."""
+        assert self.position is not None
+        places_SD = torch.cat([self.position[0], self.position.new_zeros(1, self.position.shape[2])])
+        return places_SD[positions_BK]
 
 
 class SplitEncoder(nn.Module):
@@ -87,6 +102,7 @@ class SplitEncoder(nn.Module):
         grids: Tokens down and across of each modality, by name.
         num_classes: C.
         fusion: `early` or `late`.
+        missing: `hide`: what a sample lacks is not there. `token`: a learned token says so; with early fusion.
 
     Attributes:
         names: Modalities, in the order of the sequence.
@@ -103,15 +119,23 @@ class SplitEncoder(nn.Module):
         *,
         num_classes: int,
         fusion: Literal["early", "late"] = "early",
+        missing: Literal["hide", "token"] = "hide",
     ) -> None:
         super().__init__()
+        if missing == "token" and fusion == "late":
+            raise ValueError("in late fusion no modality sees what stands in for another")
         self.names = tuple(sorted(grids))
         self.num_tokens = {name: grids[name][0] * grids[name][1] for name in self.names}
         self.width = int(vit.embed_dim)
         self.num_classes = num_classes
         self.fusion = fusion
         # The suffix keeps modalities called "type" or "train" apart from nn.Module's own names.
-        self.embeddings = nn.ModuleDict({f"{name}_tokens": ModalityEmbedding(vit, grids[name]) for name in self.names})
+        self.embeddings = nn.ModuleDict(
+            {
+                f"{name}_tokens": ModalityEmbedding(vit, grids[name], has_missing=missing == "token")
+                for name in self.names
+            }
+        )
         self.token_norm = vit.patch_embed.norm  # an identity in all but a few models
         self.vit = _without_ends(vit)
         self.tokenizers: HeldTokenizers | None = None
@@ -136,38 +160,105 @@ class SplitEncoder(nn.Module):
                 sequence is that much shorter.
             keep: Bool (B,) by modality: False hides the modality of that sample, as if the sample lacked it. At
                 least one modality of each sample is kept. None keeps everything, without the cost of a mask.
-            positions: (B, K) by modality, where only K of its tokens are there: which ones.
+            positions: (B, K) by modality, where only some of its tokens are there: which ones, N for none. Each
+                sample has at least one token.
 
         Returns:
             Logits (B, C): the head over the mean feature of the modalities kept. The head is linear, so this is
             the mean of the modalities' logits too.
         """
         names = [name for name in self.names if name in tokens]
-        keep_BM = None if keep is None else torch.stack([keep[name] for name in names], dim=1)
         places = positions or {}
-        parts = [
-            self.embeddings[f"{name}_tokens"](self.token_norm(tokens[name]), places.get(name)) for name in names
-        ]  # (B, S, D) each
-        parts = [self.vit.patch_drop(self.vit.pos_drop(part)) for part in parts]
-        if self.fusion == "early":
-            lengths = [part.shape[1] for part in parts]
-            visible_B11T = None
-            if keep_BM is not None:
-                # True where a key may be seen; the same for every head and query.
-                visible_B11T = keep_BM.repeat_interleave(torch.tensor(lengths, device=keep_BM.device), dim=1)[
-                    :, None, None
-                ]
-            parts = list(torch.split(self._blocks(torch.cat(parts, dim=1), visible_B11T), lengths, dim=1))
-        else:
-            parts = [self._blocks(part, None) for part in parts]
-        features_BMD = torch.stack([self.vit.forward_head(part, pre_logits=True) for part in parts], dim=1)
+        present = {name: places[name] < self.num_tokens[name] for name in names if name in places}
+        present = {name: present_BK for name, present_BK in present.items() if not bool(present_BK.all())}
+        keep_BM = kept_modalities(names, keep, present)
+        parts = []
+        for column, name in enumerate(names):
+            x_BSD = self.embeddings[f"{name}_tokens"](self.token_norm(tokens[name]), places.get(name))
+            x_BSD, visible_BS = drop_patches(self.vit, self.vit.pos_drop(x_BSD), _visible(x_BSD, present.get(name)))
+            parts.append(_Part(x_BSD, visible_BS, None if keep_BM is None else keep_BM[:, column]))
+        through = self._together(parts, self._stand_ins(names, parts)) if self.fusion == "early" else self._apart(parts)
+        features_BMD = torch.stack(
+            [pool(self.vit, x_BSD, part.visible_BS) for x_BSD, part in zip(through, parts, strict=True)], dim=1
+        )
         return cast("Tensor", self.head(_mean_of_kept(features_BMD, keep_BM)))
+
+    def _together(self, parts: Sequence[_Part], stand_ins: Sequence[_Part]) -> Sequence[Tensor]:
+        """Run all modalities as one sequence; return what becomes of each, (B, S, D)."""
+        sequence = [*parts, *stand_ins]
+        lengths = [part.x_BSD.shape[1] for part in sequence]
+        visible_B11T = None
+        if any(part.is_masked for part in sequence):
+            # True where a key may be seen; the same for every head and query.
+            visible_B11T = torch.cat([part.mask_BS() for part in sequence], dim=1)[:, None, None]
+        x_BTD = self._blocks(torch.cat([part.x_BSD for part in sequence], dim=1), visible_B11T)
+        return torch.split(x_BTD, lengths, dim=1)[: len(parts)]
+
+    def _apart(self, parts: Sequence[_Part]) -> Sequence[Tensor]:
+        """Run one modality after the other; return what becomes of each, (B, S, D)."""
+        return [
+            self._blocks(part.x_BSD, None if part.visible_BS is None else part.visible_BS[:, None, None])
+            for part in parts
+        ]
+
+    def _stand_ins(self, names: Sequence[str], parts: Sequence[_Part]) -> list[_Part]:
+        """Return the learned tokens of modalities that samples lack, (B, 1, D) each, seen where these do."""
+        kept = dict(zip(names, (part.keep_B for part in parts), strict=True))
+        stand_ins = []
+        for name in self.names:
+            embedding = self.embeddings[f"{name}_tokens"]
+            assert isinstance(embedding, ModalityEmbedding)
+            keep_B = kept.get(name)
+            if embedding.missing is None or (name in kept and keep_B is None):
+                continue
+            batch = parts[0].x_BSD.shape[0]
+            x_B1D = (embedding.missing + embedding.modality).expand(batch, -1, -1)
+            stand_ins.append(_Part(x_B1D, None, None if keep_B is None else ~keep_B))
+        return stand_ins
 
     def _blocks(self, x_BTD: Tensor, visible_B11T: Tensor | None) -> Tensor:
         x_BTD = self.vit.norm_pre(x_BTD)
         for block in self.vit.blocks:
             x_BTD = block(x_BTD, attn_mask=visible_B11T)
         return cast("Tensor", self.vit.norm(x_BTD))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A modality's part of the sequence.
+
+    Attributes:
+        x_BSD: Its prefix and other tokens.
+        visible_BS: Which of them there are; None for all.
+        keep_B: Which samples' may be seen; None for all.
+    """
+
+    x_BSD: Tensor
+    visible_BS: Tensor | None
+    keep_B: Tensor | None
+
+    @property
+    def is_masked(self) -> bool:
+        return self.visible_BS is not None or self.keep_B is not None
+
+    def mask_BS(self) -> Tensor:  # noqa: N802 - its axes
+        """Return which of its tokens may be seen."""
+        mask_BS = self.visible_BS
+        if mask_BS is None:
+            mask_BS = torch.ones(self.x_BSD.shape[:2], dtype=torch.bool, device=self.x_BSD.device)
+        return mask_BS if self.keep_B is None else mask_BS & self.keep_B[:, None]
+
+
+def _visible(x_BSD: Tensor, present_BK: Tensor | None) -> Tensor | None:
+    """Return which tokens of a part there are, (B, S): the prefix always, and everything of a sample without any."""
+    if present_BK is None:
+        return None
+    # What a sample lacks wholly is hidden by modality; here it would leave attention and pooling nothing at all.
+    present_BK = present_BK | ~present_BK.any(dim=1, keepdim=True)
+    if bool(present_BK.all()):
+        return None
+    prefix_BP = present_BK.new_ones(x_BSD.shape[0], x_BSD.shape[1] - present_BK.shape[1])
+    return torch.cat([prefix_BP, present_BK], dim=1)
 
 
 def _mean_of_kept(features_BMD: Tensor, keep_BM: Tensor | None) -> Tensor:

@@ -44,7 +44,7 @@ class ForwardItem:
             is the same in every process, such as a tuple of strings and numbers.
         mode: `train` keeps the graph and drops modalities; `eval` does neither.
         tokens: Activations, float32 (b, K, D), by modality. A modality that the microbatch lacks is left out.
-        positions: Which of the N tokens these K are, (b, K), of the modalities that are reduced.
+        positions: Which of the N tokens these K are, (b, K), of the modalities that are reduced or ragged; N for none.
     """
 
     key: Hashable
@@ -60,8 +60,7 @@ class ForwardItem:
     @property
     def batch_key(self) -> Hashable:
         """Items with equal batch keys can go forward together."""
-        lengths = tuple((name, tokens.shape[1], name in self.positions) for name, tokens in sorted(self.tokens.items()))
-        return self.mode, lengths
+        return self.mode, tuple((name, tokens.shape[1]) for name, tokens in sorted(self.tokens.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +90,13 @@ class Backwarded:
             gradient of the group is not: send them again, one by one, to find the culprit.
         cut_gradients: Of the accepted keys, the gradients at the cut, float32 (b, K, D) by modality; where tokenizers
             are trained.
+        positions: Of their microbatches that are reduced or ragged, which tokens these are of, (b, K) by modality.
     """
 
     accepted: tuple[Hashable, ...]
     refused: tuple[Hashable, ...]
     cut_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] = field(default_factory=dict)
+    positions: Mapping[Hashable, Mapping[str, NDArray[np.intp]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class _Group:
     rows: Mapping[Hashable, slice]
     waiting: set[Hashable]
     tokens: Mapping[str, Tensor]  # (B, K, D), where their gradients are wanted
+    positions: Mapping[Hashable, Mapping[str, NDArray[np.intp]]]
 
 
 class Engine:
@@ -173,6 +175,7 @@ class Engine:
             dict(_rows(items)),
             set(outputs),
             tokens if self._encoder.tokenizers is not None else {},
+            {item.key: item.positions for item in items if item.positions},
         )
         return Forwarded(group_id, version, outputs, refused)
 
@@ -225,7 +228,7 @@ class Engine:
             if cut_gradients is None or not self._parameters.add(sums):
                 finite = []
         refused = tuple(key for key in gradients if key not in finite)
-        return Backwarded(tuple(finite), refused, (cut_gradients or {}) if finite else {})
+        return Backwarded(tuple(finite), refused, (cut_gradients or {}) if finite else {}, group.positions)
 
     def _cut_gradients(
         self, group: _Group, found: Sequence[Tensor | None], keys: Sequence[Hashable]
@@ -319,8 +322,8 @@ class Engine:
                 wanted = (item.num_samples, num_kept, self._encoder.width)
                 if tokens_bND.shape != wanted or not item.num_samples:
                     raise ValueError(f"activations {name!r} of {item.key!r} are {tokens_bND.shape}, not {wanted}")
-                if places_bK is not None and not 0 <= places_bK.min() <= places_bK.max() < num_tokens:
-                    raise ValueError(f"positions of {name!r} of {item.key!r} are not all below {num_tokens}")
+                if places_bK is not None and not 0 <= places_bK.min() <= places_bK.max() <= num_tokens:
+                    raise ValueError(f"positions of {name!r} of {item.key!r} are not all from 0 to {num_tokens}")
 
     def _run(self, items: Sequence[ForwardItem]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the outputs (B, C) of all items, one after the other, and the tokens (B, K, D) that they are of."""
@@ -332,8 +335,8 @@ class Engine:
             name: self._to_torch(np.concatenate([item.tokens[name] for item in items])) for name in items[0].tokens
         }
         positions = {
-            name: torch.from_numpy(np.concatenate([item.positions[name] for item in items])).to(self._device)
-            for name in items[0].positions
+            name: torch.from_numpy(np.concatenate([self._places(item, name) for item in items])).to(self._device)
+            for name in sorted({name for item in items for name in item.positions})
         }
         if train and self._encoder.tokenizers is not None:
             tokens = {name: tokens_BKD.requires_grad_() for name, tokens_BKD in tokens.items()}
@@ -346,6 +349,13 @@ class Engine:
                 tie_weights=False,  # the encoder ties none, and the search costs half a millisecond
             )
         return outputs_BC, tokens
+
+    def _places(self, item: ForwardItem, name: str) -> NDArray[np.intp]:
+        """Return which tokens a microbatch has of a modality, (b, K)."""
+        places_bK = item.positions.get(name)
+        if places_bK is not None:
+            return places_bK
+        return np.tile(np.arange(self._encoder.num_tokens[name], dtype=np.intp), (item.num_samples, 1))
 
     def _draw_keep(self, items: Sequence[ForwardItem]) -> dict[str, Tensor] | None:
         names = sorted(items[0].tokens)

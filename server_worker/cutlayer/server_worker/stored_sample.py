@@ -21,7 +21,8 @@ class Fetched:
 
     Attributes:
         tokens: (b, K, D) by modality; the rows of missing samples are zeros. (b, 0, 0) where all are missing.
-        positions: (b, K) by modality, only where tokens were reduced: which of the original tokens each one is.
+        positions: (b, K) by modality, only where some sample's tokens were reduced or ragged: which of the original
+            tokens each one is.
         visits: (b,) as they were put; 0 for missing samples.
         is_missing: (b,) whether the store lacks a sample, or one of the wanted modalities of it.
     """
@@ -38,7 +39,7 @@ class StoredSample:
 
     Attributes:
         tokens: (K, D) by modality.
-        positions: (K,) by modality, where tokens were reduced.
+        positions: (K,) by modality, where tokens were reduced or ragged.
         visits: How often it was sent.
     """
 
@@ -117,15 +118,11 @@ def assemble(stored: Sequence[StoredSample | None], names: Sequence[str]) -> Fet
     forms = [None if sample is None else _form(sample, names) for sample in stored]
     # The commonest, not the first: one odd sample shall not make the agent send all others again.
     commonest = Counter(form for form in forms if form is not None).most_common(1)
-    form = commonest[0][0] if commonest else tuple(((0, 0), False) for _ in names)
+    form = commonest[0][0] if commonest else tuple((0, 0) for _ in names)
     b = len(stored)
     fetched = Fetched(
-        {name: np.zeros((b, *shape), np.float32) for name, (shape, _) in zip(names, form, strict=True)},
-        {
-            name: np.zeros((b, shape[0]), np.intp)
-            for name, (shape, is_reduced) in zip(names, form, strict=True)
-            if is_reduced
-        },
+        {name: np.zeros((b, *shape), np.float32) for name, shape in zip(names, form, strict=True)},
+        {},
         np.zeros(b, np.uint8),
         np.ones(b, bool),
     )
@@ -136,16 +133,20 @@ def assemble(stored: Sequence[StoredSample | None], names: Sequence[str]) -> Fet
         fetched.visits[row] = sample.visits
         for name in names:
             fetched.tokens[name][row] = sample.tokens[name]
-        for name, positions_bK in fetched.positions.items():
-            positions_bK[row] = sample.positions[name]
+            if name in sample.positions:
+                # Samples without positions beside some with them have all tokens.
+                whole_bK = np.tile(np.arange(len(sample.tokens[name]), dtype=np.intp), (b, 1))
+                fetched.positions.setdefault(name, whole_bK)[row] = sample.positions[name]
+    for positions_bK in fetched.positions.values():
+        positions_bK[fetched.is_missing] = 0
     return fetched
 
 
-_Form = tuple[tuple[tuple[int, ...], bool], ...]
+_Form = tuple[tuple[int, ...], ...]
 
 
 def _form(sample: StoredSample, names: Sequence[str]) -> _Form | None:
-    """What must be equal for samples to go into one microbatch: shapes, and whether tokens were reduced."""
+    """What must be equal for samples to go into one microbatch: the shapes."""
     if any(name not in sample.tokens for name in names):
         return None
-    return tuple((sample.tokens[name].shape, name in sample.positions) for name in names)
+    return tuple(sample.tokens[name].shape for name in names)
