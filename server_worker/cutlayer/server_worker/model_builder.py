@@ -23,6 +23,7 @@ from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.settings import ModelSettings, RunSettings
 from cutlayer.server_worker.timm_import import adapt_input_conv, resample_patch_embed
+from cutlayer.server_worker.tuning import num_trained, tune
 
 __all__ = ["BuiltModel", "WholeModel", "build"]
 
@@ -38,7 +39,8 @@ class BuiltModel:
         encoder: The server side, in the dtype of the settings; with the tokenizers, where they are trained.
         tokenizer_file: The client side: a safetensors file with `<modality>.weight`, (P, D), and
             `<modality>.bias`, (D,), float32.
-        num_parameters: Parameters of the encoder, tokenizers apart.
+        num_parameters: Parameters of the encoder, tokenizers and LoRA's additions apart.
+        num_trained_parameters: Parameters of the encoder that train, LoRA's additions included, tokenizers apart.
         num_tokenizer_parameters: Parameters of all tokenizers.
         width: D.
         name: The timm model and its options, for people.
@@ -47,6 +49,7 @@ class BuiltModel:
     encoder: SplitEncoder
     tokenizer_file: bytes
     num_parameters: int
+    num_trained_parameters: int
     num_tokenizer_parameters: int
     width: int
     name: str
@@ -81,19 +84,24 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         encoder = SplitEncoder(
             vit,
             {name: spec.grid for name, spec in settings.modalities.items()},
-            num_classes=len(settings.task.classes),
+            num_classes=settings.task.num_outputs,
             fusion=settings.model.fusion,
         )
         if not has_weights:
             _spread_positions(encoder)
+        num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
+        # A checkpoint of a ViT has seen images and nothing else.
+        known = [name for name, spec in settings.modalities.items() if has_weights and spec.kind == "image"]
+        tune(encoder, settings.tuning, known)
+    num_trained_parameters = num_trained(encoder)
     tokenizer_file = safetensors.torch.save(tokenizers)
-    num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     if settings.tokenizers.mode == "trainable":
         encoder.tokenizers = HeldTokenizers(tokenizer_file, torch.float32)
     return BuiltModel(
         encoder=encoder.to(_DTYPES[settings.model.dtype]),
         tokenizer_file=tokenizer_file,
         num_parameters=num_parameters,
+        num_trained_parameters=num_trained_parameters,
         num_tokenizer_parameters=sum(tensor.numel() for tensor in tokenizers.values()),
         width=encoder.width,
         name=_name_for_people(settings.model),

@@ -21,7 +21,7 @@ from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER, REFUSALS, Side, Stage
 from cutlayer.dashboards.metric_store import MetricStore
 
-__all__ = ["RUN_FORMAT", "RunBook", "federated_averaging_bytes", "versions"]
+__all__ = ["RUN_FORMAT", "RunBook", "federated_averaging_bytes", "num_exchanged_parameters", "versions"]
 
 RUN_FORMAT = 1
 FLOAT32_BYTES = 4
@@ -235,7 +235,7 @@ class RunBook:
         }
 
     def _num_parameters(self) -> int:
-        return self._manifest.num_parameters + self._num_client_parameters
+        return num_exchanged_parameters(self._manifest, self._num_client_parameters)
 
     def _evaluations(self) -> list[tuple[str, Evaluation, int]]:
         """Return each agent's evaluations in order, with the bytes that all its processes had moved until then."""
@@ -260,8 +260,23 @@ class RunBook:
         return "joint" if evaluation.given == "+".join(sorted(self._manifest.modalities)) else evaluation.given
 
 
+def num_exchanged_parameters(manifest: Manifest, num_client_parameters: int) -> int:
+    """Return how many parameters federated averaging of the same training exchanges each round.
+
+    The whole model where all of the encoder trains. Where a part of it does, that part, and the tokenizers where they
+    train: what is frozen a client may have from elsewhere, so its first download is not counted.
+
+    Args:
+        manifest: The run.
+        num_client_parameters: Parameters of the tokenizers.
+    """
+    if manifest.tuning.mode == "full" or manifest.num_trained_parameters is None:
+        return manifest.num_parameters + num_client_parameters
+    return manifest.num_trained_parameters + (manifest.tokenizers.mode == "trainable") * num_client_parameters
+
+
 def federated_averaging_bytes(num_parameters: int, num_rounds: int, num_agents: int) -> int:
-    """Return what federated averaging moves: the whole model in float32, down and up, each agent, each round.
+    """Return what federated averaging moves: its parameters in float32, down and up, each agent, each round.
 
     McMahan et al., arXiv 1602.05629, algorithm 1, with every client in every round and one local epoch a round.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, MetricSums, Telemetry
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.server_worker.run_book import federated_averaging_bytes
+from cutlayer.server_worker.run_book import federated_averaging_bytes, num_exchanged_parameters
 
 __all__ = ["RunFigures"]
 
@@ -42,7 +42,8 @@ class RunFigures:
     def __init__(self, store: MetricStore, manifest: Manifest, num_client_parameters: int) -> None:
         self._store = store
         self._epochs = manifest.epochs
-        self._one_round_bytes = federated_averaging_bytes(manifest.num_parameters + num_client_parameters, 1, 1)
+        num_exchanged = num_exchanged_parameters(manifest, num_client_parameters)
+        self._one_round_bytes = federated_averaging_bytes(num_exchanged, 1, 1)
         self._all_modalities = "+".join(sorted(manifest.modalities))
         self._bytes: dict[tuple[str, str], int] = {}
         self._progress: dict[str, _Progress] = {}

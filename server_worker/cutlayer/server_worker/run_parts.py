@@ -71,6 +71,8 @@ def make_manifest(settings: RunSettings, built: BuiltModel, *, run_id: str | Non
         width=built.width,
         model=built.name,
         num_parameters=built.num_parameters,
+        num_trained_parameters=built.num_trained_parameters,
+        tuning=settings.tuning,
         modalities=dict(settings.modalities),
         fusion=settings.model.fusion,
         task=settings.task,

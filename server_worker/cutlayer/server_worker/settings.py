@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import (
@@ -36,7 +36,10 @@ from cutlayer.broker.manifest import (
     TokenReduction,
     WindowSpec,
 )
+from cutlayer.broker.tuning_spec import TuningSpec
+from cutlayer.server_worker.model_settings import ModelSettings
 from cutlayer.server_worker.settings_errors import settings_error
+from cutlayer.server_worker.settings_section import Section, Share
 
 __all__ = [
     "ActivationSettings",
@@ -46,11 +49,11 @@ __all__ = [
     "RunSection",
     "RunSettings",
     "TokenizerSettings",
+    "TuningSpec",
     "WorkerSettings",
     "load_run_settings",
 ]
 
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 # Part of parameter names, where a dot separates modules.
 ModalityName = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -59,11 +62,7 @@ def _zero_is_off(value: float | None) -> float | None:
     return value or None
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RunSection(_Section):
+class RunSection(Section):
     """[run]: the run as a whole.
 
     Attributes:
@@ -85,7 +84,7 @@ class RunSection(_Section):
     service: bool = False
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """[data]: informative; each agent names its own data.
 
     Attributes:
@@ -95,48 +94,7 @@ class DataSettings(_Section):
     name: Annotated[str, Field(max_length=256)] = ""
 
 
-# What `timm.create_model` is given by other means.
-_TAKEN_OPTIONS = {
-    "num_classes": "name the classes in [task] instead",
-    "pretrained": "set [model] pretrained instead",
-    "checkpoint_path": "set [model] weights instead",
-    "pretrained_cfg_overlay": "set [model] weights instead",
-}
-
-
-class ModelSettings(_Section):
-    """[model]: the encoder.
-
-    Attributes:
-        name: Name of a timm VisionTransformer.
-        options: Further arguments of `timm.create_model`, such as `embed_dim`, `depth`, `drop_path_rate`.
-        weights: File of pretrained weights, as timm reads them (safetensors, or a PyTorch state dict); relative
-            to the settings file.
-        pretrained: Whether timm downloads the model's published weights.
-        fusion: `early` (one sequence of all modalities) or `late` (one pass a modality).
-        modality_dropout: Probability that a modality of a training sample is hidden.
-        dtype: Type of the server side's parameters and arithmetic.
-    """
-
-    name: Annotated[str, Field(min_length=1, max_length=128)] = "vit_tiny_patch16_224"
-    options: dict[str, object] = Field(default_factory=dict)
-    weights: Path | None = None
-    pretrained: bool = False
-    fusion: Literal["early", "late"] = "early"
-    modality_dropout: Share = 0.0
-    dtype: Literal["float32", "float64"] = "float32"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ModelSettings:
-        for option, instead in _TAKEN_OPTIONS.items():
-            if option in self.options:
-                raise ValueError(f"options.{option} is not passed on to timm: {instead}")
-        if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights are both set: keep one of them")
-        return self
-
-
-class OptimizerSettings(_Section):
+class OptimizerSettings(Section):
     """[optimizer]: the step, and its learning rate over the run.
 
     Attributes:
@@ -160,7 +118,7 @@ class OptimizerSettings(_Section):
     clip_norm: Annotated[Annotated[float, Field(ge=0.0)] | None, AfterValidator(_zero_is_off)] = 1.0
 
 
-class ActivationSettings(_Section):
+class ActivationSettings(Section):
     """[activations]: how often they are sent, and where they are kept meanwhile.
 
     Attributes:
@@ -177,7 +135,7 @@ class ActivationSettings(_Section):
     reduction: Annotated[dict[ModalityName, TokenReduction], Field(max_length=16)] = Field(default_factory=dict)
 
 
-class TokenizerSettings(_Section):
+class TokenizerSettings(Section):
     """[tokenizers]: the client side of the model.
 
     Attributes:
@@ -192,7 +150,7 @@ class TokenizerSettings(_Section):
     every_windows: Annotated[int, Field(ge=1, le=1_000_000)] = 4
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """[worker]: how a server worker works.
 
     Attributes:
@@ -215,13 +173,14 @@ class WorkerSettings(_Section):
     round_timeout_s: PositiveFloat = 20.0
 
 
-class RunSettings(_Section):
+class RunSettings(Section):
     """Everything that a run is started with. Immutable; built once, at the edge of the program.
 
     Attributes:
         run: The run as a whole.
         data: What the run is about.
         model: The encoder.
+        tuning: Which of its parameters are trained.
         modalities: Specification of each modality, by name.
         task: What is learned.
         codecs: Codec of each kind of tensor.
@@ -239,6 +198,7 @@ class RunSettings(_Section):
     run: RunSection = RunSection()
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
+    tuning: TuningSpec = TuningSpec()
     modalities: Annotated[dict[ModalityName, ModalitySpec], Field(min_length=1, max_length=16)]
     task: TaskSpec
     codecs: CodecNames = CodecNames()

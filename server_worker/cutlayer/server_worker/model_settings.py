@@ -1,0 +1,52 @@
+"""[model]: the encoder that a run trains. What of it is trained says [tuning], which the manifest has, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cutlayer.server_worker.settings_section import Section, Share
+
+__all__ = ["ModelSettings"]
+
+# What `timm.create_model` is given by other means.
+_TAKEN_OPTIONS = {
+    "num_classes": "name the classes in [task] instead",
+    "pretrained": "set [model] pretrained instead",
+    "checkpoint_path": "set [model] weights instead",
+    "pretrained_cfg_overlay": "set [model] weights instead",
+}
+
+
+class ModelSettings(Section):
+    """[model]: the encoder.
+
+    Attributes:
+        name: Name of a timm VisionTransformer.
+        options: Further arguments of `timm.create_model`, such as `embed_dim`, `depth`, `drop_path_rate`.
+        weights: File of pretrained weights, as timm reads them (safetensors, or a PyTorch state dict); relative
+            to the settings file.
+        pretrained: Whether timm downloads the model's published weights.
+        fusion: `early` (one sequence of all modalities) or `late` (one pass a modality).
+        modality_dropout: Probability that a modality of a training sample is hidden.
+        dtype: Type of the server side's parameters and arithmetic.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=128)] = "vit_tiny_patch16_224"
+    options: dict[str, object] = Field(default_factory=dict)
+    weights: Path | None = None
+    pretrained: bool = False
+    fusion: Literal["early", "late"] = "early"
+    modality_dropout: Share = 0.0
+    dtype: Literal["float32", "float64"] = "float32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSettings:
+        for option, instead in _TAKEN_OPTIONS.items():
+            if option in self.options:
+                raise ValueError(f"options.{option} is not passed on to timm: {instead}")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights are both set: keep one of them")
+        return self
