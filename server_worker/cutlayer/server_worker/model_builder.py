@@ -86,6 +86,7 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
             {name: spec.grid for name, spec in settings.modalities.items()},
             num_classes=settings.task.num_outputs,
             fusion=settings.model.fusion,
+            missing=settings.model.missing,
         )
         if not has_weights:
             _spread_positions(encoder)

@@ -30,6 +30,8 @@ class ModelSettings(Section):
             to the settings file.
         pretrained: Whether timm downloads the model's published weights.
         fusion: `early` (one sequence of all modalities) or `late` (one pass a modality).
+        missing: What stands for a modality that a sample lacks: `hide`, nothing; `token`, a learned token (early
+            fusion only).
         modality_dropout: Probability that a modality of a training sample is hidden.
         dtype: Type of the server side's parameters and arithmetic.
     """
@@ -39,6 +41,7 @@ class ModelSettings(Section):
     weights: Path | None = None
     pretrained: bool = False
     fusion: Literal["early", "late"] = "early"
+    missing: Literal["hide", "token"] = "hide"
     modality_dropout: Share = 0.0
     dtype: Literal["float32", "float64"] = "float32"
 
@@ -47,6 +50,10 @@ class ModelSettings(Section):
         for option, instead in _TAKEN_OPTIONS.items():
             if option in self.options:
                 raise ValueError(f"options.{option} is not passed on to timm: {instead}")
+        if self.missing == "token" and self.fusion == "late":
+            raise ValueError(
+                'missing = "token" has no effect with fusion = "late", where no modality sees another: keep one of them'
+            )
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights are both set: keep one of them")
         return self
