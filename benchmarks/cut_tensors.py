@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.edge_agent.losses import CrossEntropy
-from cutlayer.edge_agent.tokenizer_gradients import projection_gradients
-from cutlayer.edge_agent.tokenizers import Tokenizer, load_tokenizers
+from cutlayer.edge_agent.tokenizers import Tokenizer, load_tokenizers, parts_of
 from cutlayer.server_worker.engine import Engine, ForwardItem
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.run_parts import make_engine
@@ -84,15 +83,15 @@ class _Training:
         activation_gradients = dict(backwarded.cut_gradients[key])
         self.late = {}
         for name, gradient_BND in activation_gradients.items():
-            weight_PD, bias_D = projection_gradients(self.patches[name][rows_B], gradient_BND)
-            self.late |= {f"{name}.weight": weight_PD, f"{name}.bias": bias_D}
+            of_parts = self.tokenizers[name].gradients(self.patches[name][rows_B], gradient_BND)
+            self.late |= {f"{name}.{part}": gradient for part, gradient in of_parts.items()}
         return outputs_BC, gradient_BC, activation_gradients
 
     def commit(self, num_samples: int, progress: float) -> None:
         self.engine.commit(num_samples, progress)
         weights = self.engine.tokenizer_weights()
         for name, tokenizer in self.tokenizers.items():
-            tokenizer.take_weights(weights[f"{name}.weight"], weights[f"{name}.bias"])
+            tokenizer.take_weights(parts_of(name, weights))
 
 
 def train(seed: int, epochs: int, num_microbatches: int) -> CutTensors:
@@ -146,7 +145,8 @@ def train(seed: int, epochs: int, num_microbatches: int) -> CutTensors:
 def _patches(data: Dataset, tokenizers: dict[str, Tokenizer]) -> tuple[Named, Rows]:
     """Return the patches (S, N, P) of each modality and the labels (S,) of all training samples."""
     batch = data.batch("train", np.arange(data.num_samples("train")))
-    return {name: tokenizer.features(batch.inputs[name]) for name, tokenizer in tokenizers.items()}, batch.labels_B
+    patches = {name: tokenizer.features(batch.inputs[name]) for name, tokenizer in tokenizers.items()}
+    return patches, batch.targets.astype(np.int64)
 
 
 def _tensors(training: _Training, num_microbatches: int, step: int) -> dict[str, dict[str, list[Floats]]]:
