@@ -7,9 +7,7 @@ import pytest
 
 from cutlayer.broker.errors import RunError
 from cutlayer.broker.tensors import decode_tensor
-from cutlayer.edge_agent.tokenizer_gradients import NamedTensors, TokenizerGradients, projection_gradients
-
-RNG = np.random.default_rng(0)
+from cutlayer.edge_agent.tokenizer_gradients import NamedTensors, TokenizerGradients
 
 
 def one(value: float) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]]:
@@ -18,18 +16,6 @@ def one(value: float) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]]
 
 def values(tensors: NamedTensors) -> dict[str, float]:
     return {name: float(decode_tensor(tensor, what=name)[0]) for name, tensor in tensors}
-
-
-def test_gradients_are_the_derivatives_of_the_projection() -> None:
-    patches_BNP = RNG.normal(size=(3, 4, 5)).astype(np.float32)
-    gradient_BND = RNG.normal(size=(3, 4, 2)).astype(np.float32)
-    weight_PD, bias_D = projection_gradients(patches_BNP, gradient_BND)
-    # The loss sum(G * (patches W + b)) is linear in W and b: its derivatives are its values at unit vectors.
-    for value in range(5):
-        for width in range(2):
-            expected = float((gradient_BND[..., width] * patches_BNP[..., value]).sum())
-            assert weight_PD[value, width] == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    np.testing.assert_allclose(bias_D, gradient_BND.sum(axis=(0, 1)), rtol=1e-5)
 
 
 def test_nothing_goes_before_enough_steps_are_summed_up() -> None:

@@ -13,14 +13,10 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.errors import ManifestUnsatisfiable, SettingsError
 from cutlayer.broker.manifest import AudioSpec, ImageSpec, ModalitySpec
+from cutlayer.edge_agent.audio_tokenizer import LogMelPatchTokenizer
+from cutlayer.edge_agent.image_tokenizer import ImagePatchTokenizer
 from cutlayer.edge_agent.log_mel import LogMel
-from cutlayer.edge_agent.tokenizers import (
-    ImagePatchTokenizer,
-    LogMelPatchTokenizer,
-    Tokenizer,
-    load_tokenizers,
-    tokenizer_from_spec,
-)
+from cutlayer.edge_agent.tokenizers import Tokenizer, load_tokenizers, tokenizer_from_spec
 
 IMAGE = ImageSpec(height=12, width=8, channels=3, patch=4)
 AUDIO = AudioSpec(sample_rate_hz=8_000, num_frames=8, hop_samples=64, fft_samples=128, num_mels=12, patch=4)
@@ -32,8 +28,8 @@ def random_weights(seed: int = 0) -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
     weights = {}
     for name, spec in MODALITIES.items():
-        weights[f"{name}.weight"] = rng.normal(size=(spec.patch_values, WIDTH)).astype(np.float32)
-        weights[f"{name}.bias"] = rng.normal(size=WIDTH).astype(np.float32)
+        for part, shape in spec.parameter_shapes(WIDTH).items():
+            weights[f"{name}.{part}"] = rng.normal(size=shape).astype(np.float32)
     return weights
 
 
@@ -173,7 +169,7 @@ def test_tokenizers_load_from_a_safetensors_file() -> None:
 def test_a_missing_weight_is_named_with_those_that_are_there() -> None:
     weights = random_weights()
     del weights["microphone.bias"]
-    with pytest.raises(ManifestUnsatisfiable, match=r"lack 'microphone.bias' \(they have camera.bias, "):
+    with pytest.raises(ManifestUnsatisfiable, match=r"lack 'microphone.bias' \(of it they have microphone.weight\)"):
         load_tokenizers(MODALITIES, safetensors.numpy.save(weights))
 
 

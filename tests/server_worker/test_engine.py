@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cutlayer.server_worker.engine import Engine, EngineState, Forwarded, ForwardItem
-from cutlayer.server_worker.model_builder import BuiltModel, WholeModel
+from cutlayer.server_worker.model_builder import BuiltModel
 from cutlayer.server_worker.schedule import learning_rate_factor
 from cutlayer.server_worker.settings import OptimizerSettings
+from cutlayer.server_worker.whole_model import WholeModel
 from server_worker.small_model import (
     CLASSES,
     Arrays,
@@ -22,6 +23,7 @@ from server_worker.small_model import (
     random_tokens,
     small_engine,
     small_model,
+    small_settings,
     train_item,
 )
 
@@ -68,7 +70,7 @@ def batches() -> list[tuple[Arrays, NDArray[np.int64]]]:
 
 def train_whole(built: BuiltModel, settings: OptimizerSettings) -> dict[str, Tensor]:
     """Plain torch, as anybody would write it."""
-    whole = WholeModel(copy.deepcopy(built.encoder), built.tokenizer_file)
+    whole = WholeModel(copy.deepcopy(built.encoder), built.tokenizer_file, small_settings().modalities)
     spared = [p for name, p in whole.encoder.named_parameters() if p.ndim < 2 or name.startswith("embeddings.")]
     decayed = [p for name, p in whole.encoder.named_parameters() if p.ndim > 1 and not name.startswith("embeddings.")]
     groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": settings.weight_decay}]
@@ -99,7 +101,7 @@ def train_split(
     built: BuiltModel, settings: OptimizerSettings, num_pieces: int, *, together: bool
 ) -> dict[str, Tensor]:
     """The same batches, tokenized outside and cut into microbatches that go forward together or one by one."""
-    whole = WholeModel(built.encoder, built.tokenizer_file)
+    whole = WholeModel(built.encoder, built.tokenizer_file, small_settings().modalities)
     engine = Engine(copy.deepcopy(built.encoder), settings, seed=0)
     dtype = built.encoder.head.weight.dtype
     for step, (patches, labels_B) in enumerate(batches()):

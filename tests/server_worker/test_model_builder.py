@@ -8,8 +8,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cutlayer.server_worker.model_builder import BuiltModel, WholeModel, build
+from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.timm_import import create_model
+from cutlayer.server_worker.whole_model import WholeModel
 from server_worker.small_model import CLASSES, OPTIONS, WIDTH, small_model, small_settings
 
 IMAGE_VALUES, AUDIO_VALUES = 2 * 2, 4 * 4
@@ -101,7 +102,7 @@ def test_pretrained_tokenizers_fit_other_channels_and_patches(tmp_path: Path) ->
 
 def test_whole_model_is_tokenizers_and_encoder() -> None:
     built = small_model()
-    whole = WholeModel(built.encoder, built.tokenizer_file).eval()
+    whole = WholeModel(built.encoder, built.tokenizer_file, small_settings().modalities).eval()
     patches = {"image": torch.randn(2, 16, IMAGE_VALUES), "audio": torch.randn(2, 8, AUDIO_VALUES)}
     tensors = tensors_of(built)
     tokens = {name: values @ tensors[f"{name}.weight"] + tensors[f"{name}.bias"] for name, values in patches.items()}
@@ -112,7 +113,9 @@ def test_whole_model_is_tokenizers_and_encoder() -> None:
 @pytest.mark.parametrize("train_tokenizers", [False, True])
 def test_whole_model_trains_its_tokenizers_on_request(train_tokenizers: bool) -> None:
     built = small_model()
-    whole = WholeModel(built.encoder, built.tokenizer_file, train_tokenizers=train_tokenizers)
+    whole = WholeModel(
+        built.encoder, built.tokenizer_file, small_settings().modalities, train_tokenizers=train_tokenizers
+    )
     num_trainable = sum(parameter.numel() for parameter in whole.parameters() if parameter.requires_grad)
     assert num_trainable == built.num_parameters + train_tokenizers * built.num_tokenizer_parameters
 

@@ -2,7 +2,7 @@
 
 A sample's result depends on that sample alone, and on the run's seed for `random`: so it is the same each time the
 sample is visited, and a worker may keep it. The positions of the tokens that are left go with them, since the encoder
-adds its position embeddings behind the cut.
+adds its position embeddings behind the cut. A sample that has fewer tokens than are to be left keeps what it has.
 
 Axes: B samples, N tokens, K tokens that are left, D width.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import TokenReduction
 
-__all__ = ["reduce_tokens"]
+__all__ = ["reduce_present_tokens", "reduce_tokens"]
 
 
 def reduce_tokens(
@@ -34,7 +34,44 @@ def reduce_tokens(
         tokens_BKD, float32 (B, K, D), and positions_BK: where each was among the N, ascending. A merged token stands
         at the first of the places that it was made from.
     """
-    num_kept = spec.num_kept(tokens_BND.shape[1])
+    return _reduce(spec, tokens_BND, names, spec.num_kept(tokens_BND.shape[1]))
+
+
+def reduce_present_tokens(
+    spec: TokenReduction | None,
+    tokens_BND: NDArray[np.float32],
+    present_BN: NDArray[np.bool_],
+    names: Sequence[str],
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Leave at most `spec.num_kept(N)` tokens of each sample, of those that are there.
+
+    Args:
+        spec: How; None leaves all that are there.
+        tokens_BND: Tokens, float32 (B, N, D).
+        present_BN: Which of them are there.
+        names: As `reduce_tokens` takes them.
+
+    Returns:
+        tokens_BKD and positions_BK, as `reduce_tokens`; behind a sample's last token zeros, and N.
+    """
+    batch, num_tokens, width = tokens_BND.shape
+    num_kept = num_tokens if spec is None else spec.num_kept(num_tokens)
+    tokens_BKD = np.zeros((batch, num_kept, width), np.float32)
+    positions_BK = np.full((batch, num_kept), num_tokens, np.intp)
+    for row, present_N in enumerate(present_BN):
+        places = np.flatnonzero(present_N)
+        tokens_1ND = tokens_BND[row : row + 1, places]
+        if spec is not None and len(places) > num_kept:
+            tokens_1ND, kept_1K = _reduce(spec, tokens_1ND, names[row : row + 1], num_kept)
+            places = places[kept_1K[0]]
+        tokens_BKD[row, : len(places)] = tokens_1ND[0]
+        positions_BK[row, : len(places)] = places
+    return tokens_BKD, positions_BK
+
+
+def _reduce(
+    spec: TokenReduction, tokens_BND: NDArray[np.float32], names: Sequence[str], num_kept: int
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
     if spec.kind == "merge":
         return _merge(tokens_BND, num_kept)
     if spec.kind == "random":

@@ -1,13 +1,11 @@
 """Gradients of an agent's tokenizers: summed over its steps, and sent with the output gradients of a later one.
 
-A tokenizer is a linear map, so the gradient at the cut, which comes with a step's commit, gives its own without any
-automatic differentiation: dW = patches^T G, db = sum G. Once `every_steps` steps are summed up, the sum goes with the
-next step's output gradients, and is committed with that step: once, whatever is sent again on the way.
+A tokenizer is linear in its parameters, so the gradient at the cut, which comes with a step's commit, gives its own
+without any automatic differentiation (`Tokenizer.gradients`). Once `every_steps` steps are summed up, the sum goes with
+the next step's output gradients, and is committed with that step: once, whatever is sent again on the way.
 
 What is lost with this process, or when a worker goes back to a checkpoint, are the steps summed up and those that went
 with steps not yet committed. They are forgotten then rather than sent twice.
-
-Axes: B samples, N tokens, S tokens of all samples, P values of a patch, D width.
 """
 
 from __future__ import annotations
@@ -22,23 +20,9 @@ from cutlayer.broker.messages import EncodedTensor
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
 
-__all__ = ["TokenizerGradients", "projection_gradients"]
+__all__ = ["TokenizerGradients"]
 
 NamedTensors = tuple[tuple[str, EncodedTensor], ...]
-
-
-def projection_gradients(
-    patches_BNP: NDArray[np.float32], gradient_BND: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the gradients of `project`'s weight, (P, D), and bias, (D), for those of its tokens.
-
-    Args:
-        patches_BNP: What was projected, float32 (B, N, P).
-        gradient_BND: The gradient at the tokens, float32 (B, N, D), of a loss that is summed over samples.
-    """
-    flat_SP = patches_BNP.reshape(-1, patches_BNP.shape[2])
-    flat_SD = gradient_BND.reshape(-1, gradient_BND.shape[2])
-    return flat_SP.T @ flat_SD, flat_SD.sum(axis=0)
 
 
 class TokenizerGradients:

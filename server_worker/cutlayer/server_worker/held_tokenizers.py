@@ -3,8 +3,6 @@
 They stand beside the encoder and take no part in its forward pass: their gradients come from the agents. But they are
 parameters like all others, so that clipping, the optimizer, learning rates, a pool's sums, checkpoints and digests
 treat them so.
-
-Axes: P values of a patch, D width.
 """
 
 from __future__ import annotations
@@ -23,13 +21,6 @@ _PREFIX = "tokenizers."
 _SUFFIX = "_tokens"  # keeps modalities called "type" or "train" apart from nn.Module's own names
 
 
-class _Linear(nn.Module):
-    def __init__(self, weight_PD: Tensor, bias_D: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight_PD)
-        self.bias = nn.Parameter(bias_D)
-
-
 class HeldTokenizers(nn.ModuleDict):
     """The weights of all tokenizers.
 
@@ -40,13 +31,12 @@ class HeldTokenizers(nn.ModuleDict):
 
     def __init__(self, tokenizer_file: bytes, dtype: torch.dtype) -> None:
         tensors = safetensors.torch.load(tokenizer_file)
-        names = sorted(name.removesuffix(".weight") for name in tensors if name.endswith(".weight"))
-        super().__init__(
-            {
-                f"{name}{_SUFFIX}": _Linear(tensors[f"{name}.weight"].to(dtype), tensors[f"{name}.bias"].to(dtype))
-                for name in names
-            }
-        )
+        held: dict[str, nn.ParameterDict] = {}
+        for name, tensor in sorted(tensors.items()):
+            if tensor.is_floating_point():  # a vocabulary is none
+                modality, _, part = name.rpartition(".")
+                held.setdefault(f"{modality}{_SUFFIX}", nn.ParameterDict())[part] = nn.Parameter(tensor.to(dtype))
+        super().__init__(held)
 
 
 def held_name(parameter: str) -> str:

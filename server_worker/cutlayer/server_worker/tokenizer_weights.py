@@ -1,0 +1,57 @@
+"""What tokenizers begin with: a pretrained ViT's patch embedding where it fits, random maps elsewhere.
+
+Axes: P values of a patch, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec
+from cutlayer.server_worker.timm_import import VisionTransformer, adapt_input_conv, resample_patch_embed
+
+__all__ = ["initial_weights"]
+
+
+def initial_weights(
+    vit: VisionTransformer, modalities: Mapping[str, ModalitySpec], *, pretrained: bool
+) -> dict[str, Tensor]:
+    """Return the weights of all tokenizers, float32, by `<modality>.<part>`; drawn from torch's global generator.
+
+    Images and spectrograms: the patch embedding of a ViT with pretrained weights, fitted to channels and patch (as
+    AST, arXiv 2104.01778, section 2.2; FlexiViT, arXiv 2212.08013, section 3.4). Otherwise random projections that
+    keep the variance of their input.
+
+    Args:
+        vit: The ViT; left as it is.
+        modalities: Specification of each modality, by name.
+        pretrained: Whether its weights are of any use.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, spec in sorted(modalities.items()):
+        parts = _fitted(vit.patch_embed.proj, spec) if pretrained else _random_projection(spec, vit.embed_dim)
+        weights |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    return weights
+
+
+def _random_projection(spec: ImageSpec | AudioSpec, width: int) -> dict[str, Tensor]:
+    weight_PD = torch.randn(spec.patch_values, width) / math.sqrt(spec.patch_values)
+    return {"weight": weight_PD, "bias": torch.zeros(width)}
+
+
+def _fitted(conv: nn.Conv2d, spec: ImageSpec | AudioSpec) -> dict[str, Tensor]:
+    """Return the convolution's parts, fitted to the modality's channels and patch.
+
+    The values of a patch are in the order channels, rows, columns (rows are mel bands and columns frames, for audio),
+    which is the convolution's own.
+    """
+    kernel = conv.weight.detach().float()  # (D, channels, rows, columns)
+    # A single channel takes the sum over the channels: a grey image is then embedded as if it were repeated.
+    kernel = adapt_input_conv(spec.num_planes, kernel, base_chans=conv.in_channels)
+    kernel = resample_patch_embed(kernel, list(spec.patch_sides))
+    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
+    return {"weight": kernel.reshape(conv.out_channels, -1).T.contiguous(), "bias": bias.clone()}
