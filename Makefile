@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-quick test-programs mosquitto dashboards dashboards-pictures screenshots \
 	bench bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel bench-store \
-	bench-codecs bench-uplink fuzz clean
+	bench-codecs bench-uplink bench-compression bench-compression-page fuzz clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 	@echo "setting up $(VENV) (about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch in the same command: a later, separate install could pull another build in (docs/decisions/0003).
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -e ".[server,pool,broker,digits,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -e ".[server,pool,broker,digits,text,dev]"
 	@touch $@
 
 demo: $(READY) ## The main job: broker, one worker, four agents, spoken and written digits
@@ -91,6 +91,18 @@ bench-codecs: $(READY) ## Each codec's speed and ratio on one core, bytes a samp
 
 bench-uplink: $(READY) ## A limit of the uplink, a ladder of codecs and bytes a sample (two minutes)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/uplink_budget.py
+
+bench-compression: $(READY) ## Every codec on real tensors; accuracy against bytes, 21 schemes (2.5 hours on two cores, resumable)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.compression_tensors
+	$(TRAININGS) --seeds 5 --schemes paper,once-lowrank-0.1,every-step-lowrank-0.1,trained-fp32,trained-lowrank-0.1
+	$(TRAININGS) --seeds 3
+	$(TRAININGS) --seeds 10 --schemes paper,once-lowrank-0.1
+	@$(MAKE) bench-compression-page
+
+TRAININGS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/compression_training.py
+
+bench-compression-page: $(READY) ## docs/compression.md and its picture from the results in runs/compression/
+	$(BIN)/python -m benchmarks.compression_page
 
 fuzz: $(READY) ## Damaged encodings to every decoder, for ten minutes
 	$(BIN)/python tests/support/fuzz_decoders.py --seconds 600
