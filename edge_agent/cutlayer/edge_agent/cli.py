@@ -48,11 +48,28 @@ ACTIVATION_CHOICES = ("as-the-run", "every-step")
 Topic = Annotated[
     str, typer.Option(help="This agent's own MQTT topic and identity, such as clinic/07.", envvar="CUTLAYER_TOPIC")
 ]
-Data = Annotated[str, typer.Option(help="Data set: demo:digits (spoken and written digits, made on the spot).")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="This site's data: a folder or file with a table (data.csv, data.parquet), a folder a class, a .npz file, "
+        "`package.module:factory` (docs/data.md); or demo:digits (spoken and written digits, made on the spot)."
+    ),
+]
 ShardText = Annotated[str, typer.Option("--shard", help="Which part of the data set is this site's: INDEX/COUNT.")]
 DataOption = Annotated[
     list[str] | None,
-    typer.Option(help="Option of the data set as KEY=VALUE, such as alpha=0.5 (label skew); may be repeated."),
+    typer.Option(
+        help="Option of the data as KEY=VALUE, such as image=scan_path (the column with what the run calls image), "
+        "fit=pad or alpha=0.5 (label skew); may be repeated."
+    ),
+]
+MaxUnreadable = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Share of the data's files that may be unreadable: they are named and left out. 0.01 when left out.",
+    ),
 ]
 Activations = Annotated[
     str,
@@ -97,6 +114,7 @@ def start(
     data: Data,
     shard: ShardText = "0/1",
     data_option: DataOption = None,
+    max_unreadable: MaxUnreadable = None,
     activations: Activations = "as-the-run",
     max_uplink: MaxUplink = None,
     metrics_port: MetricsPort = None,
@@ -128,6 +146,8 @@ def start(
     `edge-agent start --topic clinic/07 --data demo:digits --shard 0/4 --data-option alpha=0.5 --broker mqtts://hub`
 
     `edge-agent start --topic clinic/07 --data demo:digits --shard 0/4 --max-uplink 5mbit`
+
+    `edge-agent start --topic clinic/07 --data ./scans --data-option image=scan_path --broker mqtts://hub`
     """
     configure_logging(log_format, quiet=quiet, debug=debug)
     # More threads gain nothing at a few milliseconds a step, and take memory each. Set before NumPy is loaded.
@@ -135,7 +155,7 @@ def start(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from cutlayer.broker.mqtt import MqttTransport
     from cutlayer.broker.topics import AgentTopics
-    from cutlayer.edge_agent.datasets import open_dataset
+    from cutlayer.edge_agent.datasets import check_data, open_dataset
     from cutlayer.edge_agent.partition import Shard
     from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
 
@@ -144,8 +164,10 @@ def start(
     limit = None if max_uplink is None else parse_rate(max_uplink, name="--max-uplink")
     part = Shard.parse(shard)
     options = parse_options(data_option or [])
+    if max_unreadable is not None:
+        options["max_unreadable"] = max_unreadable
     AgentTopics(topic)
-    open_dataset(data, shard=part, options=options)  # a wrong flag shows now, not when a run begins
+    check_data(data, shard=part, options=options)  # a wrong flag shows now, not when a run begins
     settings = broker_settings(
         broker,
         username,
@@ -162,7 +184,7 @@ def start(
         MqttTransport(settings, client_id=client_identifier(topic, incarnation), identity=topic),
         topic,
         incarnation,
-        lambda manifest: open_dataset(data, shard=part, seed=manifest.seed, options=options),
+        lambda manifest: open_dataset(data, shard=part, seed=manifest.seed, options=options, manifest=manifest),
         url=settings.url,
         options=AgentOptions(
             connect_timeout_s=connect_timeout,

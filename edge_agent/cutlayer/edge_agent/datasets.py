@@ -1,7 +1,13 @@
-"""Data sets by name.
+"""Data sets by what `--data` says: one that is made here, a user's files, or her own code.
 
-A builder takes an agent's shard, the run's seed and options, and returns its `Dataset`. Options are checked by a
-pydantic model, so an option may come as text from a command line or a TOML file.
+    demo:digits                 made on the spot
+    ./scans, ./scans/data.csv   a table of files, texts, values and labels (CSV or Parquet), or its folder
+    ./scans                     a folder a class
+    ./signals.npz               arrays
+    package.module:factory      a callable that returns a `Dataset`
+
+A user's own data are opened for a run: which columns matter, how large images are and which classes there are is
+known from its manifest only. Options are checked by pydantic models, so an option may come as text from a command line.
 """
 
 from __future__ import annotations
@@ -13,40 +19,74 @@ import pydantic
 from pydantic import BaseModel
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.manifest import Manifest
 from cutlayer.edge_agent.batches import SPLITS, Batch, Dataset, Split
+from cutlayer.edge_agent.data_factory import find_factory, is_factory, open_from_factory
+from cutlayer.edge_agent.data_opening import check_user_data, open_user_data
+from cutlayer.edge_agent.data_options import user_data_options
+from cutlayer.edge_agent.data_request import DataRequest
 from cutlayer.edge_agent.digits import DIGITS_NAME, DigitsDataset, DigitsOptions
 from cutlayer.edge_agent.partition import Shard
 
-__all__ = ["SPLITS", "Batch", "Dataset", "Split", "dataset_names", "open_dataset"]
+__all__ = ["DATA_FORMS", "SPLITS", "Batch", "Dataset", "Split", "check_data", "dataset_names", "open_dataset"]
 
 Options = TypeVar("Options", bound=BaseModel)
 
+DEMO = "demo:"
+DATA_FORMS = "demo:digits, a folder, a .csv, .parquet or .npz file, or package.module:factory"
+
 
 def dataset_names() -> tuple[str, ...]:
-    """Return the names that `open_dataset` knows, sorted."""
+    """Return the names of the data sets that are made here, sorted."""
     return tuple(sorted(_BUILDERS))
 
 
+def check_data(name: str, *, shard: Shard | None = None, options: Mapping[str, object] | None = None) -> None:
+    """Check as much of a data set as can be before a run is known, so that a wrong flag shows at once.
+
+    Raises:
+        SettingsError: As `open_dataset`.
+    """
+    if name.startswith(DEMO):
+        open_dataset(name, shard=shard, options=options)
+    elif is_factory(name):
+        find_factory(name)
+    else:
+        check_user_data(name, user_data_options(options or {}))
+
+
 def open_dataset(
-    name: str, *, shard: Shard | None = None, seed: int = 0, options: Mapping[str, object] | None = None
+    name: str,
+    *,
+    shard: Shard | None = None,
+    seed: int = 0,
+    options: Mapping[str, object] | None = None,
+    manifest: Manifest | None = None,
 ) -> Dataset:
     """Open one agent's part of a data set.
 
     Args:
-        name: One of `dataset_names()`.
+        name: What `--data` says.
         shard: Which part; None for the whole.
         seed: The run's seed, 0 or more; the same at every agent, or shards overlap.
         options: The data set's own options, typed or as text (`{"alpha": "0.5"}`).
+        manifest: The run, which a user's own data are opened for; those that are made here need none.
 
     Raises:
-        SettingsError: When the name or an option is unknown, an option is out of range, a package is missing,
-            or the shard would be empty.
+        SettingsError: When the name or an option is unknown, an option is out of range, a package is missing, the
+            data cannot be read or do not fit the run, or the shard would be empty.
     """
-    if name not in _BUILDERS:
-        raise SettingsError(f"no data set {name!r}", f"choose one of {', '.join(dataset_names())}")
     if seed < 0:
         raise SettingsError(f"seed {seed} is negative", "choose 0 or more")
-    return _BUILDERS[name](shard or Shard(), seed, options or {})
+    shard, options = shard or Shard(), options or {}
+    if name.startswith(DEMO):
+        if name not in _BUILDERS:
+            raise SettingsError(f"no data set {name!r}", f"choose one of {', '.join(dataset_names())}")
+        return _BUILDERS[name](shard, seed, options)
+    if manifest is None:
+        raise SettingsError(f"{name} is opened for a run, and none is given", "give the run's manifest")
+    request = DataRequest(manifest.modalities, manifest.task, shard, seed, options)
+    return open_from_factory(name, request) if is_factory(name) else open_user_data(name, request)
 
 
 def _open_digits(shard: Shard, seed: int, options: Mapping[str, object]) -> Dataset:

@@ -1,0 +1,217 @@
+"""Opens a user's own data: a table, a tree of folders, arrays. What each kind lacks is said before training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.tasks import RegressionSpec
+from cutlayer.edge_agent.batches import Targets
+from cutlayer.edge_agent.data_columns import Column, FileColumn
+from cutlayer.edge_agent.data_npz import ArrayFile, array_column, targets_of_arrays, texts_of_array
+from cutlayer.edge_agent.data_options import OPTION_NAMES, UserDataOptions, user_data_options
+from cutlayer.edge_agent.data_readers import cell_names, file_reader, suffixes_of
+from cutlayer.edge_agent.data_request import DataRequest
+from cutlayer.edge_agent.data_samples import UserDataset
+from cutlayer.edge_agent.data_split import hashed_split, named_split
+from cutlayer.edge_agent.data_table import TABLE_NAMES, Table, read_header, read_table
+from cutlayer.edge_agent.data_targets import ColumnOf, read_targets, target_columns
+from cutlayer.edge_agent.data_tree import read_tree
+
+__all__ = ["check_user_data", "open_user_data"]
+
+Kind = Literal["table", "tree", "arrays"]
+
+
+def check_user_data(name: str, options: UserDataOptions) -> None:
+    """Check what can be checked before a run is known: the path, the table's header, the columns named by options.
+
+    Raises:
+        SettingsError: When something is wrong.
+    """
+    kind, path = _find(name)
+    if kind == "tree":
+        _check_columns(path, options, ())
+        return
+    names = read_header(path) if kind == "table" else ArrayFile(path).names
+    _check_columns(path, options, names)
+
+
+def open_user_data(name: str, request: DataRequest) -> UserDataset:
+    """Open a user's data for a run.
+
+    Args:
+        name: A table, a folder with one, a folder of classes, or an `.npz` file.
+        request: What the run asks for.
+
+    Raises:
+        SettingsError: When they cannot be read, or do not fit the run; the text names file, row and column.
+    """
+    options = user_data_options(request.options)
+    kind, path = _find(name)
+    if kind == "tree":
+        return _open_tree(name, path, request, options)
+    if kind == "arrays":
+        return _open_arrays(name, path, request, options)
+    return _open_table(name, path, request, options)
+
+
+def _find(name: str) -> tuple[Kind, Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        tables = [path / table for table in TABLE_NAMES if (path / table).is_file()]
+        if len(tables) > 1:
+            raise SettingsError(f"{path} has both {' and '.join(TABLE_NAMES)}", f"name one: --data {tables[0]}")
+        return ("table", tables[0]) if tables else ("tree", path)
+    if not path.exists():
+        raise SettingsError(f"--data {name}: there is no such file or folder", "check the path")
+    kinds: dict[str, Kind] = {".csv": "table", ".parquet": "table", ".npz": "arrays"}
+    kind = kinds.get(path.suffix)
+    if kind is None:
+        raise SettingsError(
+            f"--data {name} is a file of an unknown kind", f"give a folder, or a file that ends in {', '.join(kinds)}"
+        )
+    return kind, path
+
+
+def _open_table(name: str, path: Path, request: DataRequest, options: UserDataOptions) -> UserDataset:
+    names = read_header(path)
+    _check_columns(path, options, names)
+    _check_keys(request, options)
+    column_of = _column_of(options)
+    wanted = {
+        column_of(column)
+        for column in (
+            *request.modalities,
+            *target_columns(request.task),
+            *cell_names(request.modalities),
+            "split",
+            "id",
+        )
+    }
+    table = read_table(path, wanted, options.root)
+    columns = _columns_of_table(table, request, options)
+    if not columns:
+        raise _has_none(path, request, names)
+    targets = read_targets(table, request.task, column_of)
+    return UserDataset(name, request, options, columns, targets, _splits_of(table, request, options, targets))
+
+
+def _columns_of_table(table: Table, request: DataRequest, options: UserDataOptions) -> dict[str, Column]:
+    column_of = _column_of(options)
+    columns: dict[str, Column] = {}
+    for modality, spec in request.modalities.items():
+        column = column_of(modality)
+        if column in table.columns and (reader := file_reader(spec, options)) is not None:
+            columns[modality] = FileColumn(table, column, reader)
+    return columns
+
+
+def _open_tree(name: str, path: Path, request: DataRequest, options: UserDataOptions) -> UserDataset:
+    _check_columns(path, options, ())
+    if request.task.kind != "classification":
+        raise SettingsError(
+            f"--data {name} is a folder of classes, one a sample, and the run's task is {request.task.kind}",
+            f"write a table: {path / TABLE_NAMES[0]}",
+        )
+    in_files = [modality for modality, spec in sorted(request.modalities.items()) if suffixes_of(spec)]
+    chosen = options.modality or (in_files[0] if len(in_files) == 1 else None)
+    if chosen is None or chosen not in in_files:
+        raise SettingsError(
+            f"--data {name} is a folder of classes; the run's modalities in files are {', '.join(in_files) or 'none'}",
+            "say which of them it holds (--data-option modality=NAME), "
+            f"or write a table with a column for each: {path / TABLE_NAMES[0]}",
+        )
+    spec = request.modalities[chosen]
+    reader = file_reader(spec, options)
+    assert reader is not None, "it has suffixes"
+    table = read_tree(path, request.task.classes, suffixes_of(spec), chosen)
+    targets = read_targets(table, request.task, lambda column: column)
+    return UserDataset(
+        name,
+        request,
+        options,
+        {chosen: FileColumn(table, chosen, reader)},
+        targets,
+        _splits_of(table, request, options, targets),
+    )
+
+
+def _open_arrays(name: str, path: Path, request: DataRequest, options: UserDataOptions) -> UserDataset:
+    file = ArrayFile(path)
+    _check_columns(path, options, file.names)
+    _check_keys(request, options)
+    array_of = _column_of(options)
+    targets = targets_of_arrays(file, request.task, array_of)
+    columns: dict[str, Column] = {}
+    for modality, spec in request.modalities.items():
+        if array_of(modality) in file.names:
+            columns[modality] = array_column(file, array_of(modality), spec, len(targets))
+    if not columns:
+        raise _has_none(path, request, file.names)
+    if array_of("split") in file.names:
+        cells = {array_of("split"): texts_of_array(file, array_of("split"), len(targets))}
+    else:
+        cells = {"row": [str(row) for row in range(len(targets))]}
+    splits = _splits_of(Table(path, cells, path.parent), request, options, targets)
+    return UserDataset(name, request, options, columns, targets, splits)
+
+
+def _splits_of(table: Table, request: DataRequest, options: UserDataOptions, targets: Targets) -> NDArray[np.str_]:
+    column_of = _column_of(options)
+    if column_of("split") in table.columns:
+        return named_split(table, column_of("split"))
+    if column_of("id") in table.columns:
+        identities: Sequence[str] = table.columns[column_of("id")]
+    else:
+        # Without what is to be learned: a label that is mended moves no row.
+        apart = {column_of(name) for name in target_columns(request.task)}
+        cells = [column for name, column in sorted(table.columns.items()) if name not in apart]
+        identities = ["\0".join(row) for row in zip(*cells, strict=True)]
+    is_number = isinstance(request.task, RegressionSpec)
+    strata = ["" if is_number else str(target.tolist()) for target in targets]
+    return hashed_split(identities, strata, test_share=options.test_share, seed=options.split_seed)
+
+
+def _column_of(options: UserDataOptions) -> ColumnOf:
+    return lambda name: options.columns.get(name, name)
+
+
+def _check_columns(path: Path, options: UserDataOptions, names: Collection[str]) -> None:
+    for key, column in options.columns.items():
+        if column not in names:
+            raise SettingsError(
+                f"--data-option {key}={column}: {path} has no {column!r}"
+                + (f", it has {', '.join(names)}" if names else ", nor any column"),
+                f"name one of them, or use one of the options {', '.join(OPTION_NAMES)}",
+            )
+
+
+def _check_keys(request: DataRequest, options: UserDataOptions) -> None:
+    """Check that each column is named for something that the run has: a slip would leave a modality out in silence."""
+    names = {
+        *request.modalities,
+        *target_columns(request.task),
+        *cell_names(request.modalities),
+        "targets",
+        "split",
+        "id",
+    }
+    for key, column in options.columns.items():
+        if key not in names:
+            raise SettingsError(
+                f"--data-option {key}={column}: the run has nothing that is called {key!r}",
+                f"its modalities are {', '.join(sorted(request.modalities))}; docs/data.md lists the other options",
+            )
+
+
+def _has_none(path: Path, request: DataRequest, names: Sequence[str]) -> SettingsError:
+    return SettingsError(
+        f"{path} has none of the run's modalities ({', '.join(sorted(request.modalities))}); it has {', '.join(names)}",
+        f"say which of these is which: --data-option {min(request.modalities)}=NAME",
+    )

@@ -1,0 +1,246 @@
+"""A user's samples: rows of a table, a tree of folders or arrays, divided, checked, and read when they are asked for.
+
+A step's samples are fixed by their numbers (`epochs.py`), for every process that ever runs as this agent. So numbers
+are given once, at opening, from the table and from a look at every file of this agent: what is unreadable then counts
+as an empty cell, and a sample without any modality gets no number. A file may pass that look and fail when it is
+decoded. Then, again, its cell counts as empty; and where that was the sample's only modality, the number stands from
+then on for the next sample that can be read, counted round the split. Both follow from the files alone, so that a
+process which is started again finds the same. A file that could be read before and cannot any more is another matter:
+a disk is gone, and the agent ends rather than send something else under a number that it has used.
+
+Axes: B samples of a batch, R rows of the whole data set, S rows of this agent's split.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.manifest import ModalitySpec
+from cutlayer.broker.tasks import ClassificationSpec
+from cutlayer.edge_agent.batches import SPLITS, Batch, Split, Targets
+from cutlayer.edge_agent.data_columns import Column
+from cutlayer.edge_agent.data_options import UserDataOptions
+from cutlayer.edge_agent.data_progress import with_progress
+from cutlayer.edge_agent.data_request import DataRequest
+from cutlayer.edge_agent.data_unreadable import Unreadable, UnreadableFiles
+from cutlayer.edge_agent.partition import partition
+
+__all__ = ["UserDataset"]
+
+log = logging.getLogger(__name__)
+
+
+class UserDataset:
+    """One agent's part of a user's own data.
+
+    Args:
+        name: What the user calls them: what she gave as `--data`.
+        request: What the run asks for, and which shard this is.
+        options: How to read.
+        columns: Each modality of all rows, by its name.
+        targets: Of all rows, in the form of `batches.Batch`.
+        splits: `train`, `val` or `test` for each row, str (R).
+
+    Raises:
+        SettingsError: When no row is for training, or too many files cannot be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        request: DataRequest,
+        options: UserDataOptions,
+        columns: Mapping[str, Column],
+        targets: Targets,
+        splits: NDArray[np.str_],
+    ) -> None:
+        self._name = name
+        self._request = request
+        self._columns = dict(sorted(columns.items()))
+        self._targets = targets
+        self._has = {modality: column.has.copy() for modality, column in self._columns.items()}
+        self._was_read = {modality: np.zeros(len(targets), bool) for modality in self._columns}
+        self._stand_ins: dict[tuple[Split, int], int] = {}
+        self._rows = _divide(request, options, targets, splits)
+        own_rows = np.concatenate([self._rows[split] for split in SPLITS])
+        self.unreadable = UnreadableFiles(self._num_files(own_rows), options.max_unreadable)
+        self._look_at_files(own_rows, is_full=options.check == "full")
+        num_rows = own_rows.size
+        for split in SPLITS:
+            rows_S = self._rows[split]
+            self._rows[split] = rows_S[self._has_any(rows_S)]
+        self.num_without_any = num_rows - sum(rows_S.size for rows_S in self._rows.values())
+        if self._rows["train"].size == 0:
+            raise SettingsError(
+                f"{name}: no row for training is left in shard {request.shard} of {len(targets)} rows",
+                "give rows with the split `train` and with at least one modality of the run",
+            )
+        log.info("%s", self._summary(splits))
+
+    @property
+    def name(self) -> str:
+        """What the user calls them."""
+        return self._name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of what is learned: the run's, which the table was checked against."""
+        return self._request.task.output_names
+
+    @property
+    def modalities(self) -> Mapping[str, ModalitySpec]:
+        """The run's specification of each modality that some row may have."""
+        return {modality: self._request.modalities[modality] for modality in self._columns}
+
+    def num_samples(self, split: Split) -> int:
+        """Return how many samples of `split` this agent has."""
+        return self._rows[split].size
+
+    def batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
+        """Read samples from their files.
+
+        Args:
+            split: `train` or `test`.
+            indices: Sample numbers within this agent's split, int64 (B), from 0.
+
+        Raises:
+            IndexError: When an index is outside the split.
+            SettingsError: When too many files cannot be read, or one not any more.
+        """
+        num_samples = self.num_samples(split)
+        if indices.size and not 0 <= indices.min() <= indices.max() < num_samples:
+            raise IndexError(f"{split} has {num_samples} samples, asked for {indices.min()} to {indices.max()}")
+        found = [self._sample(split, int(index)) for index in indices]
+        inputs: dict[str, NDArray[Any]] = {}
+        present: dict[str, NDArray[np.bool_]] = {}
+        for modality, column in self._columns.items():
+            values = [raw.get(modality, column.empty) for _, raw in found]
+            inputs[modality] = _stacked(values, column.empty)
+            has_B = np.array([modality in raw for _, raw in found], dtype=bool)
+            if not has_B.all():
+                present[modality] = has_B
+        rows_B = np.array([row for row, _ in found], dtype=np.int64)
+        return Batch(inputs, self._targets[rows_B], present)
+
+    def _sample(self, split: Split, index: int) -> tuple[int, dict[str, NDArray[Any]]]:
+        """Return a number's row, and what there is of it."""
+        rows_S = self._rows[split]
+        first = self._stand_ins.get((split, index), index)
+        for step in range(rows_S.size):
+            number = (first + step) % rows_S.size
+            row = int(rows_S[number])
+            raw = self._read_row(row)
+            if raw:
+                if number != index:
+                    self._stand_ins[split, index] = number
+                return row, raw
+        raise SettingsError(f"{self._name}: no sample for {split} can be read any more", "see to the files' disk")
+
+    def _read_row(self, row: int) -> dict[str, NDArray[Any]]:
+        raw = {}
+        for modality, column in self._columns.items():
+            if not self._has[modality][row]:
+                continue
+            try:
+                raw[modality] = column.read(row)
+            except Unreadable as error:
+                self._lose(modality, row, error)
+            else:
+                self._was_read[modality][row] = True
+        return raw
+
+    def _lose(self, modality: str, row: int, error: Unreadable) -> None:
+        path = self._columns[modality].path(row)
+        assert path is not None, "what is in memory can be read"
+        if self._was_read[modality][row]:
+            raise SettingsError(
+                f"{path} was read before and cannot be read any more: {error.reason}",
+                "see to its disk, then start the agent again: it goes on where the run stands",
+            ) from error
+        self._has[modality][row] = False
+        self.unreadable.add(path, error.reason)
+        self.unreadable.check()
+
+    def _num_files(self, rows: NDArray[np.int64]) -> int:
+        num_files = 0
+        for modality, column in self._columns.items():
+            having = rows[self._has[modality][rows]]
+            if having.size and column.path(int(having[0])) is not None:
+                num_files += having.size
+        return num_files
+
+    def _look_at_files(self, rows: NDArray[np.int64], *, is_full: bool) -> None:
+        for modality, column in self._columns.items():
+            having = rows[self._has[modality][rows]]
+            reasons = column.check(having, is_full=is_full)
+            for row, reason in zip(
+                having.tolist(), with_progress(reasons, having.size, f"{modality} files"), strict=True
+            ):
+                path = column.path(row)
+                if reason is not None and path is not None:
+                    self._has[modality][row] = False
+                    self.unreadable.add(path, reason)
+        self.unreadable.check()
+
+    def _has_any(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        found = np.zeros(rows.size, bool)
+        for has_R in self._has.values():
+            found |= has_R[rows]
+        return found
+
+    def _summary(self, splits: NDArray[np.str_]) -> str:
+        train, test = (self._rows[split] for split in SPLITS)
+        parts = [f"{self._name}: {train.size} samples for training, {test.size} for testing"]
+        for modality, has_R in self._has.items():
+            rows = np.concatenate([train, test])
+            if lacking := int((~has_R[rows]).sum()):
+                parts.append(f"{lacking} lack {modality}")
+        if self.num_without_any:
+            parts.append(f"{self.num_without_any} rows without any modality skipped")
+        if self.unreadable.reasons:
+            parts.append(f"{len(self.unreadable.reasons)} of {self.unreadable.num_files} files unreadable")
+        if num_val := int((splits == "val").sum()) if (splits == "test").any() else 0:
+            parts.append(f"{num_val} rows for validation not used")
+        return ", ".join(parts)
+
+
+def _divide(
+    request: DataRequest, options: UserDataOptions, targets: Targets, splits: NDArray[np.str_]
+) -> dict[Split, NDArray[np.int64]]:
+    """Return this agent's rows of each split: by the table alone, so that shards agree whatever they can read."""
+    shard = request.shard
+    names: dict[Split, str] = {"train": "train", "test": "test" if (splits == "test").any() else "val"}
+    is_classification = isinstance(request.task, ClassificationSpec)
+    if options.alpha is not None and not is_classification:
+        raise SettingsError(
+            f"--data-option alpha={options.alpha} divides by class, and the run's task is {request.task.kind}",
+            "leave it out: shards are then alike",
+        )
+    rows: dict[Split, NDArray[np.int64]] = {}
+    for split, name in names.items():
+        rows_R = np.flatnonzero(splits == name).astype(np.int64)
+        if split == "train" and rows_R.size == 0:
+            raise SettingsError("no row is for training", "write `train` into the column `split` of some rows")
+        if split == "test" and rows_R.size < shard.count:
+            rows[split] = rows_R[shard.index :: shard.count]
+            continue
+        labels = targets[rows_R].astype(np.int64) if is_classification else np.zeros(rows_R.size, np.int64)
+        alpha = options.alpha if split == "train" else None
+        rows[split] = rows_R[partition(labels, shard.count, seed=request.seed, alpha=alpha)[shard.index]]
+    return rows
+
+
+def _stacked(values: list[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
+    """Put samples into one array; images of 8 bits and of more are given as numbers from 0 to 1 together."""
+    dtypes = {value.dtype for value in values if value is not empty}
+    if dtypes == {np.dtype(np.uint8), np.dtype(np.float32)}:
+        values = [value.astype(np.float32) / np.float32(255) if value.dtype == np.uint8 else value for value in values]
+    elif dtypes:
+        values = [value.astype(next(iter(dtypes)), copy=False) if value is empty else value for value in values]
+    return np.stack(values) if values else np.zeros((0, *empty.shape), empty.dtype)
