@@ -92,14 +92,14 @@ bench-codecs: $(READY) ## Each codec's speed and ratio on one core, bytes a samp
 bench-uplink: $(READY) ## A limit of the uplink, a ladder of codecs and bytes a sample (two minutes)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/uplink_budget.py
 
-bench-compression: $(READY) ## Every codec on real tensors; accuracy against bytes, 21 schemes (2.5 hours on two cores, resumable)
+TRAININGS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/compression_training.py
+
+bench-compression: $(READY) ## Every codec on real tensors; accuracy against bytes (2.5 hours on two cores)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.compression_tensors
 	$(TRAININGS) --seeds 5 --schemes paper,once-lowrank-0.1,every-step-lowrank-0.1,trained-fp32,trained-lowrank-0.1
 	$(TRAININGS) --seeds 3
 	$(TRAININGS) --seeds 10 --schemes paper,once-lowrank-0.1
 	@$(MAKE) bench-compression-page
-
-TRAININGS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/compression_training.py
 
 bench-compression-page: $(READY) ## docs/compression.md and its picture from the results in runs/compression/
 	$(BIN)/python -m benchmarks.compression_page
