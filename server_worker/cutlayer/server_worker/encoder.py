@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
+from cutlayer.server_worker.pair_head import PairHead
 from cutlayer.server_worker.timm_import import VisionTransformer, resample_abs_pos_embed
 from cutlayer.server_worker.visible_tokens import drop_patches, kept_modalities, pool
 
@@ -102,6 +103,7 @@ class SplitEncoder(nn.Module):
         grids: Tokens down and across of each modality, by name.
         num_classes: C.
         fusion: `early` or `late`.
+        pair_dimensions: Dimensions of an embedding where the two modalities are to be matched; None otherwise.
         missing: `hide`: what a sample lacks is not there. `token`: a learned token says so; with early fusion.
 
     Attributes:
@@ -120,8 +122,11 @@ class SplitEncoder(nn.Module):
         num_classes: int,
         fusion: Literal["early", "late"] = "early",
         missing: Literal["hide", "token"] = "hide",
+        pair_dimensions: int | None = None,
     ) -> None:
         super().__init__()
+        if pair_dimensions is not None and (fusion == "early" or len(grids) != 2):
+            raise ValueError("two modalities that do not see each other are matched: late fusion of two")
         if missing == "token" and fusion == "late":
             raise ValueError("in late fusion no modality sees what stands in for another")
         self.names = tuple(sorted(grids))
@@ -139,13 +144,17 @@ class SplitEncoder(nn.Module):
         self.token_norm = vit.patch_embed.norm  # an identity in all but a few models
         self.vit = _without_ends(vit)
         self.tokenizers: HeldTokenizers | None = None
+        self.head: nn.Linear | PairHead
+        if pair_dimensions is not None:
+            self.head = PairHead(self.width, self.names, pair_dimensions)
+            return
         self.head = nn.Linear(self.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def no_weight_decay(self) -> set[str]:
         """Return patterns of the parameters that weight decay spares, as timm's models do: tokens, embeddings."""
-        return {"embeddings.*"}
+        return {"embeddings.*", "head.log_scale"}
 
     def forward(
         self,
@@ -165,7 +174,7 @@ class SplitEncoder(nn.Module):
 
         Returns:
             Logits (B, C): the head over the mean feature of the modalities kept. The head is linear, so this is
-            the mean of the modalities' logits too.
+            the mean of the modalities' logits too. Of a pair the embeddings of both (`PairHead`).
         """
         names = [name for name in self.names if name in tokens]
         places = positions or {}
@@ -181,6 +190,8 @@ class SplitEncoder(nn.Module):
         features_BMD = torch.stack(
             [pool(self.vit, x_BSD, part.visible_BS) for x_BSD, part in zip(through, parts, strict=True)], dim=1
         )
+        if isinstance(self.head, PairHead):
+            return self.head.embed(features_BMD, names, keep_BM)
         return cast("Tensor", self.head(_mean_of_kept(features_BMD, keep_BM)))
 
     def _together(self, parts: Sequence[_Part], stand_ins: Sequence[_Part]) -> Sequence[Tensor]:

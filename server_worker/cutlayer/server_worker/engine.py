@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cutlayer.server_worker.contrastive import WindowContrast, info_nce
 from cutlayer.server_worker.encoder import SplitEncoder
 from cutlayer.server_worker.held_tokenizers import held_name, tokenizer_weights
 from cutlayer.server_worker.modality_dropout import draw_keep
@@ -121,13 +122,23 @@ class Engine:
         optimizer: The [optimizer] section.
         seed: Of modality dropout.
         modality_dropout: Probability that a modality of a training sample is hidden, 0..1, 1 excluded.
+        contrasts_window: Whether the loss is computed here, over all samples of a window (`contrastive.py`). Training
+            outputs are then each sample's loss among those that went forward with it, (b, 1), and the gradients that
+            come for them say no more than that the microbatch is part of the window.
     """
 
     def __init__(
-        self, encoder: SplitEncoder, optimizer: OptimizerSettings, *, seed: int, modality_dropout: float = 0.0
+        self,
+        encoder: SplitEncoder,
+        optimizer: OptimizerSettings,
+        *,
+        seed: int,
+        modality_dropout: float = 0.0,
+        contrasts_window: bool = False,
     ) -> None:
         self._encoder = encoder
         self._parameters = VersionedParameters(encoder, optimizer)
+        self._contrast = WindowContrast(self._parameters.add) if contrasts_window else None
         self._seed = seed
         self._modality_dropout = modality_dropout
         self._groups: dict[int, _Group] = {}
@@ -140,8 +151,8 @@ class Engine:
 
     @property
     def num_live_graphs(self) -> int:
-        """Groups that wait for output gradients, and hold memory."""
-        return len(self._groups)
+        """Groups that wait for output gradients, or for the window's end, and hold memory."""
+        return len(self._groups) + (0 if self._contrast is None else self._contrast.num_graphs)
 
     @property
     def live_samples(self) -> int:
@@ -177,6 +188,8 @@ class Engine:
             tokens if self._encoder.tokenizers is not None else {},
             {item.key: item.positions for item in items if item.positions},
         )
+        if self._contrast is not None:
+            outputs = dict(zip(outputs, _losses(items, outputs_BC), strict=True))
         return Forwarded(group_id, version, outputs, refused)
 
     def backward(
@@ -202,7 +215,7 @@ class Engine:
         """
         group = self._groups[group_id]
         finite: list[Hashable] = []
-        gradients_BC = np.zeros(tuple(group.outputs.shape))
+        gradients_BC = np.zeros(tuple(group.outputs.shape) if self._contrast is None else (len(group.outputs), 1))
         for key, gradient_bC in gradients.items():
             if key not in group.waiting:
                 raise ValueError(f"group {group_id} waits for no gradient of {key!r}")
@@ -215,6 +228,10 @@ class Engine:
         group.waiting.difference_update(gradients)
         if last:
             del self._groups[group_id]
+        if self._contrast is not None:
+            rows = [group.rows[key] for key in finite]
+            self._contrast.collect(group_id, group.outputs, group.parameters, rows, is_last=last)
+            return Backwarded(tuple(finite), tuple(key for key in gradients if key not in finite))
         if finite:
             found = torch.autograd.grad(
                 group.outputs,
@@ -264,14 +281,22 @@ class Engine:
 
     def commit(self, num_samples: int, progress: float | None) -> CommitResult:
         """Close the window: see `VersionedParameters.commit`."""
+        if not self._close_contrast():
+            return CommitResult(self.version, float("nan"), 0.0, applied=False)
         return self._parameters.commit(num_samples, progress)
+
+    def _close_contrast(self) -> bool:
+        """Add what the window's embeddings give, where the loss is computed here; return whether it is finite."""
+        return self._contrast is None or self._contrast.close()
 
     def gradient_sums(self) -> list[Tensor]:
         """Return the open window's gradient sums: see `VersionedParameters.gradient_sums`."""
+        self._close_contrast()
         return self._parameters.gradient_sums()
 
     def gradients_present(self) -> bytes:
         """Return which parameters have one: see `VersionedParameters.gradients_present`."""
+        self._close_contrast()
         return self._parameters.gradients_present()
 
     def set_gradient_sums(self, sums: Sequence[Tensor], present: bytes | None = None) -> None:
@@ -280,6 +305,8 @@ class Engine:
 
     def drop_gradients(self) -> None:
         """Empty the open window."""
+        if self._contrast is not None:
+            self._contrast.drop()
         sums = self._parameters.gradient_sums()
         self._parameters.set_gradient_sums(sums, bytes(len(sums)))
 
@@ -307,6 +334,8 @@ class Engine:
         """
         self._parameters.load_state_dict(state)
         self._groups.clear()
+        if self._contrast is not None:
+            self._contrast.drop()
 
     def _check(self, items: Sequence[ForwardItem]) -> None:
         if not items or not items[0].tokens:
@@ -390,3 +419,10 @@ def _finite_outputs(
     outputs = {key: values_BC[rows].astype(np.float32) for key, rows in _rows(items)}
     refused = tuple(key for key, output_bC in outputs.items() if not np.isfinite(output_bC).all())
     return {key: output_bC for key, output_bC in outputs.items() if key not in refused}, refused
+
+
+def _losses(items: Sequence[ForwardItem], outputs_BC: Tensor) -> Iterator[NDArray[np.float32]]:
+    """Yield each microbatch's losses, (b, 1), among the samples of the group."""
+    losses_B1 = info_nce(outputs_BC.detach())[:, None].cpu().numpy().astype(np.float32)
+    for _, rows in _rows(items):
+        yield losses_B1[rows]
