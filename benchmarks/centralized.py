@@ -30,7 +30,7 @@ def tokenize_all(data: Dataset, split: Split, tokenizers: dict[str, Tokenizer]) 
         name: np.concatenate([tokenizers[name].tokenize(batch.inputs[name]) for batch in batches])
         for name in tokenizers
     }
-    return tokens, np.concatenate([batch.labels_B for batch in batches])
+    return tokens, np.concatenate([batch.targets for batch in batches])
 
 
 def train(settings: RunSettings, names: tuple[str, ...]) -> dict[str, float]:

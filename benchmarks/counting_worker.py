@@ -12,7 +12,7 @@ from cutlayer.server_worker.counting_engine import CountingEngine
 
 def main() -> None:
     """Run `server-worker start` with the engine's twin in its place."""
-    with patch.object(program, "make_engine", lambda settings, _built: CountingEngine(len(settings.task.classes))):
+    with patch.object(program, "make_engine", lambda settings, _built: CountingEngine(settings.task.num_outputs)):
         app(["start", *sys.argv[1:]])
 
 

@@ -69,7 +69,7 @@ def steps_per_second(run: Path, num_sites: int, epochs: int) -> float:
                 for name, tokens_BND in microbatch.tokens
             }
             items.append(ForwardItem((topic, "train", step), "train", tokens))
-            labels[topic, "train", step] = client, microbatch.labels_B
+            labels[topic, "train", step] = client, microbatch.targets
         forwarded = engine.forward(items)
         assert forwarded.group_id is not None
         gradients: dict[Hashable, NDArray[np.float32]] = {}

@@ -76,7 +76,7 @@ def run_case(settings: RunSettings, built: BuiltModel, dataset: Dataset, limit: 
     worker = WorkerRuntime(
         transport,
         session,
-        CountingEngine(len(settings.task.classes)),
+        CountingEngine(settings.task.num_outputs),
         built.tokenizer_file,
         RunBook(manifest, built.num_tokenizer_parameters),
         options=WorkerOptions(claim_s=0.1),

@@ -13,10 +13,10 @@ from cutlayer.broker.errors import MalformedMessage
 from cutlayer.broker.manifest import (
     MAX_MANIFEST_BYTES,
     AudioSpec,
+    ClassificationSpec,
     CodecNames,
     ImageSpec,
     Manifest,
-    TaskSpec,
     TokenizerWeights,
     WindowSpec,
 )
@@ -37,7 +37,7 @@ MANIFEST = Manifest(
         ),
     },
     fusion="early",
-    task=TaskSpec(classes=("nein", "jå")),
+    task=ClassificationSpec(classes=("nein", "jå")),
     codecs=CodecNames(),
     window=WindowSpec(),
     tokenizers=TokenizerWeights(digest="0" * 64, num_bytes=8_192, num_chunks=1),

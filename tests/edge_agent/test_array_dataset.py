@@ -15,7 +15,7 @@ def test_batch_holds_the_samples_asked_for_in_their_order() -> None:
     data = small_dataset(0, 12)
     batch = data.batch("train", np.array([7, 0, 7]))
     whole = data.splits["train"]
-    assert batch.labels_B.tolist() == [whole.labels_B[7], whole.labels_B[0], whole.labels_B[7]]
+    assert batch.targets.tolist() == [whole.targets[7], whole.targets[0], whole.targets[7]]
     assert np.array_equal(batch.inputs["image"], whole.inputs["image"][[7, 0, 7]])
 
 
@@ -39,6 +39,6 @@ def test_missing_split_is_named() -> None:
 def test_arrays_of_different_length_are_named() -> None:
     data = small_dataset(0, 12)
     train = data.splits["train"]
-    short = Batch({**train.inputs, "audio": train.inputs["audio"][:-1]}, train.labels_B)
+    short = Batch({**train.inputs, "audio": train.inputs["audio"][:-1]}, train.targets)
     with pytest.raises(SettingsError, match=r"train: lengths differ: .*'audio': 11.*'labels': 12"):
         ArrayDataset("data", CLASSES, data.modalities, {"train": short, "test": data.splits["test"]})

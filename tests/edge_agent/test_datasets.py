@@ -24,7 +24,7 @@ from cutlayer.edge_agent.tokenizers import tokenizer_from_spec
 dataset = open_dataset("demo:digits", shard=Shard(0, 4))
 tokenizers = {
     name: tokenizer_from_spec(
-        name, spec, {f"{name}.weight": np.ones((spec.patch_values, 128)), f"{name}.bias": np.ones(128)}
+        name, spec, {f"{name}.{part}": np.ones(shape) for part, shape in spec.parameter_shapes(128).items()}
     )
     for name, spec in dataset.modalities.items()
 }
@@ -40,7 +40,7 @@ def test_a_data_set_opens_by_name() -> None:
     dataset: Dataset = open_dataset("demo:digits", shard=Shard(1, 4), seed=7, options={"views": 1})
     assert dataset.name == "demo:digits"
     assert dataset.num_samples("train") in {359, 360}
-    assert dataset.batch("train", np.arange(2)).labels_B.shape == (2,)
+    assert dataset.batch("train", np.arange(2)).targets.shape == (2,)
 
 
 def test_the_whole_data_set_is_the_default() -> None:

@@ -46,7 +46,7 @@ def test_samples_have_the_form_that_their_specification_says() -> None:
     assert set(batch.inputs) == set(dataset.modalities) == {"audio", "image"}
     described = {name: (values.shape, values.dtype.name) for name, values in batch.inputs.items()}
     assert described == {"image": ((3, 8, 8, 1), "uint8"), "audio": ((3, 7_332), "float32")}
-    assert (batch.labels_B.shape, batch.labels_B.dtype.name) == ((3,), "int64")
+    assert (batch.targets.shape, batch.targets.dtype.name) == ((3,), "int64")
     assert [spec.num_tokens for spec in dataset.modalities.values()] == [16, 16]
     assert dataset.classes[7] == "seven"
 
@@ -61,7 +61,7 @@ def test_train_and_test_share_no_scan() -> None:
     # The only scans seen twice are those that the 1,797 themselves hold twice.
     dataset = whole()
     seen = {split: dataset.batch(split, all_of(dataset, split)) for split in SPLITS}
-    assert seen["train"].labels_B.size + seen["test"].labels_B.size == 1_797
+    assert seen["train"].targets.size + seen["test"].targets.size == 1_797
     shared = scans_in(seen["train"].inputs["image"]) & scans_in(seen["test"].inputs["image"])
     assert not shared
 
@@ -73,7 +73,7 @@ def test_labels_are_those_of_the_scans() -> None:
         for image, label in zip(images_BHW, labels_B, strict=True)
     }
     batch = dataset.batch("test", all_of(dataset, "test"))
-    assert [label_of[image.tobytes()] for image in batch.inputs["image"]] == batch.labels_B.tolist()
+    assert [label_of[image.tobytes()] for image in batch.inputs["image"]] == batch.targets.tolist()
 
 
 def test_the_spoken_digit_is_the_written_one() -> None:
@@ -87,7 +87,7 @@ def test_the_spoken_digit_is_the_written_one() -> None:
     clips = [(digit, clip) for digit, some in enumerate(spoken_digits()["test"]) for clip in some]
     bank = np.stack([spectrum(clip.astype(np.float32)) for _, clip in clips])
     batch = whole().batch("test", np.arange(40))
-    for waveform_T, label in zip(batch.inputs["audio"], batch.labels_B, strict=True):
+    for waveform_T, label in zip(batch.inputs["audio"], batch.targets, strict=True):
         assert clips[int((bank @ spectrum(waveform_T)).argmax())][0] == label
 
 
@@ -106,7 +106,7 @@ def test_alpha_skews_the_train_labels_and_not_the_test_labels() -> None:
     shard = DigitsDataset(Shard(0, 4), 0, DigitsOptions(alpha=0.1, views=1, test_views=1))
     largest = {}
     for split in SPLITS:
-        counts_C = np.bincount(shard.batch(split, all_of(shard, split)).labels_B, minlength=10)
+        counts_C = np.bincount(shard.batch(split, all_of(shard, split)).targets, minlength=10)
         largest[split] = counts_C.max() / counts_C.sum()
     assert largest["train"] > 0.3 > 0.25 > largest["test"]
 
@@ -130,7 +130,7 @@ def test_views_and_seeds_draw_noise_of_their_own() -> None:
     first = whole(options).batch("train", np.arange(3))
     other_seed = whole(options, seed=1).batch("train", np.arange(3))
     assert len(scans_in(first.inputs["image"])) == 3
-    assert len(set(first.labels_B.tolist())) == 1
+    assert len(set(first.targets.tolist())) == 1
     assert not np.array_equal(first.inputs["image"], other_seed.inputs["image"])
     assert not np.array_equal(first.inputs["audio"], other_seed.inputs["audio"])
 
@@ -157,7 +157,7 @@ def test_an_index_outside_the_split_is_refused(indices: list[int]) -> None:
 
 def test_an_empty_batch_is_empty() -> None:
     batch = whole().batch("test", np.zeros(0, dtype=np.int64))
-    assert batch.labels_B.size == batch.inputs["image"].size == batch.inputs["audio"].size == 0
+    assert batch.targets.size == batch.inputs["image"].size == batch.inputs["audio"].size == 0
 
 
 def test_missing_scikit_learn_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:

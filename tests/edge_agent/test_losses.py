@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from cutlayer.broker.errors import SettingsError
-from cutlayer.broker.manifest import TaskSpec
+from cutlayer.broker.manifest import ClassificationSpec, MultiLabelSpec, RegressionSpec, TargetSpec, TaskSpec
 from cutlayer.edge_agent.losses import CrossEntropy, LossResult, Task, task_from_spec
 
 TASK = CrossEntropy()
@@ -77,13 +77,6 @@ def test_half_precision_outputs_are_taken() -> None:
     assert result.gradient_BC.dtype == np.float32
 
 
-def test_metrics_are_means() -> None:
-    outputs_BC = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]], dtype=np.float32)
-    metrics = TASK.metrics(outputs_BC, np.array([0, 1, 1, 1]))
-    assert metrics["accuracy"] == 0.75
-    assert metrics["loss"] == pytest.approx(np.log1p(np.exp(-2.0)) + 0.5)
-
-
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -100,11 +93,29 @@ def test_labels_that_do_not_fit_are_refused(labels: list[int], message: str) -> 
 
 def test_no_samples_is_refused() -> None:
     with pytest.raises(SettingsError, match="do not fit"):
-        TASK.metrics(np.zeros((0, 2), dtype=np.float32), np.zeros(0, dtype=np.int64))
+        TASK.loss_and_gradient(np.zeros((0, 2), dtype=np.float32), np.zeros(0, dtype=np.int64))
 
 
-def test_the_manifest_chooses_the_task() -> None:
-    task: Task = task_from_spec(TaskSpec(classes=("cat", "dog")))
-    result = task.loss_and_gradient(np.zeros((1, 2), dtype=np.float32), np.array([1]))
+AGE = TargetSpec(name="age", mean=50.0, std=10.0)
+SPECS: list[tuple[TaskSpec, str]] = [
+    (ClassificationSpec(classes=("cat", "dog")), "cross-entropy"),
+    (MultiLabelSpec(classes=("cat", "dog")), "binary cross-entropy"),
+    (RegressionSpec(targets=(AGE,)), "squared error"),
+    (RegressionSpec(targets=(AGE,), huber_delta=1.0), "Huber loss"),
+]
+
+
+@pytest.mark.parametrize(("spec", "name"), SPECS)
+def test_the_manifest_chooses_the_task(spec: TaskSpec, name: str) -> None:
+    task: Task = task_from_spec(spec)
+    assert task.name == name
+    rows = [np.array(1)] * 3 if isinstance(spec, ClassificationSpec) else [np.ones(spec.num_outputs, np.float32)] * 3
+    targets = task.batch(rows)
+    assert targets.shape == ((3,) if isinstance(spec, ClassificationSpec) else (3, spec.num_outputs))
+    result = task.loss_and_gradient(np.zeros((3, spec.num_outputs), dtype=np.float32), targets)
     assert isinstance(result, LossResult)
-    assert (task.name, result.num_correct, result.num_samples) == ("cross-entropy", 0, 1)
+    assert (result.num_samples, result.gradient_BC.shape, result.gradient_BC.dtype.name) == (
+        3,
+        (3, spec.num_outputs),
+        "float32",
+    )

@@ -14,8 +14,9 @@ from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram
 from cutlayer.broker.transport import Will
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.losses import LossResult
+from cutlayer.edge_agent.reported_sums import Sums
 from cutlayer.edge_agent.reporter import FREE_BYTES, Reporter
-from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
+from cutlayer.edge_agent.work_items import EvaluationRun, WorkItems
 
 
 def make(num_train: int = 400) -> tuple[Reporter, WorkItems]:

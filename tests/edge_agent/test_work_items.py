@@ -6,10 +6,9 @@ import pytest
 
 from cutlayer.broker.errors import MalformedMessage
 from cutlayer.broker.ledger import StepRanges
-from cutlayer.broker.messages import MetricSums, Mode
+from cutlayer.broker.messages import Mode
 from cutlayer.edge_agent.epochs import EpochPlan
-from cutlayer.edge_agent.losses import LossResult
-from cutlayer.edge_agent.work_items import Sums, WorkItem, WorkItems
+from cutlayer.edge_agent.work_items import WorkItem, WorkItems
 
 BOTH = ("audio", "image")
 
@@ -219,12 +218,3 @@ def test_evaluations_that_wait_can_be_forgotten() -> None:
     items.start_final_evaluations()
     items.forget_evaluations()
     assert not items.has_evaluations
-
-
-def test_sums_over_few_samples_are_not_reported() -> None:
-    sums = Sums()
-    result = LossResult(31.0, None, 31, 31)  # type: ignore[arg-type]
-    sums.add(result)
-    assert sums.reported() == MetricSums(0.0, 0, 0)
-    sums.add(LossResult(2.0, None, 0, 1))  # type: ignore[arg-type]
-    assert sums.reported() == MetricSums(33.0, 31, 32)

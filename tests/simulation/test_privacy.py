@@ -184,7 +184,7 @@ def test_no_label_leaves_a_site(recorded: Recorded) -> None:
         for topic, data in recorded.sites.items():
             plan = recorded.plan(topic)
             for split in ("train", "test"):
-                labels_B = data.splits[split].labels_B
+                labels_B = data.splits[split].targets
                 orders = [np.arange(len(labels_B)), *plan.test_batches(len(labels_B))]
                 if split == "train":
                     orders = [np.arange(len(labels_B)), *(plan.train_indices(step) for step in range(plan.total_steps))]
@@ -252,7 +252,7 @@ def test_no_loss_of_a_single_sample_leaves_a_site(recorded: Recorded) -> None:
                 normalizer_B = np.log(np.exp(outputs_BC).sum(axis=1))
                 if message.mode != "train":
                     continue
-                labels_B = data.splits["train"].labels_B[plan.train_indices(message.step)]
+                labels_B = data.splits["train"].targets[plan.train_indices(message.step)]
                 losses_B = normalizer_B - outputs_BC[np.arange(len(labels_B)), labels_B]
                 for loss in losses_B:
                     yield from spellings(np.array([loss]), "f8")
@@ -298,6 +298,7 @@ def test_site_with_few_samples_reports_no_loss_before_it_has_seen_enough(recorde
 
 NUMBER_LISTS = {
     "EncodedTensor.shape",
+    "MetricSums.sums",
     "MissingChunks.ranges",
     "SeriesDistribution.counts",
     "StageTime.buckets",

@@ -33,11 +33,11 @@ from cutlayer.broker.agent_session import AgentSession, Deadlines
 from cutlayer.broker.leases import LeaseTable
 from cutlayer.broker.ledger import Ledger, StepRanges
 from cutlayer.broker.manifest import (
+    ClassificationSpec,
     CodecNames,
     EvaluationSpec,
     ImageSpec,
     Manifest,
-    TaskSpec,
     TokenizerWeights,
     WindowSpec,
 )
@@ -83,7 +83,7 @@ def small_manifest(*, epochs: int = 1, codecs: CodecNames | None = None, **windo
         num_parameters=0,
         modalities={"image": IMAGE},
         fusion="early",
-        task=TaskSpec(classes=CLASSES),
+        task=ClassificationSpec(classes=CLASSES),
         codecs=codecs or identity,
         window=WindowSpec.model_validate(window),
         tokenizers=TokenizerWeights(digest="0" * 64, num_bytes=1, num_chunks=1),

@@ -57,7 +57,7 @@ TELEMETRY = Telemetry(
     steps=40,
     total_steps=200,
     samples=1_280,
-    train=MetricSums(1.5, 30, 64),
+    train=MetricSums(1.5, 30, 64, (("true_positives", 90.0), ("wrong", 35.0))),
     recent=MetricSums(0.25, 31, 32),
     evaluations=(Evaluation(1, "audio+image", True, MetricSums(2.0, 50, 64), 12_345),),
     traffic=(Traffic(Direction.DOWN, "Outputs", "fp16", 40, 51_200, 26_000, 27_000),),
@@ -157,7 +157,8 @@ SHAPES = st.one_of(
 TENSORS = st.builds(EncodedTensor, NAMES, SHAPES, DATA)
 NAMED_TENSORS = st.lists(st.tuples(NAMES, TENSORS), max_size=3).map(tuple)
 _BUCKETS = st.lists(st.tuples(st.integers(0, 4_096), U53S), max_size=3).map(tuple)
-SUMS = st.builds(MetricSums, st.floats(allow_nan=False, allow_infinity=False), U53S, U53S)
+_NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+SUMS = st.builds(MetricSums, _NUMBERS, U53S, U53S, st.lists(st.tuples(NAMES, _NUMBERS), max_size=3).map(tuple))
 TELEMETRIES = st.builds(
     Telemetry,
     incarnation=U53S,

@@ -157,7 +157,7 @@ def counting_worker(url: str, settings: RunSettings, **broker: Any) -> Iterator[
     """Serve a run; it is stopped at the end, if it has not ended. `broker` are further `BrokerSettings`."""
     built = build(settings, settings.run.seed)
     manifest = make_manifest(settings, built)
-    engine = CountingEngine(len(settings.task.classes))
+    engine = CountingEngine(settings.task.num_outputs)
     book = RunBook(manifest, built.num_tokenizer_parameters)
     session = make_session(settings, manifest, "w0")
     transport = MqttTransport(BrokerSettings(url=url, **broker), "cutlayer-worker-w0", identity="w0")

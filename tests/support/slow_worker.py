@@ -28,7 +28,7 @@ class SlowEngine(CountingEngine):
 
 def main() -> None:
     """Run `server-worker start` with it."""
-    with patch.object(program, "make_engine", lambda settings, _built: SlowEngine(len(settings.task.classes))):
+    with patch.object(program, "make_engine", lambda settings, _built: SlowEngine(settings.task.num_outputs)):
         app(["start", *sys.argv[1:]])
 
 

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import safetensors.numpy
 
-from cutlayer.broker.manifest import CodecNames, EvaluationSpec, Manifest, TaskSpec, WindowSpec
+from cutlayer.broker.manifest import ClassificationSpec, CodecNames, EvaluationSpec, Manifest, WindowSpec
 from cutlayer.broker.model_chunks import describe_model
 from support.small_run import AUDIO, CLASSES, IMAGE
 
@@ -40,7 +40,7 @@ def small_manifest(*, epochs: int = 2, every_epochs: int = 1, run_id: str = "sma
         num_parameters=1_000,
         modalities={"audio": AUDIO, "image": IMAGE},
         fusion="early",
-        task=TaskSpec(classes=CLASSES),
+        task=ClassificationSpec(classes=CLASSES),
         codecs=CodecNames(activations="identity", outputs="identity", output_gradients="identity"),
         window=WindowSpec(),
         tokenizers=describe_model(tokenizer_file()),

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cutlayer.broker.manifest import AudioSpec, CodecNames, ImageSpec, Manifest, TaskSpec, TokenizerWeights, WindowSpec
+from cutlayer.broker.manifest import (
+    AudioSpec,
+    ClassificationSpec,
+    CodecNames,
+    ImageSpec,
+    Manifest,
+    TokenizerWeights,
+    WindowSpec,
+)
 from cutlayer.broker.messages import Direction, Evaluation, MetricSums, StageTime, Telemetry, Traffic
 from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.server_worker.run_book import RunBook
@@ -33,7 +41,7 @@ def synthetic_manifest(num_parameters: int = 812_042) -> Manifest:
             "image": ImageSpec(height=8, width=8, channels=1, patch=2),
         },
         fusion="early",
-        task=TaskSpec(classes=tuple(f"digit {number}" for number in range(10))),
+        task=ClassificationSpec(classes=tuple(f"digit {number}" for number in range(10))),
         codecs=CodecNames(),
         window=WindowSpec(),
         tokenizers=TokenizerWeights(digest="0" * 64, num_bytes=8_192, num_chunks=1),

@@ -8,11 +8,11 @@ import torch
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.tokenizers import load_tokenizers
-from cutlayer.server_worker.encoder import SplitEncoder
-from cutlayer.server_worker.model_builder import WholeModel, build
+from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.optimizer import make_optimizer
 from cutlayer.server_worker.schedule import learning_rate_factor
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.whole_model import WholeModel
 
 __all__ = ["train_whole"]
 
@@ -29,7 +29,7 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
     """
     built = build(settings, settings.run.seed)
     trains_tokenizers = built.encoder.tokenizers is not None
-    model = WholeModel(built.encoder, built.tokenizer_file, train_tokenizers=trains_tokenizers)
+    model = WholeModel(built.encoder, built.tokenizer_file, settings.modalities, train_tokenizers=trains_tokenizers)
     model.train()
     optimizer = make_optimizer(built.encoder, settings.optimizer)
     tokenizers = load_tokenizers(settings.modalities, built.tokenizer_file)
@@ -60,7 +60,7 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
             ).to(dtype)
             for name in tokenizers
         }
-        labels_B = torch.from_numpy(np.concatenate([batch.labels_B for batch in batches.values()]))
+        labels_B = torch.from_numpy(np.concatenate([batch.targets for batch in batches.values()]))
         losses_B = torch.nn.functional.cross_entropy(model(patches), labels_B, reduction="none")
         loss_sum += losses_B.sum().item()
         done += len(labels_B)
@@ -73,13 +73,14 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
         optimizer.zero_grad()
         now: dict[str, list[torch.Tensor]] = {}
         if trains_tokenizers:
-            parts = torch.split(losses_B, [len(batch.labels_B) for batch in batches.values()])
+            parts = torch.split(losses_B, [len(batch.targets) for batch in batches.values()])
             for topic, losses_b in zip(batches, parts, strict=True):
                 leaves = tuple(model.tokenizers.parameters())
                 now[topic] = list(torch.autograd.grad(losses_b.sum(), leaves, retain_graph=True))
-        torch.autograd.backward(losses_B.mean(), inputs=list(built.encoder.parameters()))
+        trained = [parameter for parameter in built.encoder.parameters() if parameter.requires_grad]
+        torch.autograd.backward(losses_B.mean(), inputs=trained)
         if trains_tokenizers and delayed:
-            _take_gradients(built.encoder, [delayed[topic] for topic in batches], len(labels_B))
+            _take_gradients(model, [delayed[topic] for topic in batches], len(labels_B))
         if settings.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(built.encoder.parameters(), settings.optimizer.clip_norm)
         optimizer.step()
@@ -89,19 +90,14 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
     return {name: value.detach().clone() for name, value in built.encoder.named_parameters()}, loss_sum
 
 
-def _take_gradients(encoder: SplitEncoder, gradients: list[list[torch.Tensor]], num_samples: int) -> None:
-    """Give the tokenizers' weights, as the worker holds them, the mean of gradients of `torch.nn.Linear`."""
-    assert encoder.tokenizers is not None
-    held = [parameter for name in encoder.names for parameter in encoder.tokenizers[f"{name}_tokens"].parameters()]
-    for parameter, *parts in zip(held, *gradients, strict=True):
-        parameter.grad = torch.stack([part.T if part.ndim == 2 else part for part in parts]).sum(dim=0) / num_samples
+def _take_gradients(model: WholeModel, gradients: list[list[torch.Tensor]], num_samples: int) -> None:
+    """Give the tokenizers' weights, as the worker holds them, the mean of gradients of the whole model's."""
+    assert model.encoder.tokenizers is not None
+    held = dict(model.encoder.tokenizers.named_parameters())
+    for (name, _), *parts in zip(model.tokenizers.named_parameters(), *gradients, strict=True):
+        held[name].grad = torch.stack(parts).sum(dim=0) / num_samples
 
 
 def _take_weights(model: WholeModel) -> None:
     assert model.encoder.tokenizers is not None
-    with torch.no_grad():
-        for name, linear in model.tokenizers.items():
-            held = model.encoder.tokenizers[name]
-            (weight_PD, bias_D), (weight_DP, own_bias_D) = held.parameters(), linear.parameters()
-            weight_DP.copy_(weight_PD.T)
-            own_bias_D.copy_(bias_D)
+    model.tokenizers.load_state_dict(model.encoder.tokenizers.state_dict())

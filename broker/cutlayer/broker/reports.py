@@ -15,6 +15,8 @@ MAX_MODALITIES = 16
 MAX_NAME = 64
 MAX_TOPIC = 256
 MAX_EVALUATIONS = 4_096
+MAX_SUMS = 256
+"""Of one MetricSums, by name."""
 MAX_TRAFFIC = 256
 MAX_STAGES = 32
 MAX_REJECT_LABELS = 64
@@ -41,13 +43,15 @@ class MetricSums:
 
     Attributes:
         loss_sum: Sum of the loss, in nats for cross-entropy.
-        num_correct: Samples whose largest output is the label.
-        num_samples: Samples summed over.
+        num_correct: Samples whose outputs are right: the largest is the label's, or no class is wrong.
+        num_samples: Samples summed over; those of which nothing is known are not among them.
+        sums: What else the task's metrics are made of, by name, in order (`task_metrics.py`).
     """
 
     loss_sum: float = wire(number())
     num_correct: int = wire(uint())
     num_samples: int = wire(uint())
+    sums: tuple[tuple[str, float], ...] = wire(many(pair(text(MAX_NAME), number()), MAX_SUMS), default=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """What a run learns: a specification for each kind of task, as run settings and the run manifest have it.
 
 The agent computes the loss (`cutlayer.edge_agent.losses`), and only sums of it leave the site; `task_metrics.py` makes
-metrics of these. A task says how wide the outputs are and what they are called, so that nobody else has to ask its kind.
+metrics of these. A task says how wide the outputs are and what they are called, so that few have to ask its kind.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
@@ -34,6 +34,7 @@ class ClassificationSpec(Spec):
         classes: Class names, in the order of the outputs.
     """
 
+    called: ClassVar[str] = "classes"
     kind: Literal["classification"] = "classification"
     classes: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=2, max_length=100_000)]
 
@@ -57,6 +58,7 @@ class MultiLabelSpec(Spec):
             above 1 for classes that are rare. None for 1 everywhere.
     """
 
+    called: ClassVar[str] = "classes"
     kind: Literal["multi-label"] = "multi-label"
     classes: Annotated[tuple[OutputName, ...], Field(min_length=1, max_length=100_000)]
     positive_weights: tuple[PositiveFloat, ...] | None = None
@@ -109,6 +111,7 @@ class RegressionSpec(Spec):
             less. None for the squared error.
     """
 
+    called: ClassVar[str] = "targets"
     kind: Literal["regression"] = "regression"
     targets: Annotated[tuple[TargetSpec, ...], Field(min_length=1, max_length=MAX_TARGETS)]
     huber_delta: PositiveFloat | None = None

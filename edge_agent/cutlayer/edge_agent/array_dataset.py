@@ -22,7 +22,7 @@ class ArrayDataset:
 
     Args:
         name: For people.
-        classes: Class names, in the order of the labels.
+        classes: Names of what is learned, in the order of the outputs.
         modalities: Specification of each modality.
         splits: A batch of all samples for `train` and for `test`.
 
@@ -40,7 +40,7 @@ class ArrayDataset:
             batch = self.splits.get(split)
             if batch is None:
                 raise SettingsError(f"{self.name} has no split {split!r}", "give 'train' and 'test'")
-            sizes = {name: len(values) for name, values in batch.inputs.items()} | {"labels": len(batch.labels_B)}
+            sizes = {name: len(values) for name, values in batch.inputs.items()} | {"targets": len(batch.targets)}
             if len(set(sizes.values())) > 1:
                 raise SettingsError(
                     f"{self.name}, {split}: lengths differ: {sizes}", "give one row a sample everywhere"
@@ -48,7 +48,7 @@ class ArrayDataset:
 
     def num_samples(self, split: Split) -> int:
         """Return how many samples a split has."""
-        return len(self.splits[split].labels_B)
+        return len(self.splits[split].targets)
 
     def batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Read samples.
@@ -58,4 +58,4 @@ class ArrayDataset:
         """
         whole = self.splits[split]
         inputs: dict[str, NDArray[Any]] = {name: values[indices] for name, values in whole.inputs.items()}
-        return Batch(inputs, whole.labels_B[indices])
+        return Batch(inputs, whole.targets[indices])

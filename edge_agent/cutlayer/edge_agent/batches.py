@@ -1,4 +1,4 @@
-"""What a data set gives: batches of raw inputs with labels. The seam between an agent and its data.
+"""What a data set gives: batches of raw inputs with their targets. The seam between an agent and its data.
 
 Axes: B samples.
 """
@@ -6,18 +6,19 @@ Axes: B samples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import ModalitySpec
 
-__all__ = ["SPLITS", "Batch", "Dataset", "Split"]
+__all__ = ["SPLITS", "Batch", "Dataset", "Split", "Targets"]
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+Targets: TypeAlias = NDArray[np.int64] | NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,16 @@ class Batch:
 
     Attributes:
         inputs: Raw samples of each modality, by its name; the form its tokenizer takes, first axis B.
-        labels_B: Class of each sample, int64.
+        targets: What is true of each sample, in the form of the run's task. Classification: its class, int64 (B).
+            Multi-label: 1 for each class that is there and 0 for each that is not, float32 (B, C); -1 where it is not
+            known. Regression: the numbers in the user's units, float32 (B, C); NaN where one is missing.
+        present: Which samples have a modality, bool (B); a modality that is not here, all of them have. Where a sample
+            lacks it, its row of `inputs` may be anything.
     """
 
     inputs: dict[str, NDArray[Any]]
-    labels_B: NDArray[np.int64]
+    targets: Targets
+    present: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 class Dataset(Protocol):
@@ -42,7 +48,7 @@ class Dataset(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the labels."""
+        """Names of what is learned, in the order of the outputs: classes, or the targets of a regression."""
 
     @property
     def modalities(self) -> Mapping[str, ModalitySpec]:

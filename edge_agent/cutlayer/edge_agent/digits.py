@@ -146,7 +146,7 @@ class DigitsDataset:
             clips = self._clips[split][self._labels_B[scan]]
             clip_T = clips[rng.integers(len(clips))]
             waveforms_BT[row] = noisy_speech(clip_T, audio.num_samples, self._options.speech_snr_db, rng)
-        return Batch(inputs={"audio": waveforms_BT, "image": images_BHWC}, labels_B=self._labels_B[scans_B])
+        return Batch(inputs={"audio": waveforms_BT, "image": images_BHWC}, targets=self._labels_B[scans_B])
 
     def _views(self, split: Split) -> int:
         return self._options.views if split == "train" else self._options.test_views

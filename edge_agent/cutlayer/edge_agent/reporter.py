@@ -15,16 +15,22 @@ from cutlayer.broker.courier import Courier
 from cutlayer.broker.messages import MAX_EVALUATIONS, Evaluation, MetricSums, StageTime, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
 from cutlayer.broker.reports import MAX_REJECT_LABELS
-from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram, control_traffic
+from cutlayer.broker.task_metrics import NOTHING, metric_values, pooled, primary_metric
+from cutlayer.broker.tasks import TaskSpec
+from cutlayer.broker.telemetry import LogHistogram, control_traffic
 from cutlayer.edge_agent.losses import LossResult
-from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
+from cutlayer.edge_agent.reported_sums import Sums
+from cutlayer.edge_agent.work_items import EvaluationRun, WorkItems
 
 __all__ = ["Reporter"]
 
 log = logging.getLogger(__name__)
 
+MAX_EVALUATION_VALUES = 65_536
+"""Numbers and texts of the evaluations in a report: half of what a message may hold."""
 FREE_BYTES = 10_000
 """What reports may take in any case: some seven of them, so that what a run's start looks like is seen at once."""
+_EVALUATION_VALUES = 11  # itself, five fields, the four of its sums, the list of those by name
 
 
 @dataclass(slots=True)
@@ -48,6 +54,8 @@ class Reporter:
         self.num_samples = 0
         self.num_codec_changes = 0
         self.paced_s = 0.0
+        self.task: TaskSpec | None = None
+        """What is learned: evaluations are told in its metric."""
         self.on_report: Callable[[Telemetry], None] = lambda _: None
         self.round_trips = LogHistogram()
         self.due_at: float | None = None
@@ -61,9 +69,8 @@ class Reporter:
         self._spent_bytes = self._last_bytes = 0
         self._reported_at = float("-inf")
         self._sequence = 0
-        self._trained = Sums()
         self._recent = Sums()
-        self._reported = MetricSums(0.0, 0, 0)
+        self._reported = NOTHING
         self._counted_steps: set[int] = set()
         self._evaluations: list[Evaluation] = []
         self._stages: dict[str, _Stage] = {}
@@ -131,7 +138,6 @@ class Reporter:
         """Take the loss of a training microbatch; a step that is repeated counts once."""
         if step not in self._counted_steps:
             self._counted_steps.add(step)
-            self._trained.add(result)
             self._recent.add(result)
 
     def evaluated(self, evaluation: EvaluationRun, result: LossResult) -> None:
@@ -141,17 +147,24 @@ class Reporter:
         if evaluation.num_left:
             return
         wire = self._courier.transport.wire
+        sums = evaluation.sums.all()
         self._evaluations.append(evaluation.result(wire.sent_bytes + wire.received_bytes))
-        sums = evaluation.sums
         log.info(
-            "epoch %d%s: accuracy %.3f, loss %.3f on %d own test samples given %s",
+            "epoch %d%s: %s, loss %s on %d own test samples given %s",
             evaluation.epoch,
             " (final)" if evaluation.is_final else "",
-            sums.num_correct / sums.num_samples,
-            sums.loss_sum / sums.num_samples,
+            self._metric_text(sums),
+            "-" if sums.num_samples == 0 else f"{sums.loss_sum / sums.num_samples:.3f}",
             sums.num_samples,
             " + ".join(evaluation.given),
         )
+
+    def _metric_text(self, sums: MetricSums) -> str:
+        if self.task is None:
+            return "done"
+        metric = primary_metric(self.task)
+        value = metric_values(self.task, sums).get(metric.name)
+        return f"{metric.title} {'-' if value is None else f'{value:.3f} {metric.unit}'.rstrip()}"
 
     def codec_changed(self) -> None:
         """Count a step up or down the ladder of codecs."""
@@ -173,12 +186,9 @@ class Reporter:
         items = self._items
         self.due_at = now + self._every_s
         self._sequence += 1
-        recent = MetricSums(0.0, 0, 0)
-        if self._recent.num_samples >= MIN_REPORTED_SAMPLES:
-            recent = self._recent.reported()
-            self._recent = Sums()
-            # Both move together, so that no difference of two reports is a sum over fewer samples.
-            self._reported = self._trained.reported()
+        recent = self._recent.take()
+        # Both move together, so that no difference of two reports is a sum over fewer samples.
+        self._reported = pooled((self._reported, recent))
         if items.epoch > self._epoch_shown:
             self._epoch_shown = items.epoch
             log.info("epoch %d of %d is committed", items.epoch, items.plan.epochs)
@@ -193,7 +203,7 @@ class Reporter:
             samples=self.num_samples,
             train=self._reported,
             recent=recent,
-            evaluations=tuple(self._evaluations[-MAX_EVALUATIONS:]),
+            evaluations=_last(self._evaluations),
             traffic=self._courier.traffic.snapshot() + control_traffic(wire),
             wire_sent_bytes=wire.sent_bytes,
             wire_received_bytes=wire.received_bytes,
@@ -215,3 +225,14 @@ class Reporter:
         self.last = telemetry
         self.on_report(telemetry)
         return telemetry
+
+
+def _last(evaluations: list[Evaluation]) -> tuple[Evaluation, ...]:
+    """Return the last evaluations, as many as a report may carry."""
+    num_values, start = 0, len(evaluations)
+    for place in range(len(evaluations) - 1, max(len(evaluations) - MAX_EVALUATIONS, 0) - 1, -1):
+        num_values += _EVALUATION_VALUES + 3 * len(evaluations[place].sums.sums)
+        if num_values > MAX_EVALUATION_VALUES:
+            break
+        start = place
+    return tuple(evaluations[start:])

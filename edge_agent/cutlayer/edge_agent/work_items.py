@@ -9,34 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutlayer.broker.ledger import StepRanges
-from cutlayer.broker.messages import Evaluation, MetricSums, Mode
-from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES
+from cutlayer.broker.messages import Evaluation, Mode
 from cutlayer.edge_agent.batches import Split
 from cutlayer.edge_agent.epochs import EpochPlan
-from cutlayer.edge_agent.losses import LossResult
+from cutlayer.edge_agent.reported_sums import Sums
 
-__all__ = ["EvaluationRun", "Sums", "WorkItem", "WorkItems"]
-
-
-class Sums:
-    """Running sums of loss and metrics."""
-
-    def __init__(self) -> None:
-        self.loss_sum = 0.0
-        self.num_correct = 0
-        self.num_samples = 0
-
-    def add(self, result: LossResult) -> None:
-        """Add the result of one microbatch."""
-        self.loss_sum += result.loss_sum
-        self.num_correct += result.num_correct
-        self.num_samples += result.num_samples
-
-    def reported(self) -> MetricSums:
-        """Return the sums as a message may carry them: nothing at all for fewer samples than the limit."""
-        if self.num_samples < MIN_REPORTED_SAMPLES:
-            return MetricSums(0.0, 0, 0)
-        return MetricSums(self.loss_sum, self.num_correct, self.num_samples)
+__all__ = ["EvaluationRun", "WorkItem", "WorkItems"]
 
 
 @dataclass(slots=True)
@@ -49,6 +27,7 @@ class EvaluationRun:
         is_final: Whether the weights are the run's last.
         num_left: Batches without outputs yet.
         sums: Sums so far.
+        is_whole: Whether it is of all test samples.
     """
 
     epoch: int
@@ -56,10 +35,12 @@ class EvaluationRun:
     is_final: bool
     num_left: int
     sums: Sums
+    is_whole: bool = False
 
     def result(self, wire_bytes: int) -> Evaluation:
         """Return the finished evaluation as a message carries it."""
-        return Evaluation(self.epoch, "+".join(self.given), self.is_final, self.sums.reported(), wire_bytes)
+        sums = self.sums.take(with_targets=self.is_whole)
+        return Evaluation(self.epoch, "+".join(self.given), self.is_final, sums, wire_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +183,8 @@ class WorkItems:
 
     def _evaluate(self, epoch: int, given: tuple[str, ...], num_samples: int, *, is_final: bool) -> None:
         batches = self.plan.test_batches(num_samples)
-        evaluation = EvaluationRun(epoch, given, is_final, len(batches), Sums())
+        is_whole = num_samples >= self.plan.num_test
+        evaluation = EvaluationRun(epoch, given, is_final, len(batches), Sums(), is_whole)
         for indices in batches:
             self._evaluations.append(WorkItem(Mode.EVAL, self._next_eval_step, "test", indices, given, evaluation))
             self._next_eval_step += 1

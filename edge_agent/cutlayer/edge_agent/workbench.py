@@ -16,6 +16,7 @@ from cutlayer.broker.sample_refs import SampleRefs, pack_mask, pack_numbers, pac
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
 from cutlayer.compression.delta import DEFAULT_MAX_BYTES
+from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.client_side import Tokenized
 from cutlayer.edge_agent.codec_ladder import CodecLadder
 from cutlayer.edge_agent.enrolment import Enrolled
@@ -51,7 +52,7 @@ class Microbatch:
 @dataclass(slots=True)
 class _InFlight:
     item: WorkItem
-    labels_B: NDArray[np.int64]
+    targets: Targets
     is_answered: bool = False
     positions: dict[str, NDArray[np.intp]] = field(default_factory=dict)
     sent: SentChanges | None = None
@@ -100,6 +101,7 @@ class Workbench:
         """Whether the evaluations of the finished model have begun."""
         self._client = enrolled.client
         self._reporter = reporter
+        reporter.task = manifest.task
         self._in_flight: dict[tuple[Mode, int], _InFlight] = {}
 
     @property
@@ -157,9 +159,9 @@ class Workbench:
         item = self.items.next(may_train=may_train)
         if item is None:
             return None
-        labels_B = self._client.labels(item.split, item.indices)
-        flight = self._in_flight[item.mode, item.step] = _InFlight(item, labels_B)
-        return self._microbatch(flight, codecs, store_for(item.step), num_passes=len(labels_B))
+        targets = self._client.targets(item.split, item.indices)
+        flight = self._in_flight[item.mode, item.step] = _InFlight(item, targets)
+        return self._microbatch(flight, codecs, store_for(item.step), num_passes=len(targets))
 
     def again(self, wanted: TensorsWanted) -> Microbatch | None:
         """Make a microbatch again with the tensors that a store lacks; None for one that is not out.
@@ -308,7 +310,7 @@ class Workbench:
             self._reporter.answered(received.round_trip_s, received.server_s)
         try:
             with self._reporter.stage("loss"):
-                result = self._client.loss(received.outputs, flight.labels_B, received.codecs.outputs)
+                result = self._client.loss(received.outputs, flight.targets, received.codecs.outputs)
         except WireError as error:
             raise RunError(
                 f"the worker's outputs cannot be used: {error}\n  fix: install the same release on both sides"
