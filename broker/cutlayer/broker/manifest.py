@@ -11,9 +11,20 @@ import json
 from typing import Annotated, Final, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cutlayer.broker.errors import MalformedMessage
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec
+from cutlayer.broker.spec_base import Dimension, Name, Spec
+from cutlayer.broker.tasks import (
+    ClassificationSpec,
+    MultiLabelSpec,
+    RegressionSpec,
+    TargetSpec,
+    TaskSpec,
+    without_kind,
+)
+from cutlayer.broker.tuning_spec import TuningSpec
 
 __all__ = [
     "MANIFEST_FORMAT",
@@ -21,11 +32,16 @@ __all__ = [
     "ActivationMode",
     "AudioSpec",
     "BudgetSpec",
+    "ClassificationSpec",
     "CodecNames",
     "EvaluationSpec",
     "ImageSpec",
     "Manifest",
     "ModalitySpec",
+    "MultiLabelSpec",
+    "Name",
+    "RegressionSpec",
+    "TargetSpec",
     "TaskSpec",
     "TokenReduction",
     "TokenizerMode",
@@ -36,129 +52,12 @@ __all__ = [
 MANIFEST_FORMAT: Final = 1
 MAX_MANIFEST_BYTES = 64 * 1024
 
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Dimension = Annotated[int, Field(ge=1, le=65_536)]
 CodecName = Annotated[str, Field(min_length=1, max_length=64)]  # as long as a message may carry
 ActivationMode = Literal["every-step", "once", "delta"]
 TokenizerMode = Literal["frozen", "trainable"]
 
 
-class _Frozen(BaseModel):
-    # No NaN or Infinity, which JSON has not and pydantic would take.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
-
-
-class ImageSpec(_Frozen):
-    """An image, cut into square patches.
-
-    Attributes:
-        height: Pixels.
-        width: Pixels.
-        channels: 1 for grey, 3 for colour.
-        patch: Side of a patch in pixels; divides height and width.
-        mean: Subtracted from pixel values (which are scaled to 0..1).
-        std: Divides them afterwards.
-    """
-
-    kind: Literal["image"] = "image"
-    height: Dimension
-    width: Dimension
-    channels: Annotated[int, Field(ge=1, le=16)] = 3
-    patch: Dimension
-    mean: float = 0.5
-    std: PositiveFloat = 0.5
-
-    @model_validator(mode="after")
-    def _patch_divides(self) -> ImageSpec:
-        if self.height % self.patch or self.width % self.patch:
-            raise ValueError(f"patch {self.patch} does not divide {self.height} x {self.width}: choose a divisor")
-        return self
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
-        return self.height // self.patch, self.width // self.patch
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens a sample."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers in a patch: the input dimension of the linear tokenizer."""
-        return self.patch * self.patch * self.channels
-
-
-class AudioSpec(_Frozen):
-    """A mono waveform, turned into a log-mel spectrogram and cut into square patches (as AST, arXiv 2104.01778).
-
-    Attributes:
-        sample_rate_hz: Samples a second that the waveform must have.
-        num_frames: Spectrogram columns; the waveform is cut or zero-padded to fill them.
-        hop_samples: Samples from one column to the next.
-        fft_samples: Length of the Hann window and the FFT.
-        num_mels: Mel bands between 0 and half the sample rate.
-        patch: Side of a patch in bands and columns; divides both.
-        mean: Subtracted from the natural logarithm of the mel energies.
-        std: Divides it afterwards.
-    """
-
-    kind: Literal["audio"] = "audio"
-    sample_rate_hz: Annotated[int, Field(ge=1_000, le=192_000)]
-    num_frames: Dimension
-    hop_samples: Dimension
-    fft_samples: Annotated[int, Field(ge=16, le=16_384)]
-    num_mels: Annotated[int, Field(ge=1, le=1_024)]
-    patch: Dimension
-    mean: float = -4.0
-    std: PositiveFloat = 4.0
-
-    @model_validator(mode="after")
-    def _patch_divides(self) -> AudioSpec:
-        if self.num_mels % self.patch or self.num_frames % self.patch:
-            raise ValueError(
-                f"patch {self.patch} does not divide {self.num_mels} bands x {self.num_frames} frames: choose a divisor"
-            )
-        return self
-
-    @property
-    def num_samples(self) -> int:
-        """Waveform samples that the spectrogram covers."""
-        return (self.num_frames - 1) * self.hop_samples + self.fft_samples
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches along the bands and along time."""
-        return self.num_mels // self.patch, self.num_frames // self.patch
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens a sample."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers in a patch: the input dimension of the linear tokenizer."""
-        return self.patch * self.patch
-
-
-ModalitySpec = Annotated[ImageSpec | AudioSpec, Field(discriminator="kind")]
-
-
-class TaskSpec(_Frozen):
-    """What is learned.
-
-    Attributes:
-        kind: `classification`: one label of `classes` a sample, cross-entropy.
-        classes: Class names, in the order of the outputs.
-    """
-
-    kind: Literal["classification"] = "classification"
-    classes: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=2, max_length=100_000)]
-
-
-class CodecNames(_Frozen):
+class CodecNames(Spec):
     """Codec of each kind of tensor, by the names of `cutlayer.compression.codec_from_name`."""
 
     activations: CodecName = "int8+zstd"
@@ -167,7 +66,7 @@ class CodecNames(_Frozen):
     activation_gradients: CodecName = "int8+zstd"
 
 
-class TokenReduction(_Frozen):
+class TokenReduction(Spec):
     """How many tokens of a modality go up: the others are dropped or merged before the cut.
 
     Attributes:
@@ -184,7 +83,7 @@ class TokenReduction(_Frozen):
         return max(round(self.keep * num_tokens), 1)
 
 
-class BudgetSpec(_Frozen):
+class BudgetSpec(Spec):
     """How far agents may go down in precision to meet a limit of bytes.
 
     Attributes:
@@ -203,7 +102,7 @@ class BudgetSpec(_Frozen):
     max_relative_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
 
 
-class WindowSpec(_Frozen):
+class WindowSpec(Spec):
     """When an optimizer step happens.
 
     Attributes:
@@ -221,7 +120,7 @@ class WindowSpec(_Frozen):
     max_staleness: Annotated[int, Field(ge=0, le=10_000)] = 4
 
 
-class TokenizerWeights(_Frozen):
+class TokenizerWeights(Spec):
     """The client-side weights: where they are and how they are used.
 
     Attributes:
@@ -242,7 +141,7 @@ class TokenizerWeights(_Frozen):
     num_chunks: Annotated[int, Field(ge=1, le=65_536)]
 
 
-class EvaluationSpec(_Frozen):
+class EvaluationSpec(Spec):
     """How agents evaluate on their own test samples (labels stay with them).
 
     Attributes:
@@ -254,7 +153,7 @@ class EvaluationSpec(_Frozen):
     samples: PositiveInt = 256
 
 
-class Manifest(_Frozen):
+class Manifest(Spec):
     """What every party of a run agrees on. Immutable; a different manifest is a different run.
 
     Attributes:
@@ -265,7 +164,9 @@ class Manifest(_Frozen):
         microbatch_samples: Samples an agent sends at once.
         width: Width D of a token.
         model: Name of the encoder, for people and for the model card.
-        num_parameters: Parameters of the server side, for cost comparisons.
+        num_parameters: Parameters of the server side, LoRA's additions apart, for cost comparisons.
+        num_trained_parameters: Parameters of the server side that are trained, LoRA's included; None for all.
+        tuning: Which of them.
         modalities: Specification of each modality, by name; the encoder takes them in alphabetical order.
         fusion: `early` (one sequence) or `late` (one pass a modality).
         task: What is learned.
@@ -290,6 +191,8 @@ class Manifest(_Frozen):
     width: Dimension
     model: Annotated[str, Field(max_length=256)]
     num_parameters: Annotated[int, Field(ge=0)]
+    num_trained_parameters: Annotated[int, Field(ge=0)] | None = None
+    tuning: TuningSpec = TuningSpec()
     modalities: Annotated[dict[Name, ModalitySpec], Field(min_length=1, max_length=16)]
     fusion: Literal["early", "late"]
     task: TaskSpec
@@ -323,8 +226,7 @@ class Manifest(_Frozen):
         """Return the shape of each parameter of the tokenizers, as the file of their weights names them."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name, spec in sorted(self.modalities.items()):
-            shapes[f"{name}.weight"] = (spec.patch_values, self.width)
-            shapes[f"{name}.bias"] = (self.width,)
+            shapes |= {f"{name}.{part}": shape for part, shape in spec.parameter_shapes(self.width).items()}
         return shapes
 
     def num_tokens(self, modality: str) -> int:
@@ -355,5 +257,5 @@ class Manifest(_Frozen):
             return cls.model_validate_json(document)
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
+            key = ".".join(str(part) for part in without_kind(first["loc"]))
             raise MalformedMessage(f"run manifest: {key or 'document'}: {first['msg']}") from error
