@@ -42,7 +42,8 @@ _CLEAR = 2.0
 
 
 def draw(trainings: Trainings, path: Path) -> None:
-    """Draw all schemes that there are results of, and write a PNG."""
+    """Draw all schemes that there are results of, by the seeds that all have, and write a PNG."""
+    trainings = trainings.of_common_seeds()
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=DOTS_AN_INCH, layout="constrained")
         axes = figure.add_subplot()
@@ -64,8 +65,8 @@ def draw(trainings: Trainings, path: Path) -> None:
                 elinewidth=1,
                 capsize=2,
             )
-        num_train = next(iter(trainings.rows[trainings.names[0]].values()))["num_train"]
-        _draw_axes(axes, RAW_BYTES * num_train)
+        by_seed = trainings.rows[trainings.names[0]]
+        _draw_axes(axes, RAW_BYTES * next(iter(by_seed.values()))["num_train"], len(by_seed))
         axes.legend(handles=_legend(trainings), loc="lower right", frameon=True, framealpha=0.9, edgecolor="#cccccc")
         _label(figure, axes, [(label(trainings, name), places[name], errors[name]) for name in places])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +84,11 @@ def _draw_front(axes: Axes, front: list[Place]) -> None:
     axes.step(*zip(*front, strict=True), where="post", color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=0)
 
 
-def _draw_axes(axes: Axes, raw_bytes: int) -> None:
+def _draw_axes(axes: Axes, raw_bytes: int, num_seeds: int) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.1)
     axes.set_xlabel("all bytes of a training of 15 epochs with its evaluation, all agents, both ways (log scale)")
-    axes.set_ylabel("test accuracy, % (bars: standard error over seeds)")
+    axes.set_ylabel(f"test accuracy, % (mean of {num_seeds} seeds, bars: standard error)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda num_bytes, _: bytes_text(num_bytes).replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, color="#e8e8e8", linewidth=0.7)

@@ -31,6 +31,16 @@ class Trainings:
         """Schemes that there are results of, in the order of `SCHEMES`."""
         return [name for name in SCHEMES if name in self.rows]
 
+    def of_common_seeds(self) -> Trainings:
+        """Return the results of the seeds that all schemes have: means of different seeds do not compare.
+
+        Where they have none in common, all results.
+        """
+        seeds = set.intersection(*(set(by_seed) for by_seed in self.rows.values())) if self.rows else set()
+        if not seeds:
+            return self
+        return Trainings({name: {seed: by_seed[seed] for seed in sorted(seeds)} for name, by_seed in self.rows.items()})
+
     def title(self, name: str) -> str:
         """Return a scheme's title, for people."""
         return SCHEMES[name].title

@@ -68,6 +68,14 @@ def test_fewer_tokens_are_compared_with_all_of_them() -> None:
     assert cells(text, 1)[2:] == ["89.00", "-1.00 ± 0.00", "15.0", "50 %"]
 
 
+def test_schemes_are_drawn_by_the_seeds_that_all_have() -> None:
+    trainings = read_trainings(rows_of("paper", 300, 0.9, 0.8, 0.1) + rows_of("once-int8", 30, 0.9, 0.7))
+    common = trainings.of_common_seeds()
+    assert common.accuracy("paper").value == pytest.approx(0.85)
+    assert common.accuracy("once-int8").value == pytest.approx(0.8)
+    assert read_trainings([]).of_common_seeds().names == []
+
+
 def test_results_of_an_unknown_scheme_are_refused() -> None:
     with pytest.raises(ValueError, match="no scheme 'carrier-pigeon'"):
         read_trainings(rows_of("carrier-pigeon", 1, 1.0))
