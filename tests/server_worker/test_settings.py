@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, TaskSpec
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 
 SMALLEST = """
@@ -29,7 +30,7 @@ def load(folder: Path, text: str = SMALLEST, overrides: Mapping[str, object] | N
 
 def test_the_smallest_file_names_modalities_and_classes(tmp_path: Path) -> None:
     settings = load(tmp_path)
-    assert settings.task.classes == ("cat", "dog")
+    assert settings.task == ClassificationSpec(classes=("cat", "dog"))
     assert settings.modalities["image"].num_tokens == 16
     assert settings.run.epochs == 1
     assert settings.optimizer.clip_norm == 1.0
@@ -103,7 +104,7 @@ def test_weights_are_found_from_the_settings_file(tmp_path: Path) -> None:
         ("[model]\noptions = {num_classes = 3}", "[model]: options.num_classes", "name the classes in [task] instead"),
         ("[model]\npretrained = true\nweights = 'a'", "pretrained and weights are both set", "keep one of them"),
         ("[run]\nmicrobatch_samples = 512", "worker.max_batch_samples = 256", "lower the first or raise the second"),
-        ("[modalities.sound]\nhop_samples = 1", "[modalities.sound] has no known kind", '"image" or "audio"'),
+        ("[modalities.sound]\nhop_samples = 1", "[modalities.sound] has no known kind", 'set its kind to "audio"'),
         ('[modalities."a.b"]\nkind = "image"', "[modalities.a.b]", "match pattern"),
     ],
     ids=lambda value: value.replace("\n", " ") if "=" in value else "",
@@ -122,6 +123,75 @@ def test_a_patch_that_does_not_divide_is_explained(tmp_path: Path) -> None:
         load(tmp_path, overrides={"modalities.image.patch": 3})
     assert "[modalities.image]: patch 3 does not divide 8 x 8" in caught.value.problem
     assert caught.value.fix == "choose a divisor"
+
+
+def load_task(folder: Path, task: str) -> TaskSpec:
+    return load(folder, SMALLEST.partition("[task]")[0] + f"[task]\n{task}").task
+
+
+def test_every_kind_of_task_is_read(tmp_path: Path) -> None:
+    labels = load_task(tmp_path, 'kind = "multi-label"\nclasses = ["cat", "dog"]\npositive_weights = [1.5, 20]')
+    assert labels == MultiLabelSpec(classes=("cat", "dog"), positive_weights=(1.5, 20.0))
+    numbers = load_task(
+        tmp_path,
+        'kind = "regression"\nhuber_delta = 1.5\n'
+        'targets = [{ name = "age", mean = 48, std = 13, unit = "years" }, { name = "dose", mean = 0.1, std = 0.02 }]',
+    )
+    assert isinstance(numbers, RegressionSpec)
+    assert (numbers.output_names, numbers.huber_delta, numbers.targets[0].unit) == (("age", "dose"), 1.5, "years")
+
+
+@pytest.mark.parametrize(
+    ("task", "problem", "fix"),
+    [
+        ('kind = "sorting"', "[task] has no known kind", 'set its kind to "classification", "multi-label" or "regress'),
+        ('classes = ["cat"]', "[task] classes = ['cat'] is refused", "at least 2 items"),
+        ('kind = "multi-label"', "[task] classes is missing", "add [task] classes"),
+        ('kind = "multi-label"\nclases = ["a"]', "unknown key [task] clases", "did you mean classes?"),
+        ('kind = "multi-label"\nclasses = ["a", "a"]', "[task]: classes has 'a' twice", "a name of its own"),
+        (
+            'kind = "multi-label"\nclasses = ["a", "b"]\npositive_weights = [1]',
+            "[task]: positive_weights has 1 for 2 classes",
+            "give one a class",
+        ),
+        (
+            'kind = "multi-label"\nclasses = ["a"]\npositive_weights = [0]',
+            "[task] positive_weights.0 = 0 is refused",
+            "greater than 0",
+        ),
+        ('kind = "regression"\ntargets = []', "[task] targets = [] is refused", "at least 1 item"),
+        (
+            'kind = "regression"\ntargets = [{ name = "age", mean = 1 }]',
+            "[task] targets.0.std is missing",
+            "add [task]",
+        ),
+        (
+            'kind = "regression"\ntargets = [{ name = "age", mean = 1, std = 0 }]',
+            "[task] targets.0.std = 0 is refused",
+            "greater than 0",
+        ),
+        (
+            'kind = "regression"\ntargets = [{ name = "age", mean = 1, std = 2, units = "years" }]',
+            "unknown key [task] targets.0.units",
+            "did you mean unit?",
+        ),
+        (
+            'kind = "regression"\ntargets = [{ name = "a", mean = 0, std = 1 }, { name = "a", mean = 0, std = 1 }]',
+            "[task]: targets has 'a' twice",
+            "a name of its own",
+        ),
+        (
+            'kind = "regression"\nhuber_delta = 0\ntargets = [{ name = "a", mean = 0, std = 1 }]',
+            "[task] huber_delta = 0 is refused",
+            "greater than 0",
+        ),
+    ],
+)
+def test_a_wrong_task_is_explained(tmp_path: Path, task: str, problem: str, fix: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_task(tmp_path, task)
+    assert problem in str(caught.value)
+    assert fix in str(caught.value)
 
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:

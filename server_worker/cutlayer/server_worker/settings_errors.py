@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.tasks import without_kind
 
 __all__ = ["settings_error"]
 
@@ -35,8 +36,8 @@ def settings_error(source: str, error: pydantic.ValidationError, model: type[Bas
 
 def _explain(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     """Return the problem and the fix."""
-    # pydantic puts the kind that it chose for a modality into the location; the file has no such key.
-    location = tuple(str(part) for part in detail["loc"])
+    # pydantic puts the kind that it chose for a modality or a task into the location; the file has no such key.
+    location = tuple(str(part) for part in without_kind(detail["loc"]))
     if location[:1] == ("modalities",) and len(location) > 2:
         location = location[:2] + location[3:]
     kind, message = detail["type"], detail["msg"]
@@ -46,13 +47,20 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "missing":
         return f"{key} is missing", f"add {key}"
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
-        return f"{key} has no known kind", 'set its kind to "image" or "audio"'
+        return f"{key} has no known kind", f"set its kind to {_kinds(location[0], model)}"
     if kind == "value_error":
         # Our own validators say "problem: fix".
         problem, _, fix = message.removeprefix("Value error, ").partition(": ")
         return f"{key}: {problem}" if location else problem, fix
     fix = message.removeprefix("Input should ")
     return f"{key} = {detail['input']!r} is refused", f"it should {fix}" if fix != message else message
+
+
+def _kinds(section: str, model: type[BaseModel]) -> str:
+    """Return the kinds that a section may be of, as TOML has them."""
+    choices = _models_in(model.model_fields[section].annotation)
+    *others, last = [f'"{each.model_fields["kind"].default}"' for each in choices if "kind" in each.model_fields]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _spell(location: Location, *, is_section: bool = False) -> str:
@@ -90,8 +98,10 @@ def _nearest(location: Location, model: type[BaseModel]) -> str:
 
 
 def _parent(location: Sequence[str]) -> Sequence[str]:
-    """The section that a key lies in; modalities share one, whatever their names."""
-    return ("modalities", "*") if location[0] == "modalities" and len(location) == 3 else tuple(location[:-1])
+    """The section that a key lies in; modalities share one, whatever their names, and so do entries of a list."""
+    if location[0] == "modalities" and len(location) == 3:
+        return ("modalities", "*")
+    return tuple(part for part in location[:-1] if not part.isdigit())
 
 
 def _known_keys(model: type[BaseModel], prefix: Location = ()) -> Iterator[Location]:
