@@ -17,8 +17,6 @@ from torch.nn import functional
 
 __all__ = ["LoraLinear", "merged_weights"]
 
-_A, _B = "lora_a", "lora_b"
-
 
 class LoraLinear(nn.Linear):
     """A linear map with a low-rank addition; its own weight and bias are the given map's, under the same names.
@@ -60,7 +58,7 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
-            weights[f"{name}.weight"] = module.merged_weight().detach().clone()
-            for part in (_A, _B):
-                del weights[f"{name}.{part}"]
+            prefix = f"{name}." if name else ""
+            weights[f"{prefix}weight"] = module.merged_weight().detach().clone()
+            del weights[f"{prefix}lora_a"], weights[f"{prefix}lora_b"]
     return weights
