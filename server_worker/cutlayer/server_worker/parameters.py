@@ -10,7 +10,7 @@ Not thread-safe: one thread owns them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ class EngineState:
 
     Attributes:
         version: Parameter version.
-        weights: The encoder's parameters and buffers, by name.
+        weights: The encoder's parameters and buffers, by name, frozen ones included.
         optimizer: The optimizer's state, as `<parameter>/<quantity>`.
     """
 
@@ -79,6 +79,7 @@ class VersionedParameters:
         self._optimizer = make_optimizer(encoder, settings)
         self._masters = {name: value for name, value in encoder.named_parameters() if value.requires_grad}
         self._sums: list[Tensor | None] = [None] * len(self._masters)
+        self._frozen_lanes: bytes | None = None
         self.version = 0
         self.newest = self._clone_masters()
 
@@ -191,6 +192,7 @@ class VersionedParameters:
                 raise ValueError(f"weights are of another model: {name!r} is {theirs}, not {ours}")
         load_optimizer_state(self._encoder, self._optimizer, state.optimizer)
         self._encoder.load_state_dict(state.weights)
+        self._frozen_lanes = None
         self._sums = [None] * len(self._masters)
         self.version = state.version
         self.newest = self._clone_masters()
@@ -210,15 +212,27 @@ class VersionedParameters:
         lanes are hashed: bit-identical weights have the same fingerprint, and a difference that is not made on purpose
         has another one.
         """
-        digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self._encoder.state_dict().items()):
-            bits = value.detach().contiguous().flatten().view(_INTEGERS[value.element_size()])
-            whole = len(bits) - len(bits) % _LANES
-            lanes = bits[:whole].view(-1, _LANES).sum(0, dtype=torch.int64)
-            rest = bits[whole:].to(torch.int64)
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(torch.cat([lanes, rest]).cpu().numpy().tobytes())
+        state = self._encoder.state_dict()
+        if self._frozen_lanes is None:
+            # What does not train changes with a snapshot and never else.
+            frozen = {name: value for name, value in state.items() if name not in self._masters}
+            self._frozen_lanes = _lanes_of(frozen)
+        digest = hashlib.blake2b(self._frozen_lanes, digest_size=16)
+        digest.update(_lanes_of({name: state[name] for name in self._masters}))
         return digest.hexdigest()
 
     def _clone_masters(self) -> dict[str, Tensor]:
         return {name: master.detach().clone().requires_grad_() for name, master in self._masters.items()}
+
+
+def _lanes_of(weights: Mapping[str, Tensor]) -> bytes:
+    """Return a digest of the bits of tensors, summed up in lanes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(weights.items()):
+        bits = value.detach().contiguous().flatten().view(_INTEGERS[value.element_size()])
+        whole = len(bits) - len(bits) % _LANES
+        lanes = bits[:whole].view(-1, _LANES).sum(0, dtype=torch.int64)
+        rest = bits[whole:].to(torch.int64)
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(torch.cat([lanes, rest]).cpu().numpy().tobytes())
+    return digest.digest()
