@@ -54,7 +54,7 @@ def test_schedule_has_the_steps_and_evaluations_that_an_agent_does() -> None:
     while (item := items.next(may_train=True)) is not None:
         done[item.mode, item.given, len(item.indices)] += 1
     planned: Counter[tuple[str, tuple[str, ...], int]] = Counter()
-    for alike in schedule(manifest, plan, is_kept=True, num_credits=2):
+    for alike in schedule(manifest, plan, mode="once", num_credits=2):
         planned[alike.mode, alike.given, alike.num_samples] += alike.count
         assert all(len(example.indices_B) == alike.num_samples for example in alike.examples)
     assert planned == done
@@ -63,7 +63,7 @@ def test_schedule_has_the_steps_and_evaluations_that_an_agent_does() -> None:
 def test_only_first_visits_go_as_tensors_where_samples_are_kept() -> None:
     manifest = plan_model(small_settings(run={"epochs": 3})).manifest
     plan = EpochPlan(0, "site/0", 3, 16, 40, 4)
-    kinds = schedule(manifest, plan, is_kept=True, num_credits=2)
+    kinds = schedule(manifest, plan, mode="once", num_credits=2)
     fresh = {stage: sum(a.count * a.num_fresh for a in kinds if a.stage is stage) for stage in Stage}
     assert fresh == {Stage.FIRST_EPOCH: 16, Stage.LATER_EPOCHS: 0, Stage.EVALUATION: 40}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,14 +11,14 @@ import pytest
 from cutlayer.broker.faults import LinkFaults
 from cutlayer.broker.mqtt_packets import Protocol
 from cutlayer.edge_agent.array_dataset import ArrayDataset
-from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.activation_store import MemoryActivationStore
 from cutlayer.server_worker.settings import RunSettings
-from cutlayer.simulation.plan import Conditions, RunPlan, Site, plan_run
+from cutlayer.simulation.plan import Conditions, RunPlan, plan_run
 from cutlayer.simulation.plan_exchange import Parties
 from cutlayer.simulation.plan_model import plan_model
-from cutlayer.simulation.plan_tensors import MeasuredTensors
+from cutlayer.simulation.plan_rehearsal import rehearse
+from cutlayer.simulation.plan_sites import site_of, try_out
 from cutlayer.simulation.plan_wire import Link
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.brokers import mosquitto_test
@@ -65,18 +65,21 @@ def planned(
     protocol: Protocol = "3.1.1",
     max_packet_bytes: int = 1_000_000,
     may_be_kept: bool = True,
+    num_windows: int = 8,
 ) -> RunPlan:
-    """Return the plan of a run of these samples: nothing of the run itself goes in but how long it took."""
+    """Return the plan of a run of these samples: nothing of the run itself goes in but how long it took.
+
+    Where tokenizers are trained, `num_windows` are trained on trial.
+    """
     model = plan_model(settings)
     sites = [
-        Site(
-            Parties(f"site/{index}", "w0", f"site/{index}", index + 1, store),
-            dataset.num_samples("train"),
-            dataset.num_samples("test"),
-            MeasuredTensors(model.manifest, ClientSide(model.manifest, model.tokenizer_file, dataset), model.forward),
-        )
+        site_of(model, Parties(f"site/{index}", "w0", f"site/{index}", index + 1, store), dataset)
         for index, dataset in enumerate(samples)
     ]
+    cadence = None
+    if settings.tokenizers.mode == "trainable":
+        cadence = rehearse(settings, model.manifest, [(site.num_train, site.num_test) for site in sites])
+        try_out(model, sites, cadence, num_windows)
     conditions = Conditions(
         Link(protocol, max_packet_bytes),
         settings.worker.credits,
@@ -84,7 +87,7 @@ def planned(
         may_be_kept=may_be_kept,
         duration_s=duration_s,
     )
-    return plan_run(model.manifest, model.tokenizer_file, sites, conditions)
+    return plan_run(model.manifest, model.tokenizer_file, sites, conditions, cadence)
 
 
 def assert_planned(plan: RunPlan, agents: Sequence[AgentRuntime]) -> None:
@@ -104,6 +107,45 @@ def test_plan_is_within_two_percent_of_a_run(mode: str, codecs: str) -> None:
     run_until_over(network, worker, agents)
     plan = planned(settings, datasets(), duration_s=network.clock(), store="memory" if mode == "once" else "")
     assert plan.is_kept == (mode == "once")
+    assert_planned(plan, agents)
+
+
+TRAINED = {"mode": "trainable", "every_steps": 3, "every_windows": 2}
+GRADIENTS = {
+    "fixed": {"activations": "int8", "activation_gradients": "int8", "output_gradients": "fp16"},
+    "int8+zstd": {"activations": "int8+zstd", "activation_gradients": "int8+zstd", "output_gradients": "int8+zstd"},
+    "lowrank": {"activations": "lowrank:error=0.05", "activation_gradients": "int8+zstd", "output_gradients": "fp16"},
+}
+
+
+def with_sections(settings: RunSettings, **sections: Mapping[str, object]) -> RunSettings:
+    document = settings.model_dump(mode="json")
+    for section, keys in sections.items():
+        document[section] = {**document[section], **keys}
+    return RunSettings.model_validate(document)
+
+
+def run_and_plan(settings: RunSettings, faults: LinkFaults, num_windows: int = 8) -> tuple[RunPlan, list[AgentRuntime]]:
+    """Train a run, and plan it."""
+    network, is_kept = VirtualNetwork(faults), settings.activations.mode != "every-step"
+    worker = Worker(network, settings, computes=True, kept_in=MemoryActivationStore() if is_kept else None)
+    agents = [network.add_agent(f"site/{index}", samples) for index, samples in enumerate(datasets())]
+    run_until_over(network, worker, agents)
+    assert worker.runtime.training_started_at is not None
+    duration_s = network.clock() - worker.runtime.training_started_at
+    store = "memory" if is_kept else ""
+    return planned(settings, datasets(), duration_s=duration_s, store=store, num_windows=num_windows), agents
+
+
+@pytest.mark.parametrize("codecs", GRADIENTS)
+@pytest.mark.parametrize("window", ["asynchronous", "synchronous"])
+def test_plan_is_within_two_percent_of_a_run_with_trained_tokenizers(window: str, codecs: str) -> None:
+    settings = with_sections(
+        settings_of("every-step", "identity"), tokenizers=TRAINED, codecs=GRADIENTS[codecs], window={"mode": window}
+    )
+    plan, agents = run_and_plan(settings, LinkFaults(delay_s=0.01))
+    assert plan.tokenizers.up > 0.01 * plan.whole.up
+    assert plan.tokenizers.down > 0.01 * plan.whole.down
     assert_planned(plan, agents)
 
 

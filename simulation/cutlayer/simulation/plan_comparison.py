@@ -16,6 +16,7 @@ from cutlayer.simulation.plan_compute import (
     ModelSizes,
     feature_flops,
     forward_flops,
+    learning_flops,
     projection_flops,
     raw_sample_bytes,
 )
@@ -49,6 +50,7 @@ class Comparison:
         raw_train_bytes: All training samples, raw.
         raw_bytes: All samples, raw.
         projection_flops: Operations of an agent's tokenizers for one sample.
+        learning_flops: Operations of their backward pass, where they are trained.
         feature_flops: Operations that make a raw sample into patches.
         forward_flops: Operations of the encoder's forward pass for one sample.
     """
@@ -59,6 +61,7 @@ class Comparison:
     raw_train_bytes: int
     raw_bytes: int
     projection_flops: int
+    learning_flops: int
     feature_flops: int
     forward_flops: int
 
@@ -69,12 +72,17 @@ class Comparison:
         Patches are made once, tokens as often as they are sent. (Of data beyond the agent's cache, patches are, too.)
         """
         passes = 1 if self.plan.is_kept else self.plan.manifest.epochs
-        return self.feature_flops + passes * self.projection_flops
+        return self.feature_flops + passes * self.pass_flops
+
+    @property
+    def pass_flops(self) -> int:
+        """Operations of an agent for one pass over a training sample, its patches apart."""
+        return self.projection_flops + self.learning_flops
 
     @property
     def flops_ratio(self) -> float:
-        """Training a sample at its site over tokenizing it there, for one pass."""
-        return 3 * (self.forward_flops + self.projection_flops) / self.projection_flops
+        """Training a sample at its site over what an agent does there, for one pass."""
+        return 3 * (self.forward_flops + self.projection_flops) / self.pass_flops
 
 
 def compare(plan: RunPlan, model: ModelSizes, choice: FederatedChoice) -> Comparison:
@@ -98,6 +106,7 @@ def compare(plan: RunPlan, model: ModelSizes, choice: FederatedChoice) -> Compar
         sample_bytes * plan.num_train,
         sample_bytes * (plan.num_train + plan.num_test),
         tokenizer_flops,
+        learning_flops(manifest),
         feature_flops(manifest.modalities),
         forward_flops(model),
     )

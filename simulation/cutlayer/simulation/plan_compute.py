@@ -10,11 +10,11 @@ Letters: N tokens of a modality, P values of a patch, D width, T length of a seq
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cutlayer.broker.manifest import AudioSpec, Manifest, ModalitySpec
+from cutlayer.broker.manifest import ActivationMode, Manifest, ModalitySpec
+from cutlayer.compression.delta import DEFAULT_MAX_BYTES
 from cutlayer.edge_agent.client_side import CACHE_BYTES
 
 __all__ = [
@@ -23,12 +23,14 @@ __all__ = [
     "agent_memory_bytes",
     "feature_flops",
     "forward_flops",
+    "learning_flops",
     "projection_flops",
     "raw_sample_bytes",
 ]
 
-FLOAT32_BYTES = 4
-PIXEL_BYTES, AUDIO_SAMPLE_BYTES = 1, 2
+FLOAT32_BYTES, FLOAT64_BYTES, FLOAT16_BYTES = 4, 8, 2
+CHANGE_ENTRY_BYTES = 300
+"""Of a sample's reconstruction, beside its numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,45 +97,45 @@ def forward_flops(model: ModelSizes) -> int:
 
 
 def projection_flops(manifest: Manifest) -> int:
-    """Return the operations of the tokenizers' linear maps for one sample: 2 x N x P x D a modality."""
-    return sum(2 * spec.num_tokens * spec.patch_values * manifest.width for spec in manifest.modalities.values())
+    """Return the operations that turn one sample's features into tokens: 2 x N x P x D for patches."""
+    return sum(spec.num_tokens * spec.token_flops(manifest.width) for spec in manifest.modalities.values())
 
 
-def feature_flops(modalities: Mapping[str, ModalitySpec]) -> int:
-    """Return the operations that turn one raw sample into patches, once in a run while the cache has room.
+def learning_flops(manifest: Manifest) -> int:
+    """Return the operations of the tokenizers' own backward pass for one sample; none where they are frozen.
 
-    Of an image: three a value (scale, mean, deviation). Of a sound, for each frame of length n: n for the window,
-    2.5 n log2(n) for the real FFT (half of the 5 n log2(n) of a complex radix-2 FFT), 3 for the power of each of
-    n/2 + 1 bins, 2 for each bin and mel band, and 3 a band (logarithm counted as one, mean, deviation).
+    2 x K x P x D for the gradients of the weights of patches, K being the tokens that went up. Nothing is behind the
+    tokenizers, so no other gradient is needed, and an agent does two thirds of a training step of theirs.
     """
-    flops = 0.0
-    for spec in modalities.values():
-        if isinstance(spec, AudioSpec):
-            length, bins = spec.fft_samples, spec.fft_samples // 2 + 1
-            frame = length + 2.5 * length * math.log2(length) + 3 * bins + 2 * bins * spec.num_mels + 3 * spec.num_mels
-            flops += spec.num_frames * frame
-        else:
-            flops += 3 * spec.height * spec.width * spec.channels
-    return round(flops)
-
-
-def patch_bytes(modalities: Mapping[str, ModalitySpec]) -> int:
-    """Return what one sample's patches take in an agent's cache, as float32."""
-    return sum(spec.num_tokens * spec.patch_values * FLOAT32_BYTES for spec in modalities.values())
-
-
-def raw_sample_bytes(modalities: Mapping[str, ModalitySpec]) -> int:
-    """Return what one raw sample takes: a byte a pixel and channel, two bytes an audio sample."""
+    if manifest.tokenizers.mode == "frozen":
+        return 0
     return sum(
-        spec.num_samples * AUDIO_SAMPLE_BYTES
-        if isinstance(spec, AudioSpec)
-        else spec.height * spec.width * spec.channels * PIXEL_BYTES
-        for spec in modalities.values()
+        manifest.num_tokens(name) * spec.token_flops(manifest.width) for name, spec in manifest.modalities.items()
     )
 
 
+def feature_flops(modalities: Mapping[str, ModalitySpec]) -> int:
+    """Return the operations that turn one raw sample into features, once in a run while the cache has room."""
+    return sum(spec.feature_flops for spec in modalities.values())
+
+
+def feature_bytes(modalities: Mapping[str, ModalitySpec]) -> int:
+    """Return what one sample's features take in an agent's cache."""
+    return sum(spec.feature_bytes for spec in modalities.values())
+
+
+def raw_sample_bytes(modalities: Mapping[str, ModalitySpec]) -> int:
+    """Return what one raw sample takes, as it is usually stored."""
+    return sum(spec.raw_bytes for spec in modalities.values())
+
+
 def agent_memory_bytes(
-    manifest: Manifest, model: ModelSizes, num_samples: int, num_credits: int, microbatch_wire_bytes: float
+    manifest: Manifest,
+    model: ModelSizes,
+    num_samples: int,
+    num_credits: int,
+    microbatch_wire_bytes: float,
+    mode: ActivationMode = "every-step",
 ) -> dict[str, int]:
     """Return what an agent holds beside its interpreter, its libraries and its data set, by what it is.
 
@@ -143,12 +145,21 @@ def agent_memory_bytes(
         num_samples: The agent's samples.
         num_credits: Microbatches that are out at once.
         microbatch_wire_bytes: Bytes of the activations of one.
+        mode: How activations go up.
     """
     tokens_bytes = sum(manifest.num_tokens(name) * manifest.width * FLOAT32_BYTES for name in manifest.modalities)
-    microbatch_bytes = manifest.microbatch_samples * (tokens_bytes + patch_bytes(manifest.modalities))
-    return {
-        "cache": min(CACHE_BYTES, num_samples * patch_bytes(manifest.modalities)),
+    microbatch_bytes = manifest.microbatch_samples * (tokens_bytes + feature_bytes(manifest.modalities))
+    found = {
+        "cache": min(CACHE_BYTES, num_samples * feature_bytes(manifest.modalities)),
         "weights": model.num_tokenizer_parameters * FLOAT32_BYTES,
         # One is being made as float32; those that are out are held encoded, once as a message and once as bytes.
         "microbatches": round(microbatch_bytes + 2 * num_credits * microbatch_wire_bytes),
     }
+    if mode == "delta":
+        sample_bytes = tokens_bytes // FLOAT32_BYTES * FLOAT16_BYTES + CHANGE_ENTRY_BYTES
+        found["what workers have of samples"] = min(DEFAULT_MAX_BYTES, num_samples * sample_bytes)
+    if manifest.tokenizers.mode == "trainable":
+        # Sums of their gradients, and a microbatch's gradients at the cut.
+        sums_bytes = model.num_tokenizer_parameters * FLOAT64_BYTES
+        found["tokenizers' gradients"] = sums_bytes + manifest.microbatch_samples * tokens_bytes
+    return found

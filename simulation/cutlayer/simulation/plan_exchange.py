@@ -16,13 +16,16 @@ from cutlayer.broker.messages import (
     Mode,
     OutputGradients,
     Outputs,
+    TokenizerWeights,
 )
 from cutlayer.broker.sample_refs import pack_mask, pack_numbers
+from cutlayer.broker.tensors import WEIGHTS_CODEC, encode_tensor
 from cutlayer.broker.topics import AgentTopics
+from cutlayer.broker.work import NamedTensors
 from cutlayer.simulation.plan_schedule import Alike, Example
 from cutlayer.simulation.plan_wire import Link, Ways, mean
 
-__all__ = ["Exchanges", "Parties", "Tensors"]
+__all__ = ["Exchanges", "Parties", "SentTensors", "Tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +49,38 @@ class Parties:
     lease: int = (1 << 32) - 1
 
 
+@dataclass(frozen=True, slots=True)
+class SentTensors:
+    """What goes up of the fresh samples of a microbatch.
+
+    Attributes:
+        tensors: (modality, tensor).
+        positions: (modality, which tokens were kept), where they are reduced.
+        bases: What the tensors are changes to; empty where they are the activations themselves.
+    """
+
+    tensors: NamedTensors = ()
+    positions: tuple[tuple[str, bytes], ...] = ()
+    bases: bytes = b""
+
+
 class Tensors(Protocol):
     """Encoded tensors, real ones or as large as they can be."""
 
-    def activations(
-        self, alike: Alike, example: Example
-    ) -> tuple[tuple[tuple[str, EncodedTensor], ...], tuple[tuple[str, bytes], ...]]:
-        """Return tensors and positions of the fresh samples of a microbatch, which has some."""
+    def activations(self, alike: Alike, example: Example) -> SentTensors:
+        """Return what goes up of the fresh samples of a microbatch, which has some."""
 
     def outputs(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return its outputs."""
 
     def output_gradients(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return their gradients."""
+
+    def cut_gradients(self, alike: Alike) -> NamedTensors:
+        """Return the gradients at the cut of a microbatch; none where tokenizers are frozen."""
+
+    def tokenizer_gradients(self) -> NamedTensors:
+        """Return the gradients of the tokenizers' parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +111,41 @@ class Exchanges:
         """Return what the other messages of its exchange take: outputs and, in training, gradients and the commit."""
         return mean([self._answers(alike, example) for example in alike.examples])
 
+    def tokenizer_gradients(self) -> Ways:
+        """Return what the gradients of the tokenizers add to the output gradients that they go with."""
+        topic = AgentTopics(self.parties.agent).up_gradients(self.parties.worker)
+        shape = (self.manifest.microbatch_samples, self.manifest.task.num_outputs)
+        outputs = encode_tensor(self.manifest.codecs.output_gradients, np.zeros(shape, np.float32))
+        without, with_them = (
+            self.link.up(Publish(topic, OutputGradients(self.parties.lease, 0, 0, outputs, tensors)))
+            for tensors in ((), self.tensors.tokenizer_gradients())
+        )
+        return with_them + without * -1
+
+    def tokenizer_weights(self, version: int) -> Ways:
+        """Return what new weights of the tokenizers take."""
+        tensors = tuple(
+            (name, encode_tensor(WEIGHTS_CODEC, np.zeros(shape, np.float32)))
+            for name, shape in sorted(self.manifest.parameter_shapes().items())
+        )
+        message = TokenizerWeights(self.parties.lease, version, tensors)
+        return self.link.down(Publish(AgentTopics(self.parties.agent).down_gradients, message))
+
     def _activations(self, alike: Alike, example: Example) -> Ways:
         num_stored = alike.num_samples - alike.num_fresh
-        tensors, positions = self.tensors.activations(alike, example) if alike.num_fresh else ((), ())
+        sent = self.tensors.activations(alike, example) if alike.num_fresh else SentTensors()
         numbers_B = example.indices_B if alike.split == "train" else example.indices_B + self.num_train
         message = Activations(
             self.parties.lease,
             example.step,
             alike.mode,
             alike.num_samples,
-            tensors,
+            sent.tensors,
             samples=pack_numbers(numbers_B) if alike.is_numbered else b"",
             stored=pack_mask(np.arange(alike.num_samples) < num_stored),
             from_store=() if alike.num_fresh else alike.given,
-            positions=positions,
+            bases=sent.bases,
+            positions=sent.positions,
         )
         topics = AgentTopics(self.parties.agent)
         return self.link.up(Publish(topics.up_activations(self.parties.worker), message))
@@ -115,7 +158,7 @@ class Exchanges:
         if alike.mode is not Mode.TRAIN:
             return ways
         gradients = OutputGradients(lease, step, version, self.tensors.output_gradients(alike, example))
-        commit = ActivationGradients(lease, step, version, 0.0, ())
+        commit = ActivationGradients(lease, step, version, 0.0, self.tensors.cut_gradients(alike))
         return (
             ways
             + self.link.up(Publish(topics.up_gradients(self.parties.worker), gradients))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import nn
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.model_builder import BuiltModel, build
-from cutlayer.server_worker.run_parts import check_codecs, make_manifest, num_threads
+from cutlayer.server_worker.run_parts import check_codecs, make_engine, make_manifest, num_threads
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.plan_compute import BlockSizes, ModelSizes
 
@@ -26,16 +28,30 @@ class PlannedModel:
     """A run's model.
 
     Attributes:
+        settings: The run.
         manifest: The run's manifest, as its worker would write it.
-        tokenizer_file: The client-side weights.
+        built: Both halves of the model.
         sizes: What decides its cost.
-        encoder: The server side.
     """
 
+    settings: RunSettings
     manifest: Manifest
-    tokenizer_file: bytes
+    built: BuiltModel
     sizes: ModelSizes
-    encoder: SplitEncoder
+
+    @property
+    def tokenizer_file(self) -> bytes:
+        """The client-side weights."""
+        return self.built.tokenizer_file
+
+    @property
+    def encoder(self) -> SplitEncoder:
+        """The server side."""
+        return self.built.encoder
+
+    def engine(self) -> Engine:
+        """Return the run's arithmetic, over a copy of the server side."""
+        return make_engine(self.settings, replace(self.built, encoder=copy.deepcopy(self.encoder)))
 
     def forward(
         self, tokens: Mapping[str, NDArray[np.float32]], positions: Mapping[str, NDArray[np.intp]]
@@ -77,8 +93,8 @@ def plan_model(settings: RunSettings) -> PlannedModel:
     torch.set_num_threads(num_threads(settings))
     built = build(settings, settings.run.seed)
     manifest = make_manifest(settings, built)
-    encoder = built.encoder.eval()
-    return PlannedModel(manifest, built.tokenizer_file, _sizes(manifest, built), encoder)
+    built.encoder.eval()
+    return PlannedModel(settings, manifest, built, _sizes(manifest, built))
 
 
 def _sizes(manifest: Manifest, built: BuiltModel) -> ModelSizes:

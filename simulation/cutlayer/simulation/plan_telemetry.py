@@ -19,7 +19,7 @@ import numpy as np
 from cutlayer.broker.actions import Publish
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.ledger import StepRanges
-from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.manifest import ActivationMode, Manifest
 from cutlayer.broker.messages import (
     ActivationGradients,
     Activations,
@@ -37,16 +37,19 @@ from cutlayer.broker.messages import (
     RunManifest,
     RunPhase,
     Telemetry,
+    TokenizerWeights,
     TrainingDone,
     Welcome,
     WorkerState,
 )
+from cutlayer.broker.tensors import WEIGHTS_CODEC
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Transport, WireCount
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.losses import LossResult
+from cutlayer.edge_agent.reported_sums import Sums
 from cutlayer.edge_agent.reporter import Reporter
-from cutlayer.edge_agent.work_items import EvaluationRun, Sums, WorkItems
+from cutlayer.edge_agent.work_items import EvaluationRun, WorkItems
 from cutlayer.simulation.plan_exchange import Parties
 from cutlayer.simulation.plan_wire import NOTHING, Link, Ways, mean
 
@@ -102,11 +105,20 @@ class _Counters:
     wire: WireCount = field(default_factory=WireCount)
 
 
-def reports(manifest: Manifest, plan: EpochPlan, others: Ways, pace: Pace, parties: Parties, link: Link) -> Reports:
+def reports(
+    manifest: Manifest,
+    mode: ActivationMode,
+    plan: EpochPlan,
+    others: Ways,
+    pace: Pace,
+    parties: Parties,
+    link: Link,
+) -> Reports:
     """Let a reporter report through a run.
 
     Args:
         manifest: The run.
+        mode: How activations go up.
         plan: The agent's samples.
         others: What the agent's other messages take.
         pace: How the run goes in time.
@@ -114,7 +126,7 @@ def reports(manifest: Manifest, plan: EpochPlan, others: Ways, pace: Pace, parti
         link: The agent's connection.
     """
     with _silent():
-        return _reported(manifest, plan, others, pace, parties, link)
+        return _reported(manifest.model_copy(update={"activations": mode}), plan, others, pace, parties, link)
 
 
 @contextmanager
@@ -210,8 +222,9 @@ class _Life:
 def _kinds(manifest: Manifest) -> list[tuple[Direction, Message]]:
     """Return a message of each kind and codec that an agent's reports have a row for."""
     codecs, train, phase = manifest.codecs, Mode.TRAIN, RunPhase.TRAINING
-    names = (codecs.activations, codecs.outputs, codecs.output_gradients)
-    activations, outputs, gradients = (EncodedTensor(name, (1, 1), b"") for name in names)
+    names = (codecs.activations, codecs.outputs, codecs.output_gradients, codecs.activation_gradients, WEIGHTS_CODEC)
+    activations, outputs, gradients, cut_gradients, weights = (EncodedTensor(name, (1, 1), b"") for name in names)
+    is_trained = manifest.tokenizers.mode == "trainable"
     negotiated = NegotiatedCodecs(*dict(codecs).values())
     up: list[Message] = [
         Activations(0, 0, train, 1, (("", activations),)),
@@ -223,7 +236,7 @@ def _kinds(manifest: Manifest) -> list[tuple[Direction, Message]]:
     if manifest.activations == "once":
         up.append(Activations(0, 0, train, 1, (), from_store=("",)))
     down: list[Message] = [
-        ActivationGradients(0, 0, 0, 0.0, ()),
+        ActivationGradients(0, 0, 0, 0.0, (("", cut_gradients),) if is_trained else ()),
         AgentState(True, 0),
         ModelChunk(0, 1, b""),
         Outputs(0, 0, train, 0, 0.0, outputs),
@@ -232,6 +245,8 @@ def _kinds(manifest: Manifest) -> list[tuple[Direction, Message]]:
         Welcome("", 0, 0, 1, negotiated, (), phase, 0.0),
         WorkerState(True, "", 0, b"", phase, 0, 0, ""),
     ]
+    if is_trained:
+        down.append(TokenizerWeights(0, 0, (("", weights),)))
     return [*((Direction.UP, message) for message in up), *((Direction.DOWN, message) for message in down)]
 
 

@@ -14,16 +14,26 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import EncodedTensor
-from cutlayer.broker.sample_refs import mask_bytes, pack_positions
+from cutlayer.broker.sample_refs import bases_bytes, mask_bytes, pack_positions
 from cutlayer.broker.tensors import encode_tensor
+from cutlayer.broker.work import NamedTensors
 from cutlayer.compression import codec_from_name
 from cutlayer.edge_agent.client_side import ClientSide
+from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.server_worker.modality_dropout import draw_keep
+from cutlayer.simulation.plan_changes import Changes, follow
+from cutlayer.simulation.plan_exchange import SentTensors
 from cutlayer.simulation.plan_schedule import Alike, Example
+from cutlayer.simulation.plan_trial import Trial
 
-__all__ = ["AgentSeconds", "BoundTensors", "Forward", "MeasuredTensors"]
+__all__ = ["AgentSeconds", "BoundTensors", "Forward", "MeasuredTensors", "has_fixed_size"]
 
 Forward = Callable[[Mapping[str, NDArray[np.float32]], Mapping[str, NDArray[np.intp]]], NDArray[np.float32]]
 """The server side of the model: tokens (B, K, D) and positions (B, K) by modality to outputs (B, C)."""
+
+MAX_DRAWS = 512
+"""Steps whose dropped modalities are drawn, as the worker draws them."""
+MAX_TIMES = 8
 
 
 @dataclass(slots=True)
@@ -33,12 +43,14 @@ class AgentSeconds:
     Attributes:
         tokenize: Of whole microbatches: raw samples to tokens.
         encode: Of the same: tokens to bytes.
+        learn: Of the same: gradients at the cut to those of the tokenizers; empty where these are frozen.
         num_samples: Samples of each.
     """
 
     num_samples: int
     tokenize: list[float] = field(default_factory=list)
     encode: list[float] = field(default_factory=list)
+    learn: list[float] = field(default_factory=list)
 
 
 class MeasuredTensors:
@@ -51,33 +63,57 @@ class MeasuredTensors:
         manifest: The run.
         client: The client side of its model, over the agent's data.
         forward: The server side.
+        plan: The agent's samples.
+        dropout: Probability that a modality of a training sample is dropped.
+
+    Attributes:
+        client: The client side.
+        plan: The agent's samples.
+        seconds: How long the agent's work took.
+        trial: What a trial of the run has shown; needed where tokenizers are trained and sizes depend on values.
     """
 
-    def __init__(self, manifest: Manifest, client: ClientSide, forward: Forward) -> None:
-        self._manifest = manifest
-        self._client = client
-        self._forward = forward
-        self._outputs: dict[int, NDArray[np.float32]] = {}
+    def __init__(
+        self, manifest: Manifest, client: ClientSide, forward: Forward, plan: EpochPlan, *, dropout: float = 0.0
+    ) -> None:
+        self.client = client
+        self.plan = plan
         self.seconds = AgentSeconds(manifest.microbatch_samples)
+        self.trial: Trial | None = None
+        self._manifest = manifest
+        self._forward = forward
+        self._dropout = dropout
+        self._is_trained = manifest.tokenizers.mode == "trainable"
+        self._outputs: dict[int, NDArray[np.float32]] = {}
+        self._changes: Changes | None = None
+        self._given: dict[str, float] | None = None
 
-    def activations(
-        self, alike: Alike, example: Example
-    ) -> tuple[tuple[tuple[str, EncodedTensor], ...], tuple[tuple[str, bytes], ...]]:
-        """Return tensors and positions of the fresh samples."""
+    def activations(self, alike: Alike, example: Example) -> SentTensors:
+        """Return what goes up of the fresh samples."""
         fresh_F = example.indices_B[alike.num_samples - alike.num_fresh :]
+        if self.trial is not None:
+            self.client.take_weights(self.trial.weights_at(sum(alike.epochs) / 2))
         started_s = time.process_time()
-        tokenized = self._client.tokenize(alike.split, fresh_F, alike.given)
+        tokenized = self.client.tokenize(alike.split, fresh_F, alike.given)
         tokenized_s = time.process_time()
-        codec = self._manifest.codecs.activations
-        tensors = tuple((name, encode_tensor(codec, tokens_FKD)) for name, tokens_FKD in tokenized.tokens)
-        if alike.num_fresh == self._manifest.microbatch_samples and len(alike.given) == len(self._manifest.modalities):
-            self.seconds.tokenize.append(tokenized_s - started_s)
-            self.seconds.encode.append(time.process_time() - tokenized_s)
         positions = tuple(
             (name, pack_positions(places_FK, self._manifest.modalities[name].num_tokens))
             for name, places_FK in tokenized.positions
         )
-        return tensors, positions
+        is_whole = alike.num_fresh == self._manifest.microbatch_samples
+        is_whole &= len(alike.given) == len(self._manifest.modalities)
+        if is_whole:
+            self.seconds.tokenize.append(tokenized_s - started_s)
+            self._learn(fresh_F, alike, dict(tokenized.positions), dict(tokenized.tokens))
+        if alike.visit is not None:
+            tensors, bases = self._followed().of(alike.split, alike.visit, alike.num_samples)
+            return SentTensors(tensors, positions, bases)
+        codec = self._manifest.codecs.activations
+        encoding_s = time.process_time()
+        tensors = tuple((name, encode_tensor(codec, tokens_FKD)) for name, tokens_FKD in tokenized.tokens)
+        if is_whole:
+            self.seconds.encode.append(time.process_time() - encoding_s)
+        return SentTensors(tensors, positions)
 
     def outputs(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return the untrained model's outputs."""
@@ -85,16 +121,78 @@ class MeasuredTensors:
 
     def output_gradients(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return the gradient of the loss at these."""
-        labels_B = self._client.labels(alike.split, example.indices_B)
+        targets = self.client.targets(alike.split, example.indices_B)
         outputs = encode_tensor(self._manifest.codecs.outputs, self._outputs_of(alike, example))
-        result = self._client.loss(outputs, labels_B, self._manifest.codecs.outputs)
+        result = self.client.loss(outputs, targets, self._manifest.codecs.outputs)
         return encode_tensor(self._manifest.codecs.output_gradients, result.gradient_BC)
+
+    def cut_gradients(self, alike: Alike) -> NamedTensors:
+        """Return gradients at the cut of the size that a trial has shown, or that their codec always makes."""
+        if not self._is_trained:
+            return ()
+        manifest, codec = self._manifest, self._manifest.codecs.activation_gradients
+        found = []
+        for name in alike.given:
+            shape = alike.num_samples, manifest.num_tokens(name), manifest.width
+            if has_fixed_size(codec):
+                found.append((name, encode_tensor(codec, np.zeros(shape, np.float32))))
+                continue
+            assert self.trial is not None, "sizes that depend on values are measured"
+            given_bytes = self.trial.cut_bytes_between(name, alike.num_samples, alike.epochs)
+            num_bytes = given_bytes * alike.num_samples * self._share_given(name)
+            found.append((name, EncodedTensor(codec, shape, bytes(round(num_bytes)))))
+        return tuple(found)
+
+    def tokenizer_gradients(self) -> NamedTensors:
+        """Return gradients of the tokenizers, of a trial's sizes or of those that their codec always makes."""
+        codec, found = self._manifest.codecs.output_gradients, []
+        for name, shape in sorted(self._manifest.parameter_shapes().items()):
+            shown = self.trial.tokenizer_bytes.get(name) if self.trial is not None else None
+            if shown and not has_fixed_size(codec):
+                found.append((name, EncodedTensor(codec, shape, bytes(round(np.mean(shown))))))
+            else:
+                found.append((name, encode_tensor(codec, np.zeros(shape, np.float32))))
+        return tuple(found)
+
+    def _followed(self) -> Changes:
+        if self._changes is None:
+            weights_at = None if self.trial is None else self.trial.weights_at
+            self._changes = follow(self._manifest, self.client, self.plan, weights_at)
+            self.seconds.encode += self._changes.encode_s
+        return self._changes
+
+    def _learn(
+        self,
+        indices_B: NDArray[np.int64],
+        alike: Alike,
+        positions: Mapping[str, NDArray[np.intp]],
+        gradients: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        """Time the tokenizers' backward pass; its time does not depend on what is in the gradients."""
+        if self._is_trained and len(self.seconds.learn) < MAX_TIMES:
+            started_s = time.process_time()
+            self.client.tokenizer_gradients(alike.split, indices_B, positions, gradients)
+            self.seconds.learn.append(time.process_time() - started_s)
+
+    def _share_given(self, name: str) -> float:
+        """Return which share of the agent's training samples the encoder sees with a modality."""
+        names = sorted(self._manifest.modalities)
+        if not self._dropout or len(names) == 1:
+            return 1.0
+        if self._given is None:
+            shape, plan = (self._manifest.microbatch_samples, len(names)), self.plan
+            keys = [(plan.agent, "train", step) for step in range(min(plan.total_steps, MAX_DRAWS))]
+            kept_M = np.mean(
+                [draw_keep(self._manifest.seed, key, shape, self._dropout).mean(axis=0) for key in keys], axis=0
+            )
+            self._given = dict(zip(names, kept_M.tolist(), strict=True))
+        return self._given[name]
 
     def _outputs_of(self, alike: Alike, example: Example) -> NDArray[np.float32]:
         """Compute outputs once for each size of microbatch: their size, not their values, is what is asked for."""
         outputs_BC = self._outputs.get(alike.num_samples)
         if outputs_BC is None:
-            tokenized = self._client.tokenize(alike.split, example.indices_B, tuple(sorted(self._manifest.modalities)))
+            tokenized = self.client.tokenize(alike.split, example.indices_B, tuple(sorted(self._manifest.modalities)))
             outputs_BC = self._forward(dict(tokenized.tokens), dict(tokenized.positions))
             self._outputs[alike.num_samples] = outputs_BC
         return outputs_BC
@@ -110,32 +208,54 @@ class BoundTensors:
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
 
-    def activations(
-        self, alike: Alike, example: Example
-    ) -> tuple[tuple[tuple[str, EncodedTensor], ...], tuple[tuple[str, bytes], ...]]:
-        """Return tensors and positions of the fresh samples."""
+    def activations(self, alike: Alike, example: Example) -> SentTensors:
+        """Return what goes up of the fresh samples."""
         del example
         manifest, num_fresh = self._manifest, alike.num_fresh
-        tensors = tuple(
-            (name, _largest(manifest.codecs.activations, (num_fresh, manifest.num_tokens(name), manifest.width)))
-            for name in alike.given
-        )
+        tensors = self._at_the_cut(manifest.codecs.activations, num_fresh, alike.given)
         positions = tuple(
             (name, bytes(num_fresh * mask_bytes(manifest.modalities[name].num_tokens)))
             for name in alike.given
             if name in manifest.reduction
         )
-        return tensors, positions
+        bases = b"" if alike.visit is None else bytes(bases_bytes(num_fresh))
+        return SentTensors(tensors, positions, bases)
 
     def outputs(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return outputs."""
         del example
-        return _largest(self._manifest.codecs.outputs, (alike.num_samples, len(self._manifest.task.classes)))
+        return _largest(self._manifest.codecs.outputs, (alike.num_samples, self._manifest.task.num_outputs))
 
     def output_gradients(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return their gradients."""
         del example
-        return _largest(self._manifest.codecs.output_gradients, (alike.num_samples, len(self._manifest.task.classes)))
+        return _largest(self._manifest.codecs.output_gradients, (alike.num_samples, self._manifest.task.num_outputs))
+
+    def cut_gradients(self, alike: Alike) -> NamedTensors:
+        """Return gradients at the cut."""
+        if self._manifest.tokenizers.mode == "frozen":
+            return ()
+        return self._at_the_cut(self._manifest.codecs.activation_gradients, alike.num_samples, alike.given)
+
+    def tokenizer_gradients(self) -> NamedTensors:
+        """Return gradients of the tokenizers."""
+        codec = self._manifest.codecs.output_gradients
+        return tuple(
+            (name, _largest(codec, shape)) for name, shape in sorted(self._manifest.parameter_shapes().items())
+        )
+
+    def _at_the_cut(self, codec: str, num_samples: int, given: tuple[str, ...]) -> NamedTensors:
+        manifest = self._manifest
+        return tuple(
+            (name, _largest(codec, (num_samples, manifest.num_tokens(name), manifest.width))) for name in given
+        )
+
+
+def has_fixed_size(codec: str) -> bool:
+    """Return whether a codec makes as many bytes of any tensor of a shape: tried with three that differ widely."""
+    noise = np.random.default_rng(0).normal(size=(4, 8, 64)).astype(np.float32)
+    spikes = np.where(np.abs(noise) > 2, noise, np.float32(0))
+    return len({len(encode_tensor(codec, array).data) for array in (noise, spikes, np.zeros_like(noise))}) == 1
 
 
 def _largest(codec: str, shape: tuple[int, ...]) -> EncodedTensor:

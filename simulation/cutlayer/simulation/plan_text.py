@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,12 @@ from cutlayer.simulation.plan_wire import Ways
 __all__ = ["as_json", "print_plan"]
 
 MAX_SITES_SHOWN = 8
+_MODES: Final = {"once": "once", "every-step": "every step", "delta": "as changes"}
+_LATER: Final = {
+    "once": "references to what was sent",
+    "every-step": str(Part.ACTIVATIONS),
+    "delta": "changes of activations",
+}
 
 
 def print_plan(console: Console, report: PlanReport) -> None:
@@ -26,8 +32,8 @@ def print_plan(console: Console, report: PlanReport) -> None:
     console.print(
         f"{manifest.model}: {count_text(report.comparison.model.num_parameters)} parameters; "
         f"{len(plan.sites)} agents, {count_text(plan.num_train)} training and {count_text(plan.num_test)} test "
-        f"samples, {manifest.epochs} epochs; activations {'once' if plan.is_kept else 'every step'}, as "
-        f"{manifest.codecs.activations}.",
+        f"samples, {manifest.epochs} epochs; activations {_MODES[plan.mode]}, as {manifest.codecs.activations}; "
+        f"tokenizers {manifest.tokenizers.mode}.",
         highlight=False,
     )
     if report.is_bound:
@@ -69,10 +75,11 @@ def _parts_table(report: PlanReport) -> Table:
     if epochs > 1:
         each = 1 / (epochs - 1)
         row("each later epoch", plan.of_stage(Stage.LATER_EPOCHS) * each, num_train)
-        name = "references to what was sent" if plan.is_kept else str(Part.ACTIVATIONS)
-        row(f"  {name}", plan.of_stage(Stage.LATER_EPOCHS, Part.ACTIVATIONS) * each, num_train, "dim")
+        row(f"  {_LATER[plan.mode]}", plan.of_stage(Stage.LATER_EPOCHS, Part.ACTIVATIONS) * each, num_train, "dim")
         row(f"  {Part.ANSWERS}", plan.of_stage(Stage.LATER_EPOCHS, Part.ANSWERS) * each, num_train, "dim")
     row("all evaluations", plan.of_stage(Stage.EVALUATION), plan.num_test or None)
+    if plan.manifest.tokenizers.mode == "trainable":
+        row("tokenizers' gradients, weights", plan.tokenizers)
     row("joining and leaving", plan.presence)
     row("reports (an estimate)", plan.reports)
     row("the whole run", plan.whole, num_train, "bold")
@@ -121,8 +128,9 @@ def _times(report: PlanReport) -> list[str]:
 
 def _work(report: PlanReport) -> list[str]:
     comparison = report.comparison
+    work = "its tokenizers and their gradients" if comparison.learning_flops else "its tokenizers"
     lines = [
-        f"A pass over one sample takes an agent {_flops_text(comparison.projection_flops)}FLOP for its tokenizers "
+        f"A pass over one sample takes an agent {_flops_text(comparison.pass_flops)}FLOP for {work} "
         f"(patches and spectrograms: {_flops_text(comparison.feature_flops)}FLOP, once); training the model at its "
         f"site would take {_flops_text(3 * (comparison.forward_flops + comparison.projection_flops))}FLOP, "
         f"{comparison.flops_ratio:,.0f}x as much."
@@ -130,7 +138,12 @@ def _work(report: PlanReport) -> list[str]:
     if report.tokenize_s is not None and report.encode_s is not None:
         lines.append(
             f"Measured here: a microbatch of {comparison.plan.manifest.microbatch_samples} takes an agent's processor "
-            f"{latency_text(report.tokenize_s)} to tokenize and {latency_text(report.encode_s)} to encode."
+            f"{latency_text(report.tokenize_s)} to tokenize and {latency_text(report.encode_s)} to encode"
+            + (
+                "."
+                if report.learn_s is None
+                else f", and {latency_text(report.learn_s)} for its tokenizers' gradients."
+            )
         )
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in report.memory_bytes.items())
     at_least = comparison.federated[0].memory_bytes
@@ -164,7 +177,8 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "train_samples": plan.num_train,
         "test_samples": plan.num_test,
         "epochs": manifest.epochs,
-        "activations": manifest.activations if plan.is_kept else "every-step",
+        "activations": plan.mode,
+        "tokenizers": manifest.tokenizers.mode,
         "codecs": dict(manifest.codecs),
         "is_upper_bound": report.is_bound,
         "duration_s": plan.duration_s,
@@ -174,16 +188,19 @@ def as_json(report: PlanReport) -> dict[str, Any]:
             "first_epoch": _ways(plan.of_stage(Stage.FIRST_EPOCH)),
             "later_epochs": _ways(plan.of_stage(Stage.LATER_EPOCHS)),
             "evaluation": _ways(plan.of_stage(Stage.EVALUATION)),
+            "tokenizers": _ways(plan.tokenizers),
             "joining_and_leaving": _ways(plan.presence),
             "reports": _ways(plan.reports),
         },
         "sites": [_site(report, site) for site in plan.sites],
         "agent": {
             "projection_flops": comparison.projection_flops,
+            "learning_flops": comparison.learning_flops,
             "feature_flops": comparison.feature_flops,
             "run_flops": comparison.agent_flops,
             "tokenize_s": report.tokenize_s,
             "encode_s": report.encode_s,
+            "learn_s": report.learn_s,
             "memory_bytes": report.memory_bytes,
         },
         "federated": [
@@ -199,10 +216,32 @@ def as_json(report: PlanReport) -> dict[str, Any]:
             }
             for kind in comparison.federated
         ],
+        "rehearsal": _rehearsal(report),
+        "trial": _trial(report),
         "raw_bytes": {"all": comparison.raw_bytes, "training_samples": comparison.raw_train_bytes},
         "verdicts": verdicts(comparison),
         "notes": list(report.notes),
     }
+
+
+def _rehearsal(report: PlanReport) -> dict[str, Any] | None:
+    cadence = report.cadence
+    if cadence is None:
+        return None
+    return {
+        "windows": cadence.num_windows,
+        "weights_down": cadence.num_weights,
+        "gradients_share": list(cadence.gradients_share),
+        "is_whole": cadence.is_whole,
+    }
+
+
+def _trial(report: PlanReport) -> dict[str, Any] | None:
+    trial = report.trial
+    if trial is None:
+        return None
+    epochs = trial.num_windows / trial.epoch_windows
+    return {"windows": trial.num_windows, "epochs": epochs, "weights_moved": trial.moved}
 
 
 def _site(report: PlanReport, site: SitePlan) -> dict[str, Any]:
