@@ -6,7 +6,7 @@ Axes: R rows of the whole data set.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from cutlayer.broker.errors import SettingsError
 from cutlayer.edge_agent.data_table import Table
 from cutlayer.edge_agent.data_unreadable import Unreadable
 
-__all__ = ["ArrayColumn", "Column", "FileColumn", "FileReader", "text_column"]
+__all__ = ["ArrayColumn", "Column", "FileColumn", "FileReader"]
 
 _CHECKS_AT_ONCE = 8
 """Opening a file on a network disk is mostly waiting."""
@@ -153,9 +153,3 @@ class ArrayColumn:
     def read(self, row: int) -> NDArray[Any]:
         """Return a row's raw sample."""
         return np.asarray(self._values[row])
-
-
-def text_column(cells: Sequence[str]) -> ArrayColumn:
-    """Return a column of texts; an empty cell is none."""
-    values = np.array(list(cells) or [""], dtype=object)[: len(cells)]
-    return ArrayColumn(values, np.array([bool(cell) for cell in cells], dtype=bool))

@@ -61,12 +61,13 @@ class ImageReader:
         """
         from PIL import Image, UnidentifiedImageError
 
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             map_array(path, self.shape)
             return
+        self._mode()
         try:
-            with Image.open(path) as image:
-                self._check_channels(image.mode)
+            with Image.open(path):
+                pass
         except UnidentifiedImageError as error:
             raise Unreadable("no image that Pillow knows") from error
         except (*_BROKEN, Image.DecompressionBombError) as error:
@@ -83,20 +84,21 @@ class ImageReader:
         """
         from PIL import Image, ImageOps, UnidentifiedImageError
 
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             return np.array(map_array(path, self.shape))
+        mode = self._mode()
         try:
             with Image.open(path) as file:
-                self._check_channels(file.mode)
                 image = ImageOps.exif_transpose(file)
-                image.load()
+            if image.mode not in _DEEP_MODES:
+                image = image.convert(mode)
         except UnidentifiedImageError as error:
             raise Unreadable("no image that Pillow knows") from error
         except (*_BROKEN, Image.DecompressionBombError) as error:
             raise Unreadable.of(error) from error
         if image.mode in _DEEP_MODES:
             return self._deep(image)
-        pixels = np.asarray(self._fitted(image.convert(_MODES[self.spec.channels])), dtype=np.uint8)
+        pixels = np.asarray(self._fitted(image), dtype=np.uint8)
         return pixels.reshape(self.shape)
 
     def _deep(self, image: Any) -> NDArray[np.float32]:
@@ -123,9 +125,12 @@ class ImageReader:
         method = ImageOps.fit if self.fit == "crop" else ImageOps.pad
         return method(image, size, method=Image.Resampling.BICUBIC)
 
-    def _check_channels(self, mode: str) -> None:
-        if self.spec.channels not in _MODES:
+    def _mode(self) -> str:
+        """Return what Pillow calls the run's number of channels."""
+        mode = _MODES.get(self.spec.channels)
+        if mode is None:
             raise SettingsError(
-                f"the run's images have {self.spec.channels} channels, and image files give 1, 3 or 4 (not {mode})",
+                f"the run's images have {self.spec.channels} channels, and image files give 1, 3 or 4",
                 f"store each image as an array {self.shape} in a .npy file",
             )
+        return mode

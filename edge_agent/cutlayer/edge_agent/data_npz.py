@@ -22,7 +22,7 @@ from cutlayer.broker.manifest import ModalitySpec
 from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, TaskSpec
 from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.data_columns import ArrayColumn
-from cutlayer.edge_agent.data_readers import array_problem
+from cutlayer.edge_agent.data_readers import array_problem, column_of_arrays
 from cutlayer.edge_agent.data_table import Table
 from cutlayer.edge_agent.data_targets import LABELS_SEPARATOR, ColumnOf, read_targets
 
@@ -107,14 +107,12 @@ def array_column(file: ArrayFile, name: str, spec: ModalitySpec, num_rows: int) 
     values = _checked_length(file, name, file.array(name), num_rows)
     if problem := array_problem(spec, values):
         raise SettingsError(f"{file.path}, array {name!r} is {values.shape} {values.dtype}", problem)
-    has = np.ones(num_rows, bool)
-    if (present := f"{name}_present") in file.names:
-        has = _checked_length(file, present, file.array(present), num_rows).astype(bool)
-        if has.ndim != 1:
-            raise SettingsError(f"{file.path}, array {present!r} is {has.shape}", "give one value a row")
-    elif values.dtype.kind == "U":
-        has = values != ""
-    return ArrayColumn(values, has)
+    present: NDArray[np.bool_] | None = None
+    if (flags := f"{name}_present") in file.names:
+        present = _checked_length(file, flags, file.array(flags), num_rows).astype(bool)
+        if present.ndim != 1:
+            raise SettingsError(f"{file.path}, array {flags!r} is {present.shape}", "give one value a row")
+    return column_of_arrays(values, present, spec)
 
 
 def texts_of_array(file: ArrayFile, name: str, num_rows: int) -> list[str]:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.manifest import AudioSpec, ImageSpec, SeriesSpec
 from cutlayer.broker.tasks import RegressionSpec
 from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.data_columns import Column, FileColumn
 from cutlayer.edge_agent.data_npz import ArrayFile, array_column, targets_of_arrays, texts_of_array
 from cutlayer.edge_agent.data_options import OPTION_NAMES, UserDataOptions, user_data_options
-from cutlayer.edge_agent.data_readers import cell_names, file_reader, suffixes_of
+from cutlayer.edge_agent.data_readers import cell_names, column_of_table, file_reader, suffixes_of
 from cutlayer.edge_agent.data_request import DataRequest
 from cutlayer.edge_agent.data_samples import UserDataset
 from cutlayer.edge_agent.data_split import hashed_split, named_split
@@ -103,12 +104,11 @@ def _open_table(name: str, path: Path, request: DataRequest, options: UserDataOp
 
 
 def _columns_of_table(table: Table, request: DataRequest, options: UserDataOptions) -> dict[str, Column]:
-    column_of = _column_of(options)
     columns: dict[str, Column] = {}
     for modality, spec in request.modalities.items():
-        column = column_of(modality)
-        if column in table.columns and (reader := file_reader(spec, options)) is not None:
-            columns[modality] = FileColumn(table, column, reader)
+        column = column_of_table(table, modality, spec, options, _column_of(options))
+        if column is not None:
+            columns[modality] = column
     return columns
 
 
@@ -128,8 +128,8 @@ def _open_tree(name: str, path: Path, request: DataRequest, options: UserDataOpt
             f"or write a table with a column for each: {path / TABLE_NAMES[0]}",
         )
     spec = request.modalities[chosen]
+    assert isinstance(spec, ImageSpec | AudioSpec | SeriesSpec), "it comes in files"
     reader = file_reader(spec, options)
-    assert reader is not None, "it has suffixes"
     table = read_tree(path, request.task.classes, suffixes_of(spec), chosen)
     targets = read_targets(table, request.task, lambda column: column)
     return UserDataset(

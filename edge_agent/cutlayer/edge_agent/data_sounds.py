@@ -53,7 +53,7 @@ class SoundReader:
         """
         import soundfile
 
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             map_array(path, (None,))
             return
         try:
@@ -72,7 +72,7 @@ class SoundReader:
         Raises:
             Unreadable: When it cannot be decoded, or has values that are not finite.
         """
-        waveform_T = self._from_array(path) if path.suffix == ".npy" else self._from_sound(path)
+        waveform_T = self._from_array(path) if path.suffix.lower() == ".npy" else self._from_sound(path)
         if waveform_T.size == 0:
             raise Unreadable("no samples")
         if not np.isfinite(waveform_T).all():
