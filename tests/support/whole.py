@@ -60,8 +60,17 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
             ).to(dtype)
             for name in tokenizers
         }
+        present = {
+            name: torch.from_numpy(
+                np.concatenate(
+                    [batch.present.get(name, np.ones(len(batch.targets), bool)) for batch in batches.values()]
+                )
+            )
+            for name in tokenizers
+        }
         labels_B = torch.from_numpy(np.concatenate([batch.targets for batch in batches.values()]))
-        losses_B = torch.nn.functional.cross_entropy(model(patches), labels_B, reduction="none")
+        outputs_BC = model(patches, None, present)
+        losses_B = torch.nn.functional.cross_entropy(outputs_BC, labels_B, reduction="none")
         loss_sum += losses_B.sum().item()
         done += len(labels_B)
         for group in optimizer.param_groups:

@@ -6,14 +6,33 @@ import abc
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, PositiveFloat, model_validator
 
-from cutlayer.broker.modality_spec import FLOAT32_BYTES, Spacing, SpecOfModality, TokenOrder, per_channel
+from cutlayer.broker.modality_spec import (
+    FLOAT32_BYTES,
+    Deviation,
+    Mean,
+    SpecOfModality,
+    TokenOrder,
+    as_it_is,
+    check_count,
+    nearest_multiples,
+)
 from cutlayer.broker.spec_base import Dimension
 
 __all__ = ["AudioSpec", "ImageSpec"]
 
-Patch = Dimension | tuple[Dimension, Dimension]
+MAX_SIDE = 65_536
+
+
+def _sides(value: object) -> int | tuple[int, int]:
+    sides = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides) or len(sides) not in (1, 2):
+        raise ValueError(f"{value!r} is no size of a patch: give a whole number from 1 on, or two: [rows, columns]")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+Patch = Annotated[int | tuple[int, int], PlainValidator(_sides), PlainSerializer(as_it_is)]
 Channels = Annotated[int, Field(ge=1, le=16)]
 AUDIO_SAMPLE_BYTES = 2
 
@@ -73,16 +92,11 @@ class _GridSpec(SpecOfModality):
         (rows, columns), (down, across) = self.plane, self.patch_sides
         if rows % down or columns % across:
             patch = str(self.patch) if isinstance(self.patch, int) else f"{down} x {across}"
-            wide, high = _nearest(columns, across), _nearest(rows, down)
+            wide, high = nearest_multiples(columns, across), nearest_multiples(rows, down)
             raise ValueError(
-                f"patch {patch} does not divide {rows} x {columns} {unit}: the nearest sizes that it divides are "
-                f"{high[0]} x {wide[0]} and {high[1]} x {wide[1]}"
+                f"patch {patch} does not divide {rows} x {columns} {unit}: take another patch, or the nearest size "
+                f"that it divides, {high[0]} x {wide[0]} or {high[1]} x {wide[1]}"
             )
-
-
-def _nearest(size: int, side: int) -> tuple[int, int]:
-    """The multiples of `side` at and below `size` (one side at least), and at and above it."""
-    return max(size // side, 1) * side, math.ceil(size / side) * side
 
 
 class ImageSpec(_GridSpec):
@@ -101,14 +115,14 @@ class ImageSpec(_GridSpec):
     height: Dimension
     width: Dimension
     channels: Channels = 3
-    mean: Spacing = 0.5
-    std: PositiveFloat | tuple[PositiveFloat, ...] = 0.5
+    mean: Mean = 0.5
+    std: Deviation = 0.5
 
     @model_validator(mode="after")
     def _fits(self) -> ImageSpec:
         self._check_patch("pixels")
-        per_channel(self.mean, self.channels, "mean")
-        per_channel(self.std, self.channels, "std")
+        check_count(self.mean, self.channels, "mean", "channels")
+        check_count(self.std, self.channels, "std", "channels")
         return self
 
     @property

@@ -14,7 +14,7 @@ import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cutlayer.broker.errors import MalformedMessage
-from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec
 from cutlayer.broker.spec_base import Dimension, Name, Spec
 from cutlayer.broker.tasks import (
     ClassificationSpec,
@@ -41,8 +41,11 @@ __all__ = [
     "MultiLabelSpec",
     "Name",
     "RegressionSpec",
+    "SeriesSpec",
+    "TableSpec",
     "TargetSpec",
     "TaskSpec",
+    "TextSpec",
     "TokenReduction",
     "TokenizerMode",
     "TokenizerWeights",
@@ -208,9 +211,11 @@ class Manifest(Spec):
 
     @model_validator(mode="after")
     def _reduces_its_modalities(self) -> Manifest:
-        for name in self.reduction:
+        for name, reduction in self.reduction.items():
             if name not in self.modalities:
                 raise ValueError(f"reduction of {name!r}, which is none of {', '.join(sorted(self.modalities))}")
+            if reduction.kind == "merge" and self.modalities[name].is_ragged:
+                raise ValueError(f"tokens of {name!r} cannot be merged: samples may lack some")
         return self
 
     @model_validator(mode="after")

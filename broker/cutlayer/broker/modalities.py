@@ -7,7 +7,20 @@ from typing import Annotated
 from pydantic import Field
 
 from cutlayer.broker.grid_specs import AudioSpec, ImageSpec
+from cutlayer.broker.series_spec import SeriesSpec
+from cutlayer.broker.table_spec import CategorySpec, TableSpec
+from cutlayer.broker.text_spec import TextSpec
 
-__all__ = ["AudioSpec", "ImageSpec", "ModalitySpec"]
+__all__ = [
+    "MODALITY_KINDS",
+    "AudioSpec",
+    "CategorySpec",
+    "ImageSpec",
+    "ModalitySpec",
+    "SeriesSpec",
+    "TableSpec",
+    "TextSpec",
+]
 
-ModalitySpec = Annotated[ImageSpec | AudioSpec, Field(discriminator="kind")]
+ModalitySpec = Annotated[ImageSpec | AudioSpec | TextSpec | SeriesSpec | TableSpec, Field(discriminator="kind")]
+MODALITY_KINDS = ("image", "audio", "text", "series", "table")

@@ -9,17 +9,60 @@ Letters: N tokens of a sample, D width of a token.
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, Literal
+import math
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import PlainSerializer, PlainValidator
 
 from cutlayer.broker.spec_base import Spec
 
-__all__ = ["Spacing", "SpecOfModality", "TokenOrder", "per_channel"]
+__all__ = [
+    "FLOAT32_BYTES",
+    "Deviation",
+    "Mean",
+    "Numbers",
+    "SpecOfModality",
+    "TokenOrder",
+    "as_it_is",
+    "check_count",
+    "nearest_multiples",
+]
 
 TokenOrder = Literal["grid", "line", "set"]
-Spacing = float | tuple[float, ...]
+Numbers: TypeAlias = float | tuple[float, ...]
 """One number for all channels, or one for each."""
 
 FLOAT32_BYTES = 4
+
+
+def _numbers(value: object) -> Numbers:
+    if isinstance(value, list | tuple):
+        return tuple(_number(item) for item in value)
+    return _number(value)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number: give one, or a list of them")
+    return float(value)
+
+
+def _positive(value: object) -> Numbers:
+    numbers = _numbers(value)
+    for number in numbers if isinstance(numbers, tuple) else (numbers,):
+        if number <= 0:
+            raise ValueError(f"{number:g} is not above 0: give a positive number, or a list of them")
+    return numbers
+
+
+def as_it_is(value: object) -> object:
+    """Serialize a field that is validated by hand: as JSON has numbers and lists."""
+    return value
+
+
+# Validated by hand, since pydantic reports each branch of a union as an error of its own.
+Mean = Annotated[Numbers, PlainValidator(_numbers), PlainSerializer(as_it_is)]
+Deviation = Annotated[Numbers, PlainValidator(_positive), PlainSerializer(as_it_is)]
 
 
 class SpecOfModality(Spec, abc.ABC):
@@ -70,14 +113,16 @@ class SpecOfModality(Spec, abc.ABC):
         """Return the shape of each parameter of the tokenizer, by part: `<modality>.<part>` is its name."""
 
 
-def per_channel(values: Spacing, channels: int, key: str) -> tuple[float, ...]:
-    """Return one value a channel.
+def check_count(values: Numbers, count: int, key: str, what: str) -> None:
+    """Check that there is one value, or `count` of them.
 
     Raises:
         ValueError: When there is another number of them; the text is "problem: fix".
     """
-    if not isinstance(values, tuple):
-        return (values,) * channels
-    if len(values) != channels:
-        raise ValueError(f"{key} has {len(values)} values for {channels} channels: give one number, or one a channel")
-    return values
+    if isinstance(values, tuple) and len(values) != count:
+        raise ValueError(f"{key} has {len(values)} values for {count} {what}: give one number, or one for each")
+
+
+def nearest_multiples(size: int, side: int) -> tuple[int, int]:
+    """Return the multiples of `side` at and below `size` (one side at least), and at and above it."""
+    return max(size // side, 1) * side, math.ceil(size / side) * side

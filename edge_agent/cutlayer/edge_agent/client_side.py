@@ -1,31 +1,31 @@
 """The client side of the model: tokenizers before the cut, the loss behind the outputs. All private data stay here.
 
-Axes: B samples, N tokens, P values of a patch, D width, C classes.
+Axes: B samples, b those of them that have a modality, N tokens, K of them that go up, D width, C outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.broker.errors import ManifestUnsatisfiable
+from cutlayer.broker.errors import ManifestUnsatisfiable, SettingsError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import EncodedTensor
 from cutlayer.broker.tensors import check_tensor, decode_tensor
 from cutlayer.compression import CodecError, codec_from_name
-from cutlayer.edge_agent.batches import Dataset, Split
+from cutlayer.edge_agent.batches import Batch, Dataset, Split, Targets
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
-from cutlayer.edge_agent.token_reduction import reduce_tokens
-from cutlayer.edge_agent.tokenizer_gradients import projection_gradients
-from cutlayer.edge_agent.tokenizers import load_tokenizers
+from cutlayer.edge_agent.token_reduction import reduce_present_tokens, reduce_tokens
+from cutlayer.edge_agent.tokenizers import load_tokenizers, parts_of
 
 __all__ = ["ClientSide", "Tokenized", "check_satisfiable"]
 
 CACHE_BYTES = 32 << 20
-"""Patches kept, so that decoding and spectrograms are computed once a sample and not once an epoch."""
+"""Features kept, so that decoding and spectrograms are computed once a sample and not once an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +34,24 @@ class Tokenized:
 
     Attributes:
         tokens: (modality, float32 (B, K, D)) of each modality given.
-        labels_B: Its labels, int64; they stay here.
-        positions: (modality, intp (B, K)) of those whose tokens are reduced: where each token was.
+        targets: What is true of them; it stays here.
+        positions: (modality, intp (B, K)) of those whose tokens are reduced, or not all there: which of the N tokens
+            each is, ascending, and N behind a sample's last one, where tokens are zeros.
     """
 
     tokens: tuple[tuple[str, NDArray[np.float32]], ...]
-    labels_B: NDArray[np.int64]
+    targets: Targets
     positions: tuple[tuple[str, NDArray[np.intp]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    patches: dict[str, NDArray[np.float32]]
-    label: int
+    features: dict[str, NDArray[Any]]  # of the modalities that it has
+    target: Targets
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.patches.values())
+        return sum(array.nbytes for array in self.features.values())
 
 
 class ClientSide:
@@ -62,19 +63,23 @@ class ClientSide:
         dataset: The agent's samples.
 
     Raises:
-        ManifestUnsatisfiable: When the data lack a modality or have other classes, or a codec is unknown here.
+        ManifestUnsatisfiable: When the data have no modality of the run or other classes, or a codec is unknown here.
+
+    Attributes:
+        modalities: Those of the run that this agent's data have, sorted.
     """
 
     def __init__(self, manifest: Manifest, tokenizer_file: bytes, dataset: Dataset) -> None:
         check_satisfiable(manifest, dataset)
+        self.modalities = tuple(sorted(manifest.modalities.keys() & dataset.modalities.keys()))
         self._dataset = dataset
         self._seed = manifest.seed
         self._reduction = manifest.reduction
         self._task = task_from_spec(manifest.task)
-        self._num_classes = len(manifest.task.classes)
+        self._num_outputs = manifest.task.num_outputs
         self._tokenizers = load_tokenizers(manifest.modalities, tokenizer_file)
         self._samples: dict[tuple[Split, int], _Sample] = {}
-        self._labels: dict[tuple[Split, int], int] = {}
+        self._targets: dict[tuple[Split, int], Targets] = {}
         self._cached_bytes = 0
 
     def tokenize(self, split: Split, indices: NDArray[np.int64], given: tuple[str, ...]) -> Tokenized:
@@ -88,16 +93,19 @@ class ClientSide:
         samples = self._read(split, indices)
         tokens, positions = [], []
         for name in given:
-            patches_BNP = np.stack([sample.patches[name] for sample in samples])
-            tokens_BKD = self._tokenizers[name].project(patches_BNP)
-            if name in self._reduction:
-                # Without the agent's name: whoever holds a sample drops the same of its tokens.
-                draws = [f"{self._seed}/{name}/{split}/{index}" for index in indices]
-                tokens_BKD, positions_BK = reduce_tokens(self._reduction[name], tokens_BKD, draws)
+            tokens_BND, present_BN = self._tokens(name, samples)
+            spec = self._reduction.get(name)
+            # Without the agent's name: whoever holds a sample drops the same of its tokens.
+            draws = [f"{self._seed}/{name}/{split}/{index}" for index in indices]
+            if present_BN is not None:
+                tokens_BND, positions_BK = reduce_present_tokens(spec, tokens_BND, present_BN, draws)
                 positions.append((name, positions_BK))
-            tokens.append((name, tokens_BKD))
-        labels_B = np.array([sample.label for sample in samples], dtype=np.int64)
-        return Tokenized(tuple(tokens), labels_B, tuple(positions))
+            elif spec is not None:
+                tokens_BND, positions_BK = reduce_tokens(spec, tokens_BND, draws)
+                positions.append((name, positions_BK))
+            tokens.append((name, tokens_BND))
+        targets = self._task.batch([sample.target for sample in samples])
+        return Tokenized(tuple(tokens), targets, tuple(positions))
 
     def tokenizer_gradients(
         self,
@@ -111,59 +119,123 @@ class ClientSide:
         Args:
             split: `train` or `test`.
             indices: Sample numbers, int64 (B).
-            positions: Which tokens went up, (B, K), by modality, where they are reduced.
+            positions: Which tokens went up, (B, K), by modality, where they are reduced or not all there.
             gradients: The gradients at the cut, float32 (B, K, D), by modality.
         """
         samples = self._read(split, indices)
         found: dict[str, NDArray[np.float32]] = {}
         for name, gradient_BKD in gradients.items():
-            patches_BKP = np.stack([sample.patches[name] for sample in samples])
+            tokenizer = self._tokenizers[name]
+            has_B, features = _stacked(samples, name)
+            if features is None:
+                continue
+            gradient_BND = gradient_BKD
             if name in positions:
-                patches_BKP = np.take_along_axis(patches_BKP, positions[name][:, :, None], axis=1)
-            found[f"{name}.weight"], found[f"{name}.bias"] = projection_gradients(patches_BKP, gradient_BKD)
+                gradient_BND = _spread(gradient_BKD, positions[name], tokenizer.num_tokens)
+            of_parts = tokenizer.gradients(features, gradient_BND[has_B])
+            found |= {f"{name}.{part}": gradient for part, gradient in of_parts.items()}
         return found
 
     def take_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
         """Tokenize with other weights from now on: all parameters of all tokenizers, in their shapes."""
         for name, tokenizer in self._tokenizers.items():
-            tokenizer.take_weights(weights[f"{name}.weight"], weights[f"{name}.bias"])
+            tokenizer.take_weights(parts_of(name, weights))
 
-    def labels(self, split: Split, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return labels of samples, int64 (B); those seen before cost nothing to look up."""
-        unseen = [int(index) for index in indices if (split, int(index)) not in self._labels]
+    def targets(self, split: Split, indices: NDArray[np.int64]) -> Targets:
+        """Return what is true of samples; those seen before cost nothing to look up."""
+        unseen = [int(index) for index in indices if (split, int(index)) not in self._targets]
         if unseen:
             self._read(split, np.array(unseen, dtype=np.int64))
-        return np.array([self._labels[split, int(index)] for index in indices], dtype=np.int64)
+        return self._task.batch([self._targets[split, int(index)] for index in indices])
 
-    def loss(self, outputs: EncodedTensor, labels_B: NDArray[np.int64], codec: str) -> LossResult:
+    def has_some(self, split: Split, indices: NDArray[np.int64], given: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Return which samples have at least one of some modalities, bool (B)."""
+        samples = self._read(split, indices)
+        return np.array([any(name in sample.features for name in given) for sample in samples], np.bool_)
+
+    def loss(self, outputs: EncodedTensor, targets: Targets, codec: str) -> LossResult:
         """Compute loss and gradient of some samples from their outputs.
 
         Raises:
             WireError: When the outputs are no (B, C) tensor under the agreed codec.
         """
-        check_tensor(outputs, shape=(len(labels_B), self._num_classes), codec=codec, what="outputs")
-        return self._task.loss_and_gradient(decode_tensor(outputs, what="outputs"), labels_B)
+        check_tensor(outputs, shape=(len(targets), self._num_outputs), codec=codec, what="outputs")
+        return self._task.loss_and_gradient(decode_tensor(outputs, what="outputs"), targets)
 
     def _read(self, split: Split, indices: NDArray[np.int64]) -> list[_Sample]:
-        """Return samples as patches (N, P) of each modality, from the cache where they are in it."""
+        """Return samples as features of each modality that they have, from the cache where they are in it."""
         wanted = [int(index) for index in indices]
         missing = [index for index in wanted if (split, index) not in self._samples]
         fresh: dict[int, _Sample] = {}
         if missing:
             batch = self._dataset.batch(split, np.array(missing, dtype=np.int64))
-            computed = {name: tokenizer.features(batch.inputs[name]) for name, tokenizer in self._tokenizers.items()}
+            features = self._features(batch)
             for place, index in enumerate(missing):
-                # A copy each, or one sample kept would keep the whole batch.
-                patches = {name: patches_BNP[place].copy() for name, patches_BNP in computed.items()}
-                fresh[index] = _Sample(patches, int(batch.labels_B[place]))
-                self._labels[split, index] = fresh[index].label
+                fresh[index] = _Sample(features[place], np.array(batch.targets[place]))
+                self._targets[split, index] = fresh[index].target
                 self._keep(split, index, fresh[index])
         return [fresh.get(index) or self._samples[split, index] for index in wanted]
+
+    def _features(self, batch: Batch) -> list[dict[str, NDArray[Any]]]:
+        """Compute the features of each sample."""
+        found: list[dict[str, NDArray[Any]]] = [{} for _ in batch.targets]
+        for name in self.modalities:
+            tokenizer, present_B = self._tokenizers[name], batch.present.get(name)
+            if present_B is None:
+                rows_b, raw = range(len(found)), batch.inputs[name]
+            elif present_B.any():
+                rows_b = np.flatnonzero(present_B)
+                raw = batch.inputs[name][rows_b]
+            else:
+                continue
+            features = tokenizer.features(raw)
+            present_bN = tokenizer.presence(features)
+            for place, row in enumerate(rows_b):
+                # An empty text is as good as none.
+                if present_bN is None or present_bN[place].any():
+                    # A copy each, or one sample kept would keep the whole batch.
+                    found[row][name] = features[place].copy()
+        if (num_empty := sum(not features for features in found)) > 0:
+            raise SettingsError(
+                f"{self._dataset.name} has samples without any modality of the run: {num_empty} of {len(found)}",
+                "leave such samples out of the data",
+            )
+        return found
+
+    def _tokens(self, name: str, samples: Sequence[_Sample]) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """Return tokens (B, N, D), and which of them are there, bool (B, N); None for all."""
+        tokenizer = self._tokenizers[name]
+        has_B, features = _stacked(samples, name)
+        if features is not None and has_B.all():
+            present_BN = tokenizer.presence(features)
+            return tokenizer.project(features), None if present_BN is None or present_BN.all() else present_BN
+        tokens_BND = np.zeros((len(samples), tokenizer.num_tokens, tokenizer.width), np.float32)
+        present_BN = np.zeros(tokens_BND.shape[:2], np.bool_)
+        if features is not None:
+            tokens_BND[has_B] = tokenizer.project(features)
+            present_bN = tokenizer.presence(features)
+            present_BN[has_B] = True if present_bN is None else present_bN
+        return tokens_BND, present_BN
 
     def _keep(self, split: Split, index: int, sample: _Sample) -> None:
         if self._cached_bytes + sample.nbytes <= CACHE_BYTES:
             self._samples[split, index] = sample
             self._cached_bytes += sample.nbytes
+
+
+def _stacked(samples: Sequence[_Sample], name: str) -> tuple[NDArray[np.bool_], NDArray[Any] | None]:
+    """Return which samples have a modality, bool (B), and the features of these, (b, ...); None without any."""
+    has_B = np.array([name in sample.features for sample in samples], np.bool_)
+    features = [sample.features[name] for sample in samples if name in sample.features]
+    return has_B, np.stack(features) if features else None
+
+
+def _spread(gradient_BKD: NDArray[np.float32], positions_BK: NDArray[np.intp], num_tokens: int) -> NDArray[np.float32]:
+    """Return the gradient at all N tokens, (B, N, D), of that at K of them: none at the others."""
+    batch, _, width = gradient_BKD.shape
+    gradient_BSD = np.zeros((batch, num_tokens + 1, width), np.float32)
+    np.put_along_axis(gradient_BSD, positions_BK[:, :, None], gradient_BKD, axis=1)
+    return gradient_BSD[:, :num_tokens]
 
 
 def check_satisfiable(manifest: Manifest, dataset: Dataset) -> None:
@@ -172,23 +244,25 @@ def check_satisfiable(manifest: Manifest, dataset: Dataset) -> None:
     Raises:
         ManifestUnsatisfiable: When it cannot; the text names the first thing that is missing and the fix.
     """
+    if not manifest.modalities.keys() & dataset.modalities.keys():
+        raise ManifestUnsatisfiable(
+            f"its modalities are {', '.join(sorted(manifest.modalities))}, and {dataset.name} has none of them but "
+            f"{', '.join(sorted(dataset.modalities)) or 'nothing'}",
+            "give data with one of these at least (--data), or take part in another run",
+        )
     for name, spec in manifest.modalities.items():
         have = dataset.modalities.get(name)
-        if have is None:
-            raise ManifestUnsatisfiable(
-                f"it needs the modality {name!r}, and {dataset.name} has {', '.join(sorted(dataset.modalities))}",
-                "give data with that modality (--data), or take part in another run",
-            )
-        if have != spec:
+        if have is not None and have.raw_form != spec.raw_form:
             raise ManifestUnsatisfiable(
                 f"it needs {name} as {spec!r}, and {dataset.name} gives {have!r}",
                 "prepare the data as the run asks, or change [modalities] in the run settings",
             )
-    if dataset.classes != manifest.task.classes:
+    task = manifest.task
+    if dataset.classes != task.output_names:
         raise ManifestUnsatisfiable(
-            f"its classes are {', '.join(manifest.task.classes[:12])}, and {dataset.name} has "
+            f"its {task.called} are {', '.join(task.output_names[:12])}, and {dataset.name} has "
             f"{', '.join(dataset.classes[:12])}",
-            "use the class names of the run, in its order",
+            f"name the {task.called} as the run does, in its order",
         )
     for kind, codec in manifest.codecs:
         try:

@@ -16,9 +16,12 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from cutlayer.broker.modalities import ImageSpec, ModalitySpec
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TextSpec
 from cutlayer.edge_agent.audio_tokenizer import LogMelPatchTokenizer
 from cutlayer.edge_agent.image_tokenizer import ImagePatchTokenizer
+from cutlayer.edge_agent.series_tokenizer import SeriesPatchTokenizer
+from cutlayer.edge_agent.table_tokenizer import TableTokenizer
+from cutlayer.edge_agent.text_tokenizer import TextTokenizer
 from cutlayer.edge_agent.tokenizer_checks import Parts, bad_weights
 
 __all__ = ["Tokenizer", "load_tokenizers", "parts_of", "tokenizer_from_spec"]
@@ -78,7 +81,13 @@ def tokenizer_from_spec(modality: str, spec: ModalitySpec, weights: Mapping[str,
     parts = parts_of(modality, weights)
     if isinstance(spec, ImageSpec):
         return ImagePatchTokenizer(spec, parts, modality=modality)
-    return LogMelPatchTokenizer(spec, parts, modality=modality)
+    if isinstance(spec, AudioSpec):
+        return LogMelPatchTokenizer(spec, parts, modality=modality)
+    if isinstance(spec, TextSpec):
+        return TextTokenizer(spec, parts, modality=modality)
+    if isinstance(spec, SeriesSpec):
+        return SeriesPatchTokenizer(spec, parts, modality=modality)
+    return TableTokenizer(spec, parts, modality=modality)
 
 
 def parts_of(modality: str, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

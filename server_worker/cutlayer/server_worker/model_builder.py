@@ -16,6 +16,7 @@ from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.settings import ModelSettings, RunSettings
 from cutlayer.server_worker.tokenizer_weights import initial_weights
 from cutlayer.server_worker.tuning import num_trained, tune
+from cutlayer.server_worker.vocabulary_files import vocabulary_contents
 
 __all__ = ["BuiltModel", "build"]
 
@@ -30,7 +31,7 @@ class BuiltModel:
     Attributes:
         encoder: The server side, in the dtype of the settings; with the tokenizers, where they are trained.
         tokenizer_file: The client side: a safetensors file with `<modality>.<part>`, float32, of each part that the
-            modality's specification names.
+            modality's specification names, and `<modality>.vocabulary`, uint8, of vocabularies that are files.
         num_parameters: Parameters of the encoder, tokenizers and LoRA's additions apart.
         num_trained_parameters: Parameters of the encoder that train, LoRA's additions included, tokenizers apart.
         num_tokenizer_parameters: Parameters of all tokenizers.
@@ -76,7 +77,11 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         known = [name for name, spec in settings.modalities.items() if has_weights and spec.kind == "image"]
         tune(encoder, settings.tuning, known)
     num_trained_parameters = num_trained(encoder)
-    tokenizer_file = safetensors.torch.save(tokenizers)
+    vocabularies = {
+        f"{name}.vocabulary": torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        for name, content in vocabulary_contents(settings.modalities, settings.vocabularies).items()
+    }
+    tokenizer_file = safetensors.torch.save({**tokenizers, **vocabularies})
     if settings.tokenizers.mode == "trainable":
         encoder.tokenizers = HeldTokenizers(tokenizer_file, torch.float32)
     return BuiltModel(

@@ -40,6 +40,7 @@ from cutlayer.broker.tuning_spec import TuningSpec
 from cutlayer.server_worker.model_settings import ModelSettings
 from cutlayer.server_worker.settings_errors import settings_error
 from cutlayer.server_worker.settings_section import Section, Share
+from cutlayer.server_worker.vocabulary_files import name_vocabularies
 
 __all__ = [
     "ActivationSettings",
@@ -193,6 +194,7 @@ class RunSettings(Section):
         activations: How often they are sent.
         tokenizers: The client side of the model.
         budget: How far agents may go down in precision to meet a limit of bytes.
+        vocabularies: File of the vocabulary of each text modality that has one.
     """
 
     run: RunSection = RunSection()
@@ -211,13 +213,20 @@ class RunSettings(Section):
     activations: ActivationSettings = ActivationSettings()
     tokenizers: TokenizerSettings = TokenizerSettings()
     budget: BudgetSpec = BudgetSpec()
+    # Not for the file: what it names as a modality's vocabulary comes here, and its digest into the specification.
+    vocabularies: dict[ModalityName, Path] = Field(default_factory=dict, exclude=True)
 
     @model_validator(mode="after")
     def _reduces_its_modalities(self) -> RunSettings:
-        for name in self.activations.reduction:
+        for name, reduction in self.activations.reduction.items():
             if name not in self.modalities:
                 raise ValueError(
                     f"activations.reduction.{name} is of no modality: name one of {', '.join(sorted(self.modalities))}"
+                )
+            if reduction.kind == "merge" and self.modalities[name].is_ragged:
+                raise ValueError(
+                    f'activations.reduction.{name}.kind = "merge" takes samples that have all their tokens, and those '
+                    f'of kind = "{self.modalities[name].kind}" may have fewer: set kind to "content" or "random"'
                 )
         return self
 
@@ -273,13 +282,16 @@ def load_run_settings(path: Path, overrides: Mapping[str, object] | None = None)
     for key, value in (overrides or {}).items():
         if value is not None:
             _override(document, key, value)
+    if "vocabularies" in document:
+        raise SettingsError(f"{path}: unknown key vocabularies", "name the file as vocabulary of its modality")
+    vocabularies = name_vocabularies(document, path.parent)
     try:
         settings = RunSettings.model_validate(document)
     except pydantic.ValidationError as error:
         raise settings_error(str(path), error, RunSettings) from error
     # What a file names is found from that file, wherever the program is started.
     weights, store = settings.model.weights, settings.activations.store
-    changes: dict[str, object] = {}
+    changes: dict[str, object] = {"vocabularies": vocabularies}
     if weights is not None:
         changes["model"] = settings.model.model_copy(update={"weights": path.parent / weights})
     if store is not None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, TableSpec, TextSpec
 from cutlayer.server_worker.timm_import import VisionTransformer, adapt_input_conv, resample_patch_embed
 
 __all__ = ["initial_weights"]
@@ -23,24 +23,42 @@ def initial_weights(
     """Return the weights of all tokenizers, float32, by `<modality>.<part>`; drawn from torch's global generator.
 
     Images and spectrograms: the patch embedding of a ViT with pretrained weights, fitted to channels and patch (as
-    AST, arXiv 2104.01778, section 2.2; FlexiViT, arXiv 2212.08013, section 3.4). Otherwise random projections that
-    keep the variance of their input.
+    AST, arXiv 2104.01778, section 2.2; FlexiViT, arXiv 2212.08013, section 3.4). Otherwise random maps that give
+    tokens of variance 1 for input of variance 1; beside a pretrained ViT, tokens as large as its patch embedding
+    gives for such input.
 
     Args:
         vit: The ViT; left as it is.
         modalities: Specification of each modality, by name.
         pretrained: Whether its weights are of any use.
     """
+    conv = vit.patch_embed.proj
+    scale = _output_scale(conv) if pretrained else 1.0
     weights: dict[str, Tensor] = {}
     for name, spec in sorted(modalities.items()):
-        parts = _fitted(vit.patch_embed.proj, spec) if pretrained else _random_projection(spec, vit.embed_dim)
+        if pretrained and isinstance(spec, ImageSpec | AudioSpec):
+            parts = _fitted(conv, spec)
+        else:
+            parts = {part: scale * tensor for part, tensor in _random(spec, vit.embed_dim).items()}
         weights |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     return weights
 
 
-def _random_projection(spec: ImageSpec | AudioSpec, width: int) -> dict[str, Tensor]:
-    weight_PD = torch.randn(spec.patch_values, width) / math.sqrt(spec.patch_values)
+def _random(spec: ModalitySpec, width: int) -> dict[str, Tensor]:
+    """Return parts that give tokens of variance 1."""
+    shapes = spec.parameter_shapes(width)
+    if isinstance(spec, TextSpec):
+        return {part: torch.randn(shape) for part, shape in shapes.items()}
+    if isinstance(spec, TableSpec):
+        # Half of the variance says which column it is, half what is in it.
+        return {part: torch.randn(shape) * math.sqrt(0.5) for part, shape in shapes.items()}
+    weight_PD = torch.randn(shapes["weight"]) / math.sqrt(spec.patch_values)
     return {"weight": weight_PD, "bias": torch.zeros(width)}
+
+
+def _output_scale(conv: nn.Conv2d) -> float:
+    """Return the standard deviation of a convolution's outputs for independent input of variance 1."""
+    return float(conv.weight.detach().float().square().sum(dim=(1, 2, 3)).mean().sqrt())
 
 
 def _fitted(conv: nn.Conv2d, spec: ImageSpec | AudioSpec) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 Each takes what `features` of its twin at the agent gives, and has parameters of the same names and shapes.
 
-Axes: B batch, N tokens, P values of a patch, D width.
+Axes: B batch, N tokens, P values of a patch, V tokens of a vocabulary, F columns, D width.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cutlayer.broker.modalities import ModalitySpec
+from cutlayer.broker.modalities import ModalitySpec, SeriesSpec, TableSpec, TextSpec
 
 __all__ = ["TorchTokenizer", "torch_tokenizer"]
 
@@ -40,11 +40,54 @@ class TorchTokenizer(nn.Module):
 
 
 class _Patches(TorchTokenizer):
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # (P, D)
+    bias: Tensor  # (D)
 
     def forward(self, features: Tensor) -> Tensor:
         return features @ self.weight + self.bias
+
+
+class _SeriesPatches(_Patches):
+    def presence(self, features: Tensor) -> Tensor | None:
+        return ~features[:, :, 0].isnan()
+
+    def forward(self, features: Tensor) -> Tensor:
+        present_BN1 = ~features[:, :, :1].isnan()
+        return torch.where(present_BN1, super().forward(features.nan_to_num(nan=0.0)), 0.0)
+
+
+class _Words(TorchTokenizer):
+    embedding: Tensor  # (V, D)
+
+    def presence(self, features: Tensor) -> Tensor | None:
+        return features >= 0
+
+    def forward(self, features: Tensor) -> Tensor:
+        ids_BN = features.long()
+        return torch.where((ids_BN >= 0)[:, :, None], self.embedding[ids_BN.clamp(min=0)], 0.0)
+
+
+class _Cells(TorchTokenizer):
+    bias: Tensor  # (F, D)
+
+    def __init__(self, spec: TableSpec, parts: Mapping[str, Tensor]) -> None:
+        super().__init__(parts)
+        self._num_numbers = len(spec.columns)
+        sizes = [len(category.values) for category in spec.categories]
+        self._first_rows = [sum(sizes[:place]) for place in range(len(sizes))]
+
+    def presence(self, features: Tensor) -> Tensor | None:
+        return ~features.isnan()
+
+    def forward(self, features: Tensor) -> Tensor:
+        cells_BF = features.nan_to_num(nan=0.0)
+        tokens = []
+        if self._num_numbers:
+            tokens.append(cells_BF[:, : self._num_numbers, None] * self.get_parameter("weight"))
+        if self._first_rows:
+            rows = cells_BF[:, self._num_numbers :].long() + torch.tensor(self._first_rows)
+            tokens.append(self.get_parameter("embedding")[rows])
+        return torch.where(features.isnan()[:, :, None], 0.0, torch.cat(tokens, dim=1) + self.bias)
 
 
 def torch_tokenizer(
@@ -59,4 +102,8 @@ def torch_tokenizer(
         dtype: Of the parameters.
     """
     parts = {part: weights[f"{modality}.{part}"].to(dtype) for part in spec.parameter_shapes(1)}
-    return _Patches(parts)
+    if isinstance(spec, TextSpec):
+        return _Words(parts)
+    if isinstance(spec, SeriesSpec):
+        return _SeriesPatches(parts)
+    return _Cells(spec, parts) if isinstance(spec, TableSpec) else _Patches(parts)
