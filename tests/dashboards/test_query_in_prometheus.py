@@ -56,6 +56,8 @@ RUN_NAMES = {
     "model": ("vit",),
     "version": ("1",),
     "split": ("train", "test"),
+    "metric": ("mean absolute error, years",),
+    "better": ("less",),
 }
 WORKERS = ("w0:9108", "w1:9108")
 QUERIES = [

@@ -30,6 +30,7 @@ NOT_IN_A_HEALTHY_RUN = {
     "cutlayer_broker_publish_dropped_total": "no queue is full",
     "cutlayer_codec_changes_total": "no limit of bytes (test_uplink_budget.py)",
     "cutlayer_paced_seconds_total": "no limit of the uplink (test_uplink_budget.py)",
+    "cutlayer_task_metric": "the task has an accuracy (test_run_of_each_task.py)",
     "cutlayer_pool_workers": "no pool",
     "cutlayer_pool_rounds_total": "no pool",
     "cutlayer_pool_round_seconds": "no pool",

@@ -25,6 +25,7 @@ from cutlayer.broker.reports import MetricSums
 from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, TaskSpec
 
 __all__ = [
+    "ACCURACY",
     "NOTHING",
     "Metric",
     "is_plausible",
@@ -61,6 +62,11 @@ class Metric:
     better: Literal["more", "less"]
     unit: str = ""
     is_share: bool = False
+
+    @property
+    def with_unit(self) -> str:
+        """Title and unit, as beside an axis."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
 ACCURACY: Final = Metric("accuracy", "accuracy", "more", is_share=True)
@@ -192,7 +198,7 @@ def _regression(task: RegressionSpec, named: dict[str, float]) -> dict[str, floa
         if not count:
             continue
         absolute.append(absolute_sum / count)
-        squared.append(squared_sum / count)
+        squared.append(max(squared_sum, 0.0) / count)  # sums that others were subtracted from are rounded
         if task.num_outputs > 1:
             values[_of("mae", target.name)] = absolute[-1] * target.std
             values[_of("rmse", target.name)] = math.sqrt(squared[-1]) * target.std

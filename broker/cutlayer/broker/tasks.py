@@ -22,7 +22,8 @@ __all__ = [
     "without_kind",
 ]
 
-OutputName = Annotated[str, Field(min_length=1, max_length=128)]
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
+OutputName = Annotated[str, Field(min_length=1, max_length=128, pattern=PRINTABLE)]
 MAX_TARGETS = 32
 """Of a regression: each has its own sums in every report."""
 
@@ -99,7 +100,7 @@ class TargetSpec(Spec):
     name: OutputName
     mean: float
     std: PositiveFloat
-    unit: Annotated[str, Field(max_length=32)] = ""
+    unit: Annotated[str, Field(max_length=32, pattern=PRINTABLE)] = ""
 
 
 class RegressionSpec(Spec):

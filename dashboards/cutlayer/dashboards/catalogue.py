@@ -281,6 +281,14 @@ METRICS: Final[tuple[Metric, ...]] = (
         source=Source.AGENTS,
         across=Across.MAX,
     ),
+    _gauge(
+        "cutlayer_task_metric",
+        "What models of the run are compared by, where that is no accuracy: its name with its unit, whether more or "
+        "less of it is better; train and test as for accuracy.",
+        labels={"metric": None, "better": None, "split": None},
+        source=Source.AGENTS,
+        across=Across.MAX,
+    ),
     _gauge("cutlayer_weights_version", "Version of the weights.", across=Across.MAX),
     _gauge("cutlayer_gradient_norm", "Norm of the last mean gradient before clipping.", across=Across.MAX),
     _gauge("cutlayer_learning_rate", "Learning rate of the last optimizer step.", across=Across.MAX),

@@ -195,14 +195,18 @@ ALTERNATIVES: Final = Panel(
 )
 ACCURACY_AGAINST_BYTES: Final = Panel(
     "Accuracy against bytes",
-    "Share of samples that are right, against the wire bytes spent so far: where the line turns flat, more bytes buy "
-    "little.",
+    "Share of samples that are right, or the task's own metric, against the wire bytes spent so far: where the line "
+    "turns flat, more bytes buy little.",
     Unit.SHARE,
     Shape.AGAINST,
     (
         Target(run_bytes("wire"), "wire bytes", unit=Unit.BYTES),
         Target(Value("cutlayer_accuracy_ratio", where={"split": "train"}), "train", "neutral"),
         Target(Value("cutlayer_accuracy_ratio", where={"split": "test"}), "test", "good"),
+        Target(
+            Value("cutlayer_task_metric", where={"split": "train"}), "train, task's metric", "neutral", unit=Unit.PLAIN
+        ),
+        Target(Value("cutlayer_task_metric", where={"split": "test"}), "test, task's metric", "good", unit=Unit.PLAIN),
     ),
     width=8,
 )

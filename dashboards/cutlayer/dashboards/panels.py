@@ -6,7 +6,7 @@ worker's page and `cutlayer top` draw `OVERVIEW` from snapshots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -284,6 +284,23 @@ ACCURACY: Final = Panel(
     Unit.SHARE,
     Shape.LINES,
     (Target(Value("cutlayer_accuracy_ratio", ("split",)), "{{split}}"),),
+    empty_text="nothing yet, or the task has another metric",
+)
+TASK_METRIC: Final = Panel(
+    "Metric of the task",
+    "What models are compared by where the task is not to choose one class: micro-F1 of several, mean absolute error "
+    "of numbers. Train over the agents' last reports, test over their own test samples after each epoch.",
+    Unit.PLAIN,
+    Shape.LINES,
+    (
+        Target(
+            Value("cutlayer_task_metric", ("split", "metric", "better")),
+            "{{split}}: {{metric}} ({{better}} is better)",
+        ),
+    ),
+    width=8,
+    decimals=3,
+    empty_text="nothing yet, or the task has an accuracy",
 )
 SAVED: Final = Panel(
     "What the codec saves",
@@ -362,7 +379,7 @@ OVERVIEW: Final = Board(
         Row("", NUMBERS),
         Row("", (SAVED, HEAVIEST, SLOWEST_SITES)),
         Row("", (BANDWIDTH, ROUND_TRIPS)),
-        Row("", (STAGES, ACCURACY)),
+        Row("", (replace(STAGES, width=8), replace(ACCURACY, width=8), TASK_METRIC)),
         Row("Errors and broker", (TROUBLE, BROKER)),
     ),
 )

@@ -11,15 +11,24 @@ import platform
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import Direction, Evaluation, MetricSums, Telemetry
+from cutlayer.broker.messages import Direction, Evaluation, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
+from cutlayer.broker.task_metrics import primary_metric
 from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER, REFUSALS, Side, Stage
 from cutlayer.dashboards.metric_store import MetricStore
+from cutlayer.server_worker.run_results import (
+    JOINT,
+    Evaluated,
+    final_metrics,
+    history,
+    only_accuracy,
+    tells_what_can_be,
+)
 
 __all__ = ["RUN_FORMAT", "RunBook", "federated_averaging_bytes", "num_exchanged_parameters", "versions"]
 
@@ -27,8 +36,6 @@ RUN_FORMAT = 1
 FLOAT32_BYTES = 4
 MAX_PROCESSES = 64
 """Of one agent whose counters are kept: an agent that came back more often is not counted any more."""
-MAX_LOSS = 1e6
-"""Mean loss of a sample; a cross-entropy beyond it is no measurement."""
 
 
 @dataclass(slots=True)
@@ -59,7 +66,9 @@ class RunBook:
         known = processes.get(telemetry.incarnation)
         if known is None and len(processes) >= MAX_PROCESSES:
             return False
-        if (known is not None and known.sequence >= telemetry.sequence) or not _is_plausible(telemetry):
+        if known is not None and known.sequence >= telemetry.sequence:
+            return False
+        if not tells_what_can_be(self._manifest.task, telemetry):
             return False
         processes[telemetry.incarnation] = telemetry
         return True
@@ -80,37 +89,18 @@ class RunBook:
             for incarnation in sorted(agent.telemetry)
         ]
 
-    def accuracy(self) -> dict[str, float]:
-        """Return the final test accuracy given all modalities (`joint`) and given each alone."""
-        # An agent that came back evaluates the same samples again: the last time counts.
-        pooled: dict[str, dict[str, MetricSums]] = defaultdict(dict)
-        for agent, evaluation, _ in self._evaluations():
-            if evaluation.final:
-                pooled[self._given(evaluation)][agent] = evaluation.sums
-        sums = {given: list(by_agent.values()) for given, by_agent in sorted(pooled.items())}
-        return {given: _accuracy(entries) for given, entries in sums.items() if _num_samples(entries)}
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return the final metrics on test samples, given all modalities (`joint`) and given each alone."""
+        return final_metrics(self._manifest.task, self._evaluations())
 
-    def history(self) -> list[dict[str, float]]:
-        """Return pooled test accuracy and loss after each epoch that was evaluated, and the bytes moved until then."""
-        epochs: dict[int, dict[str, tuple[MetricSums, int]]] = defaultdict(dict)
-        for agent, evaluation, wire_bytes in self._evaluations():
-            if self._given(evaluation) == "joint":
-                epochs[evaluation.epoch][agent] = evaluation.sums, wire_bytes
-        rows = []
-        for epoch, by_agent in sorted(epochs.items()):
-            sums = [entry for entry, _ in by_agent.values()]
-            if _num_samples(sums):
-                rows.append(
-                    {
-                        "epoch": epoch,
-                        "accuracy": _accuracy(sums),
-                        "loss": sum(entry.loss_sum for entry in sums) / _num_samples(sums),
-                        "samples": _num_samples(sums),
-                        "agents": len(by_agent),
-                        "wire_bytes": sum(wire_bytes for _, wire_bytes in by_agent.values()),
-                    }
-                )
-        return rows
+    def accuracy(self) -> dict[str, float]:
+        """Return the final test accuracy, as `metrics`; empty where the task has none."""
+        found = {given: only_accuracy(values) for given, values in self.metrics().items()}
+        return {given: values["accuracy"] for given, values in found.items() if values}
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return pooled metrics and loss after each epoch that was evaluated, and the bytes moved until then."""
+        return history(self._manifest.task, self._evaluations())
 
     def bytes_moved(self) -> dict[str, dict[str, int]]:
         """Return bytes up and down: tensors as float32, MQTT payloads, and all that crossed the agents' connections."""
@@ -206,6 +196,8 @@ class RunBook:
             "format": RUN_FORMAT,
             "run_id": manifest.run_id,
             "reason": reason,
+            "metric": asdict(primary_metric(manifest.task)),
+            "metrics": self.metrics(),
             "accuracy": self.accuracy(),
             "history": self.history(),
             "bytes": moved,
@@ -237,13 +229,14 @@ class RunBook:
     def _num_parameters(self) -> int:
         return num_exchanged_parameters(self._manifest, self._num_client_parameters)
 
-    def _evaluations(self) -> list[tuple[str, Evaluation, int]]:
-        """Return each agent's evaluations in order, with the bytes that all its processes had moved until then."""
-        evaluations = []
+    def _evaluations(self) -> list[Evaluated]:
+        """Return each agent's evaluations in order."""
+        evaluations: list[Evaluated] = []
         moved: dict[str, int] = defaultdict(int)
         for agent, entry in self.latest():
             evaluations += [
-                (agent, evaluation, moved[agent] + evaluation.wire_bytes) for evaluation in entry.evaluations
+                Evaluated(agent, self._given(evaluation), evaluation, moved[agent] + evaluation.wire_bytes)
+                for evaluation in entry.evaluations
             ]
             moved[agent] += entry.wire_sent_bytes + entry.wire_received_bytes
         return evaluations
@@ -257,7 +250,7 @@ class RunBook:
         return round(one_round_bytes * self._manifest.epochs * sum(shares.values()))
 
     def _given(self, evaluation: Evaluation) -> str:
-        return "joint" if evaluation.given == "+".join(sorted(self._manifest.modalities)) else evaluation.given
+        return JOINT if evaluation.given == "+".join(sorted(self._manifest.modalities)) else evaluation.given
 
 
 def num_exchanged_parameters(manifest: Manifest, num_client_parameters: int) -> int:
@@ -321,18 +314,3 @@ def _stage(count: int, seconds: float, p50_s: float | None, p95_s: float | None)
 def _in_order_of_a_step(stages: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     names = [*(stage.value for stage in Stage), OTHER]
     return {name: stages[name] for name in names if name in stages}
-
-
-def _is_plausible(telemetry: Telemetry) -> bool:
-    sums = [telemetry.train, telemetry.recent, *(evaluation.sums for evaluation in telemetry.evaluations)]
-    return all(
-        entry.num_correct <= entry.num_samples and abs(entry.loss_sum) <= MAX_LOSS * entry.num_samples for entry in sums
-    )
-
-
-def _num_samples(sums: list[MetricSums]) -> int:
-    return sum(entry.num_samples for entry in sums)
-
-
-def _accuracy(sums: list[MetricSums]) -> float:
-    return sum(entry.num_correct for entry in sums) / _num_samples(sums)

@@ -6,17 +6,17 @@ than that of the only one.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, MetricSums, Telemetry
+from cutlayer.broker.task_metrics import ACCURACY, NOTHING, mean_loss, metric_values, primary_metric
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker.run_book import federated_averaging_bytes, num_exchanged_parameters
 
 __all__ = ["RunFigures"]
-
-_NOTHING = MetricSums(0.0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class RunFigures:
 
     def __init__(self, store: MetricStore, manifest: Manifest, num_client_parameters: int) -> None:
         self._store = store
+        self._task = manifest.task
         self._epochs = manifest.epochs
         num_exchanged = num_exchanged_parameters(manifest, num_client_parameters)
         self._one_round_bytes = federated_averaging_bytes(num_exchanged, 1, 1)
@@ -59,14 +60,25 @@ class RunFigures:
             self._store.set("cutlayer_run_bytes", self._bytes[labels], *labels)
         self._go_on(agent, _Progress(now.incarnation, now.steps, now.total_steps))
         self._splits["train"].take(agent, now.recent)
-        num_known = 0 if before is None else len(before.evaluations)
-        for evaluation in now.evaluations[num_known:]:
-            if evaluation.given == self._all_modalities:
-                self._splits["test"].take(agent, evaluation.sums)
+        whole = (each for each in reversed(now.evaluations) if each.given == self._all_modalities)
+        latest = next((each for each in whole if each.sums.num_samples), None)
+        if latest is not None:
+            self._splits["test"].take(agent, latest.sums)
         for split, sums in self._splits.items():
-            if sums.num_samples:
-                self._store.set("cutlayer_loss", sums.loss_sum / sums.num_samples, split)
-                self._store.set("cutlayer_accuracy_ratio", sums.num_correct / sums.num_samples, split)
+            self._show(split, sums.now())
+
+    def _show(self, split: str, sums: MetricSums) -> None:
+        loss = mean_loss(sums)
+        if loss is not None:
+            self._store.set("cutlayer_loss", loss, split)
+        metric = primary_metric(self._task)
+        value = metric_values(self._task, sums).get(metric.name)
+        if value is None:
+            return
+        if metric == ACCURACY:
+            self._store.set("cutlayer_accuracy_ratio", value, split)
+        else:
+            self._store.set("cutlayer_task_metric", value, metric.with_unit, metric.better, split)
 
     def _go_on(self, agent: str, now: _Progress) -> None:
         before = self._progress.get(agent)
@@ -88,19 +100,27 @@ class _Split:
     """Sums over the agents' latest samples."""
 
     def __init__(self) -> None:
-        self.loss_sum = 0.0
-        self.num_correct = self.num_samples = 0
+        self._loss_sum = 0.0
+        self._num_correct = self._num_samples = 0
+        self._sums: defaultdict[str, float] = defaultdict(float)
         self._latest: dict[str, MetricSums] = {}
+
+    def now(self) -> MetricSums:
+        """Return the sums."""
+        return MetricSums(self._loss_sum, self._num_correct, self._num_samples, tuple(self._sums.items()))
 
     def take(self, agent: str, sums: MetricSums) -> None:
         """Put an agent's sums in place of its earlier ones, unless they are over nothing."""
         if not sums.num_samples:
             return
-        before = self._latest.get(agent, _NOTHING)
+        before = self._latest.get(agent, NOTHING)
         self._latest[agent] = sums
-        self.loss_sum += sums.loss_sum - before.loss_sum
-        self.num_correct += sums.num_correct - before.num_correct
-        self.num_samples += sums.num_samples - before.num_samples
+        self._loss_sum += sums.loss_sum - before.loss_sum
+        self._num_correct += sums.num_correct - before.num_correct
+        self._num_samples += sums.num_samples - before.num_samples
+        for sign, entry in ((1, sums), (-1, before)):
+            for name, value in entry.sums:
+                self._sums[name] += sign * value
 
 
 def _bytes(telemetry: Telemetry) -> Mapping[tuple[str, str], int]:
