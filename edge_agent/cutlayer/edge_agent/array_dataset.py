@@ -41,6 +41,7 @@ class ArrayDataset:
             if batch is None:
                 raise SettingsError(f"{self.name} has no split {split!r}", "give 'train' and 'test'")
             sizes = {name: len(values) for name, values in batch.inputs.items()} | {"targets": len(batch.targets)}
+            sizes |= {f"present {name}": len(present_B) for name, present_B in batch.present.items()}
             if len(set(sizes.values())) > 1:
                 raise SettingsError(
                     f"{self.name}, {split}: lengths differ: {sizes}", "give one row a sample everywhere"
@@ -58,4 +59,5 @@ class ArrayDataset:
         """
         whole = self.splits[split]
         inputs: dict[str, NDArray[Any]] = {name: values[indices] for name, values in whole.inputs.items()}
-        return Batch(inputs, whole.targets[indices])
+        present = {name: present_B[indices] for name, present_B in whole.present.items()}
+        return Batch(inputs, whole.targets[indices], present)

@@ -46,9 +46,12 @@ class BytePlan:
         bytes_per_sample: The limit.
         plan: The agent's steps.
         manifest: The run: how it is evaluated, and what reports may take.
+        num_modalities: How many of the run's modalities the agent has; None for all.
     """
 
-    def __init__(self, bytes_per_sample: float, plan: EpochPlan, manifest: Manifest) -> None:
+    def __init__(
+        self, bytes_per_sample: float, plan: EpochPlan, manifest: Manifest, num_modalities: int | None = None
+    ) -> None:
         self.bytes_per_sample = bytes_per_sample
         self._plan = plan
         self._report_share = manifest.telemetry_share
@@ -56,7 +59,7 @@ class BytePlan:
         num_evaluations = (plan.epochs - 1) // every if every else 0
         self._num_evaluated = num_evaluations * min(manifest.evaluation.samples, plan.num_test)
         # With several modalities the finished model is evaluated with each alone, too.
-        self._num_final = plan.num_test * (2 if len(manifest.modalities) > 1 else 1)
+        self._num_final = plan.num_test * (2 if (num_modalities or len(manifest.modalities)) > 1 else 1)
         self._start: Sent | None = None
         self._planned = 0.0
         self._share = 1.0

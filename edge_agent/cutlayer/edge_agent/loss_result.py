@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cutlayer.edge_agent.batches import Targets
 
-__all__ = ["LossResult", "PartSums", "Task"]
+__all__ = ["NO_RESULT", "LossResult", "PartSums", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,10 @@ class LossResult:
     num_samples: int
     sums: Mapping[str, float] = field(default_factory=dict)
     parts: tuple[PartSums, ...] = ()
+
+
+NO_RESULT = LossResult(0.0, np.zeros((0, 0), np.float32), 0, 0)
+"""Of no samples."""
 
 
 class Task(Protocol):

@@ -280,6 +280,13 @@ class AgentRuntime:
             enrolled, self.reporter, may_be_kept=self._options.may_be_kept, ladder=self._ladder(enrolled)
         )
         self._courier.traffic.sample_bytes = activation_bytes(enrolled.manifest)
+        missing = enrolled.manifest.modalities.keys() - set(enrolled.client.modalities)
+        if missing:
+            log.info(
+                "this site has %s, and nothing of the run's %s: it trains with what it has",
+                " and ".join(enrolled.client.modalities),
+                " and ".join(sorted(missing)),
+            )
         digest = bytes.fromhex(enrolled.manifest.digest())
         codecs, stages = compression.available_codecs(), compression.available_byte_stages()
         self._do(self._session.ready(digest, enrolled.plan.num_train, codecs, stages, now), now)
@@ -291,7 +298,7 @@ class AgentRuntime:
         if not budget.ladder and limit is None:
             return None
         if limit is not None:
-            plan = BytePlan(limit, enrolled.plan, manifest)
+            plan = BytePlan(limit, enrolled.plan, manifest, len(enrolled.client.modalities))
         uplink.is_metered = bool(budget.ladder)
         ladder = CodecLadder(budget, uplink.state, plan=plan, max_bytes_per_s=uplink.max_bytes_per_s)
         ladder.on_change = self.reporter.codec_changed
@@ -399,7 +406,8 @@ class AgentRuntime:
             codecs = self._session.codecs()
             assert codecs is not None, "with a credit there is a lease"
             microbatch = bench.next(codecs, may_train=may_train, store_for=self._session.store_for)
-            assert microbatch is not None, "there is a next one"
+            if microbatch is None:  # what was left were evaluations of what no sample has
+                break
             step, mode, refs = microbatch.step, microbatch.mode, microbatch.refs
             self._do(self._session.submit(step, mode, microbatch.num_samples, microbatch.tensors, now, refs), now)
         self._uplink.stop_waiting(now)

@@ -23,7 +23,7 @@ class EvaluationRun:
 
     Attributes:
         epoch: Epochs committed when it began.
-        given: Modalities given.
+        given: Modalities given; those of the whole run where it is all that the agent has.
         is_final: Whether the weights are the run's last.
         num_left: Batches without outputs yet.
         sums: Sums so far.
@@ -69,17 +69,25 @@ class WorkItems:
 
     Args:
         plan: Samples of each step.
-        modalities: All modalities, sorted.
+        modalities: All modalities that the agent has, sorted.
+        of_run: All modalities of the run, sorted.
         every_epochs: Evaluate after each so many epochs; 0 for never.
         evaluation_samples: Test samples of such an evaluation.
     """
 
     def __init__(
-        self, plan: EpochPlan, modalities: tuple[str, ...], *, every_epochs: int, evaluation_samples: int
+        self,
+        plan: EpochPlan,
+        modalities: tuple[str, ...],
+        *,
+        every_epochs: int,
+        evaluation_samples: int,
+        of_run: tuple[str, ...] | None = None,
     ) -> None:
         self.plan = plan
         self.committed = StepRanges()
         self._modalities = modalities
+        self._of_run = of_run or modalities
         self._every_epochs = every_epochs
         self._evaluation_samples = evaluation_samples
         self._outstanding: set[int] = set()
@@ -184,7 +192,8 @@ class WorkItems:
     def _evaluate(self, epoch: int, given: tuple[str, ...], num_samples: int, *, is_final: bool) -> None:
         batches = self.plan.test_batches(num_samples)
         is_whole = num_samples >= self.plan.num_test
-        evaluation = EvaluationRun(epoch, given, is_final, len(batches), Sums(), is_whole)
+        told = self._of_run if given == self._modalities else given
+        evaluation = EvaluationRun(epoch, told, is_final, len(batches), Sums(), is_whole)
         for indices in batches:
             self._evaluations.append(WorkItem(Mode.EVAL, self._next_eval_step, "test", indices, given, evaluation))
             self._next_eval_step += 1

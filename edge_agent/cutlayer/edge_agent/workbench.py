@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from cutlayer.edge_agent.client_side import Tokenized
 from cutlayer.edge_agent.codec_ladder import CodecLadder
 from cutlayer.edge_agent.enrolment import Enrolled
 from cutlayer.edge_agent.kept_samples import KeptSamples
+from cutlayer.edge_agent.loss_result import NO_RESULT
 from cutlayer.edge_agent.reporter import Reporter
 from cutlayer.edge_agent.sample_changes import SampleChanges, SentChanges
 from cutlayer.edge_agent.tokenizer_trainer import TokenizerTrainer
@@ -80,9 +81,9 @@ class Workbench:
     ) -> None:
         manifest = enrolled.manifest
         self.ladder = ladder
-        self._all_modalities = tuple(sorted(manifest.modalities))
+        self._all_modalities = enrolled.client.modalities
         self._num_tokens = {name: spec.num_tokens for name, spec in manifest.modalities.items()}
-        self._num_sent = {name: manifest.num_tokens(name) for name in manifest.modalities}
+        self._num_sent = {name: manifest.num_tokens(name) for name in self._all_modalities}
         self._num_train = enrolled.plan.num_train
         self._may_be_kept = may_be_kept and manifest.activations != "every-step"
         num_samples = enrolled.plan.num_train + enrolled.plan.num_test
@@ -91,7 +92,8 @@ class Workbench:
         self._trainer = TokenizerTrainer(enrolled.client, manifest) if manifest.tokenizers.mode == "trainable" else None
         self.items = WorkItems(
             enrolled.plan,
-            tuple(sorted(manifest.modalities)),
+            self._all_modalities,
+            of_run=tuple(sorted(manifest.modalities)),
             every_epochs=manifest.evaluation.every_epochs,
             evaluation_samples=manifest.evaluation.samples,
         )
@@ -156,12 +158,23 @@ class Workbench:
         Raises:
             RunError: When the activations cannot be encoded as the lease says.
         """
-        item = self.items.next(may_train=may_train)
+        item = self._next_item(may_train=may_train)
         if item is None:
             return None
         targets = self._client.targets(item.split, item.indices)
         flight = self._in_flight[item.mode, item.step] = _InFlight(item, targets)
         return self._microbatch(flight, codecs, store_for(item.step), num_passes=len(targets))
+
+    def _next_item(self, *, may_train: bool) -> WorkItem | None:
+        """Return what is next; of an evaluation given some modalities, the samples that have one of these."""
+        while (item := self.items.next(may_train=may_train)) is not None:
+            if item.evaluation is None or item.given == self._all_modalities:
+                return item
+            has_B = self._client.has_some(item.split, item.indices, item.given)
+            if has_B.any():
+                return replace(item, indices=item.indices[has_B])
+            self._reporter.evaluated(item.evaluation, NO_RESULT)
+        return None
 
     def again(self, wanted: TensorsWanted) -> Microbatch | None:
         """Make a microbatch again with the tensors that a store lacks; None for one that is not out.
