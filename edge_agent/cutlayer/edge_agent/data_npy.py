@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,20 @@ from numpy.typing import NDArray
 
 from cutlayer.edge_agent.data_unreadable import Unreadable
 
-__all__ = ["map_array", "shape_text"]
+__all__ = ["BROKEN_ARRAY", "map_array", "shape_text"]
+
+BROKEN_ARRAY = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    tokenize.TokenError,
+)
+"""What NumPy raises on damaged files: it reads the header as a Python literal."""
 
 
 def map_array(path: Path, shape: tuple[int | None, ...]) -> NDArray[Any]:
@@ -25,7 +40,7 @@ def map_array(path: Path, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except BROKEN_ARRAY as error:
         raise Unreadable.of(error) from error
     if array.dtype.kind not in "biuf":
         raise Unreadable(f"an array of {array.dtype}; expected numbers")

@@ -22,6 +22,7 @@ from cutlayer.broker.manifest import ModalitySpec
 from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, TaskSpec
 from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.data_columns import ArrayColumn
+from cutlayer.edge_agent.data_npy import BROKEN_ARRAY
 from cutlayer.edge_agent.data_readers import array_problem, column_of_arrays
 from cutlayer.edge_agent.data_table import Table
 from cutlayer.edge_agent.data_targets import LABELS_SEPARATOR, ColumnOf, read_targets
@@ -30,7 +31,7 @@ __all__ = ["ArrayFile", "array_column", "targets_of_arrays", "texts_of_array"]
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Where a ZIP member's local header has the lengths of its name and its extra field (APPNOTE.TXT, 4.3.7)."""
-_BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error)
+_BROKEN = (*BROKEN_ARRAY, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class ArrayFile:
