@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from cutlayer.server_worker import cli
-from support.processes import DIGITS_FILE
+from cutlayer.server_worker.timm_import import create_model
+from support.processes import DIGITS_FILE, script
+from support.waiting import LIMIT_S
 
 GOOD = ["start", "--run", str(DIGITS_FILE), "--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "0.1"]
 SMALL = ["--set", "model.options.embed_dim=16", "--set", "model.options.depth=1", "--http-port", "0"]
@@ -86,6 +91,17 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a setting without a value": ([*GOOD, "--set", "window.samples"], "--set 'window.samples'"),
     "an unknown model": ([*GOOD, *SMALL, "--set", "model.name=vit_gigantic_9000"], "vit_gigantic_9000"),
     "missing weights": ([*GOOD, *SMALL, "--set", "model.weights=none.safetensors"], "none.safetensors"),
+    "weights that are not there": ([*GOOD, *SMALL, "--weights", "none.safetensors"], "none.safetensors': no such file"),
+    "weights and a download": (
+        [*GOOD, *SMALL, "--weights", "a.pth", "--set", "model.pretrained=true"],
+        "pretrained and weights are both set",
+    ),
+    "more blocks than there are": (
+        [*GOOD, *SMALL, "--set", "tuning.mode=last", "--set", "tuning.blocks=2"],
+        "[tuning] blocks = 2, and the encoder has 1",
+    ),
+    "a rank without a mode": ([*GOOD, *SMALL, "--set", "tuning.rank=4"], "[tuning]: rank without a mode"),
+    "an unknown mode of tuning": ([*GOOD, *SMALL, "--set", "tuning.mode=some"], "[tuning] mode = 'some'"),
     "a bad worker name": ([*GOOD, "--name", "a/b"], "worker name 'a/b'"),
     "no MQTT address": ([*GOOD, "--broker", "hub"], "hub"),
     "an unknown log format": ([*GOOD, "--log-format", "xml"], "--log-format 'xml'"),
@@ -170,3 +186,38 @@ def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 def test_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(monkeypatch, "--version") == 0
     assert capsys.readouterr().out.startswith("cutlayer 0.")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_weights_of_the_flag_win_over_a_download_and_are_found_from_where_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "settings" / "run.toml"
+    run.parent.mkdir()
+    run.write_text(DIGITS_FILE.read_text().replace("[model]", "[model]\npretrained = true"))
+    options = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 4}
+    weights = create_model("vit_tiny_patch16_224", **options).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "vit.safetensors")
+    arguments = ["start", "--run", str(run), *GOOD[3:], *SMALL, "--weights", "vit.safetensors"]
+    assert exit_code(monkeypatch, *arguments) == 3  # all is well but the broker
+    (tmp_path / "vit.safetensors").write_bytes(b"torn")
+    assert exit_code(monkeypatch, *arguments) == 2
+    assert "vit.safetensors' cannot be loaded into vit_tiny_patch16_224" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_weights_that_cannot_be_downloaded_are_explained(tmp_path: Path) -> None:
+    command = [script("server-worker"), *GOOD, "--http-port", "0", "--set", "model.pretrained=true"]
+    command += ["--output", str(tmp_path)]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 2
+    assert "[model] pretrained: the weights of vit_tiny_patch16_224 cannot be had" in done.stderr
+    assert "fix: check the network, give a downloaded file with --weights FILE" in done.stderr
+    assert "Traceback" not in done.stderr

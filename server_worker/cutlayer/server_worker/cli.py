@@ -66,6 +66,15 @@ Store = Annotated[
         file_okay=False,
     ),
 ]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of weights that the encoder begins with, as timm reads them: safetensors, a PyTorch state dict, or a "
+        "JAX .npz. Wins over [model] weights and pretrained.",
+        metavar="FILE",
+        dir_okay=False,
+    ),
+]
 MinAgents = Annotated[int | None, typer.Option(help="Training starts when so many agents are there.", min=1)]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, data order and splits.", min=0)]
 Epochs = Annotated[int | None, typer.Option(help="Passes of each agent over its own samples.", min=1)]
@@ -106,6 +115,7 @@ def start(
     resume: Resume = False,
     pool: PoolAt = None,
     store: Store = None,
+    weights: Weights = None,
     min_agents: MinAgents = None,
     seed: Seed = None,
     epochs: Epochs = None,
@@ -140,6 +150,8 @@ def start(
 
     `server-worker start --run examples/digits.toml --broker mqtts://hub --set window.samples=256 --resume`
 
+    `server-worker start --run wards.toml --weights vit_base.safetensors --set tuning.mode=lora`
+
     `torchft_lighthouse --min_replicas 1 --heartbeat_timeout_ms 2000`, and then on each machine
     `server-worker start --run examples/digits.toml --pool http://10.0.0.5:29510 --name worker-1`
     """
@@ -151,6 +163,8 @@ def start(
     overrides: dict[str, object] = {"run.min_agents": min_agents, "run.seed": seed, "run.epochs": epochs}
     if store is not None:
         overrides["activations.store"] = str(store.absolute())  # a path in the settings is found from their file
+    if weights is not None:
+        overrides |= {"model.weights": str(weights.absolute()), "model.pretrained": False}
     overrides |= dict(parse_setting(pair) for pair in settings or [])
     broker_at = broker_settings(
         broker,
@@ -182,6 +196,31 @@ def start(
         _print_summary(path)
     if stop.received is signal.SIGINT:
         raise KeyboardInterrupt
+
+
+@app.command(epilog=EXIT_CODES)
+def vocabulary(
+    texts: Annotated[list[Path], typer.Argument(help="Files of UTF-8, a text a line.", metavar="TEXTS")],
+    output: Annotated[Path, typer.Option(help="The vocabulary, for [modalities.NAME] vocabulary of a run.")],
+    size: Annotated[int, typer.Option(help="Tokens at most, the 256 bytes among them.")] = 8_000,
+) -> None:
+    """Make a vocabulary of your own texts: byte pair encoding, in which any text has tokens.
+
+    Everybody in the run sees it, and it holds the words that are frequent in these texts. Make it of texts that may be
+    seen.
+
+    **Example**
+
+    `server-worker vocabulary notes.txt --size 2000 --output words.json`
+    """
+    from cutlayer.server_worker.vocabulary_files import make_vocabulary
+
+    content = make_vocabulary(texts, size)
+    try:
+        output.write_bytes(content)
+    except OSError as error:
+        raise SettingsError(f"--output {output}: {error.strerror}", "name a file in an existing folder") from error
+    typer.echo(f"{output}: {len(content):,} B")
 
 
 def _print_summary(path: Path) -> None:
