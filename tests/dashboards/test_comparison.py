@@ -107,17 +107,17 @@ def test_best_of_each_figure_is_marked_by_its_own_measure(runs: list[ComparedRun
     assert row(runs, "federated averaging").best == frozenset()
 
 
-def test_best_accuracy_may_be_an_earlier_epochs(tmp_path: Path) -> None:
+def test_best_may_be_an_earlier_epochs(tmp_path: Path) -> None:
     run = synthetic_run()
     run["history"][2]["accuracy"] = 0.99
     compared = load_runs([write(tmp_path / "a", run)])[0]
-    assert (compared.final_accuracy, compared.best_accuracy) == (0.904, 0.99)
+    assert (compared.final, compared.best) == (0.904, 0.99)
 
 
 def test_run_without_a_final_evaluation_has_that_of_its_last_epoch(tmp_path: Path) -> None:
     run = synthetic_run() | {"accuracy": {}}
     compared = load_runs([write(tmp_path / "a", run)])[0]
-    assert compared.final_accuracy == run["history"][-1]["accuracy"]
+    assert compared.final == run["history"][-1]["accuracy"]
 
 
 def test_run_in_which_nothing_was_measured_can_be_compared(tmp_path: Path, runs: list[ComparedRun]) -> None:

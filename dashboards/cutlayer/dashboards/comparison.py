@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from cutlayer.broker.task_metrics import ACCURACY, Metric
 from cutlayer.dashboards.html_parts import flattened
 from cutlayer.dashboards.run_record import JOINT, Moved, RunRecord, load_run, parse_run
-from cutlayer.dashboards.units import bytes_text, count_text, duration_text, latency_text, percent_text, ratio_text
+from cutlayer.dashboards.units import bytes_text, count_text, duration_text, latency_text, metric_text, ratio_text
 
 __all__ = [
     "COMPARISON_FORMAT",
@@ -43,19 +44,19 @@ class ComparedRun:
     record: RunRecord
 
     @property
-    def final_accuracy(self) -> float | None:
-        """Test accuracy of the final model given all modalities, or of the last epoch where that is not there."""
-        if JOINT in self.record.accuracy:
-            return self.record.accuracy[JOINT]
-        return self.record.history[-1].accuracy if self.record.history else None
+    def final(self) -> float | None:
+        """The test metric of the final model given all modalities, or of the last epoch where that is not there."""
+        if JOINT in self.record.scores:
+            return self.record.scores[JOINT]
+        return self.record.curve[-1][1] if self.record.curve else None
 
     @property
-    def best_accuracy(self) -> float | None:
-        """The highest test accuracy of any epoch, the final one included."""
-        shares = [row.accuracy for row in self.record.history]
-        if self.final_accuracy is not None:
-            shares.append(self.final_accuracy)
-        return max(shares, default=None)
+    def best(self) -> float | None:
+        """The best test metric of any epoch, the final one included."""
+        values = [value for _, value in self.record.curve]
+        if self.final is not None:
+            values.append(self.final)
+        return (max if self.record.metric.better == "more" else min)(values, default=None)
 
     @property
     def bytes(self) -> Moved:
@@ -114,8 +115,8 @@ def comparison_rows(runs: Sequence[ComparedRun]) -> list[ComparisonRow]:
     rows.words("run", "training samples", lambda run: count_text(run.record.samples))
     rows.words("run", "windows", lambda run: count_text(run.record.windows))
     rows.words("run", "steps", lambda run: count_text(run.record.steps))
-    rows.numbers("test accuracy", "final", lambda run: run.final_accuracy, percent_text, "more")
-    rows.numbers("test accuracy", "best", lambda run: run.best_accuracy, percent_text, "more")
+    for metric in dict.fromkeys(run.record.metric for run in runs):
+        _add_metric(rows, metric)
     rows.numbers("time", "whole run", lambda run: run.record.duration_s, duration_text, "less")
     rows.numbers("time", "until the last commit", lambda run: run.record.training_s, duration_text, "less")
     rows.numbers("time", "training samples/s", lambda run: run.samples_per_s, _rate_text, "more")
@@ -140,6 +141,22 @@ def comparison_rows(runs: Sequence[ComparedRun]) -> list[ComparisonRow]:
     return rows.rows
 
 
+def _add_metric(rows: _Rows, metric: Metric) -> None:
+    """Add the rows of a task's metric; runs whose task has another one have no value in them."""
+
+    def text(value: float | None) -> str:
+        return metric_text(metric, value)
+
+    def final(run: ComparedRun) -> float | None:
+        return run.final if run.record.metric == metric else None
+
+    def best(run: ComparedRun) -> float | None:
+        return run.best if run.record.metric == metric else None
+
+    rows.numbers(f"test {metric.title}", "final", final, text, metric.better)
+    rows.numbers(f"test {metric.title}", "best", best, text, metric.better)
+
+
 def comparison_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Return the comparison for scripts: numbers in base units, None where a record has none.
 
@@ -161,7 +178,9 @@ def comparison_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
                 "samples": run.record.samples,
                 "windows": run.record.windows,
                 "steps": run.record.steps,
-                "accuracy": {"final": run.final_accuracy, "best": run.best_accuracy},
+                "metric": asdict(run.record.metric),
+                "score": {"final": run.final, "best": run.best},
+                "accuracy": _accuracy(run),
                 "duration_s": run.record.duration_s,
                 "training_s": run.record.training_s,
                 "samples_per_s": run.samples_per_s,
@@ -246,6 +265,12 @@ def _parts(path: Path) -> tuple[str, ...]:
     whole = path.absolute()
     named = whole.parent if whole.name == "run.json" else whole.with_suffix("")
     return tuple(part for part in named.parts if part != named.anchor) or (whole.stem,)
+
+
+def _accuracy(run: ComparedRun) -> dict[str, float | None]:
+    """Return what `score` is where the metric is accuracy: scripts read it from there."""
+    is_accuracy = run.record.metric.name == ACCURACY.name
+    return {"final": run.final if is_accuracy else None, "best": run.best if is_accuracy else None}
 
 
 def _federated_bytes(run: ComparedRun) -> int:

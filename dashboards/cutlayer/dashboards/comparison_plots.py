@@ -14,10 +14,10 @@ from cutlayer.dashboards.plot_style import (
     RUNS,
     SINGLE,
     UP,
-    accuracy_axis,
     bar_height,
     bytes_axis,
     label_bars,
+    metric_axis,
     new_figure,
     plot_style,
     shortened,
@@ -25,7 +25,7 @@ from cutlayer.dashboards.plot_style import (
 )
 from cutlayer.dashboards.units import bytes_text
 
-__all__ = ["MAX_DRAWN", "accuracies_by_bytes", "bytes_of_runs"]
+__all__ = ["MAX_DRAWN", "bytes_of_runs", "metrics_by_bytes"]
 
 MAX_DRAWN = len(RUNS)
 """Runs in one plot: further ones would have no colour of their own."""
@@ -34,15 +34,20 @@ WIDEST = 1.6
 """A reference this many times beyond the runs' own bytes is not drawn: it would press the curves together."""
 
 
-def accuracies_by_bytes(runs: Sequence[ComparedRun]) -> str:
-    """Draw test accuracy against the bytes that had crossed the agents' connections until then, a curve a run."""
+def metrics_by_bytes(runs: Sequence[ComparedRun]) -> str:
+    """Draw a metric against the bytes that had crossed the agents' connections until then, a curve a run.
+
+    The metric is the first run's: runs of tasks with another one have no curve.
+    """
+    metric = runs[0].record.metric
     with plot_style():
         figure, axes = new_figure()
         for run, colour in zip(runs, RUNS, strict=False):
-            history = run.record.history
+            if run.record.metric != metric:
+                continue
             axes.plot(
-                [row.wire_bytes for row in history],
-                [row.accuracy for row in history],
+                [row.wire_bytes for row, _ in run.record.curve],
+                [value for _, value in run.record.curve],
                 color=colour,
                 marker="o",
                 label=shortened(run.label),
@@ -52,9 +57,9 @@ def accuracies_by_bytes(runs: Sequence[ComparedRun]) -> str:
         _federated_averaging(axes, runs)
         bytes_axis(axes)
         classes = {run.record.num_classes for run in runs}
-        accuracy_axis(axes, classes.pop() if len(classes) == 1 else None)
+        metric_axis(axes, metric, classes.pop() if len(classes) == 1 else None)
         axes.legend(loc="lower right", fontsize=9.5, bbox_to_anchor=(1, 0.18))
-        return svg(figure, "accuracies-by-bytes", "Test accuracy against bytes on the wire, a curve a run")
+        return svg(figure, "metrics-by-bytes", f"Test {metric.title} against bytes on the wire, a curve a run")
 
 
 def bytes_of_runs(runs: Sequence[ComparedRun]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from cutlayer.dashboards.comparison import ComparedRun, ComparisonRow, comparison_rows, differing_settings
-from cutlayer.dashboards.comparison_plots import MAX_DRAWN, accuracies_by_bytes, bytes_of_runs
+from cutlayer.dashboards.comparison_plots import MAX_DRAWN, bytes_of_runs, metrics_by_bytes
 from cutlayer.dashboards.federated_comparison import federated_averaging_text
 from cutlayer.dashboards.html_parts import folded, page, pair, section
-from cutlayer.dashboards.units import bytes_text, count_text, percent_text
+from cutlayer.dashboards.units import bytes_text, count_text, metric_text
 
 __all__ = ["render_comparison"]
 
@@ -26,15 +26,15 @@ def _parts(runs: Sequence[ComparedRun]) -> Iterable[str]:
         "line is bold.</p></header>"
     )
     more = f" The first {MAX_DRAWN} runs are drawn." if len(runs) > MAX_DRAWN else ""
-    accuracies = ""
-    if any(run.record.history for run in runs):
-        accuracies = section(
-            "Accuracy against bytes",
-            accuracies_by_bytes(runs),
+    curves, title = "", runs[0].record.metric.title
+    if any(run.record.curve for run in runs):
+        curves = section(
+            f"{title[:1].upper()}{title[1:]} against bytes",
+            metrics_by_bytes(runs),
             f"After each epoch, on the agents' own test samples. Further left for the same height is cheaper.{more}",
         )
     yield pair(
-        accuracies,
+        curves,
         section(
             "Bytes",
             bytes_of_runs(runs),
@@ -51,12 +51,20 @@ def _parts(runs: Sequence[ComparedRun]) -> Iterable[str]:
     )
     yield section("Federated averaging, for comparison", sentences)
     rows = [
-        (run.label, count_text(row.epoch), percent_text(row.accuracy), f"{row.loss:.3f}", bytes_text(row.wire_bytes))
+        (
+            run.label,
+            count_text(row.epoch),
+            metric_text(run.record.metric, value),
+            f"{row.loss:.3f}",
+            bytes_text(row.wire_bytes),
+        )
         for run in runs
-        for row in run.record.history
+        for row, value in run.record.curve
     ]
     if rows:
-        yield folded("Every evaluation", ("run", "epoch", "test accuracy", "loss", "bytes until then"), rows)
+        titles = {run.record.metric.title for run in runs}
+        metric = f"test {titles.pop() if len(titles) == 1 else 'metric'}"
+        yield folded("Every evaluation", ("run", "epoch", metric, "loss", "bytes until then"), rows)
 
 
 def _figures(labels: Sequence[str], rows: Iterable[ComparisonRow]) -> str:

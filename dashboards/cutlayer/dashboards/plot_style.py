@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from cutlayer.broker.task_metrics import Metric
 from cutlayer.dashboards.units import bytes_text
 
 __all__ = [
@@ -32,11 +33,12 @@ __all__ = [
     "SINGLE",
     "UP",
     "Bar",
-    "accuracy_axis",
     "bar_height",
     "bytes_axis",
     "draw_bars",
     "label_bars",
+    "metric_axis",
+    "metric_title",
     "new_figure",
     "plot_style",
     "shortened",
@@ -152,11 +154,14 @@ def shortened(label: str) -> str:
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def accuracy_axis(axes: Axes, num_classes: int | None) -> None:
-    """Let the vertical axis be accuracy; with the number of classes, the level of guessing is drawn."""
-    axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * 100:.0f} %"))
-    axes.set_ylabel("test accuracy")
+def metric_axis(axes: Axes, metric: Metric, num_classes: int | None) -> None:
+    """Let the vertical axis be a task's metric; with the number of classes, the level of guessing is drawn."""
+    if metric.is_share:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * 100:.0f} %"))
+    elif metric.better == "less":
+        axes.set_ylim(bottom=0)
+    axes.set_ylabel(metric_title(metric))
     if num_classes:
         guess = 1 / num_classes
         axes.axhline(guess, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -164,6 +169,11 @@ def accuracy_axis(axes: Axes, num_classes: int | None) -> None:
             "guessing", (0.99, guess), xytext=(0, 3), xycoords=("axes fraction", "data"),
             textcoords="offset points", color=MUTED, ha="right",
         )  # fmt: skip
+
+
+def metric_title(metric: Metric) -> str:
+    """Return what an axis of a task's metric is called; that more is better goes without saying."""
+    return f"test {metric.with_unit}" + (" (less is better)" if metric.better == "less" else "")
 
 
 def bytes_axis(axes: Axes) -> None:

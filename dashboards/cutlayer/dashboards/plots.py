@@ -13,63 +13,62 @@ from cutlayer.dashboards.plot_style import (
     SINGLE,
     UP,
     Bar,
-    accuracy_axis,
     bar_height,
     bytes_axis,
     draw_bars,
+    metric_axis,
+    metric_title,
     new_figure,
     plot_style,
     svg,
 )
 from cutlayer.dashboards.run_record import JOINT, RunRecord
-from cutlayer.dashboards.units import bytes_text, percent_text
+from cutlayer.dashboards.units import bytes_text, metric_text
 
-__all__ = ["accuracy_by_bytes", "accuracy_by_epoch", "accuracy_by_modality", "bytes_by_kind"]
+__all__ = ["bytes_by_kind", "metric_by_bytes", "metric_by_epoch", "metric_by_modality"]
 
 
-def accuracy_by_epoch(run: RunRecord) -> str:
-    """Draw test accuracy against epoch, with the level of guessing."""
+def metric_by_epoch(run: RunRecord) -> str:
+    """Draw the task's test metric against epoch, with the level of guessing."""
     with plot_style():
         figure, axes = new_figure()
-        axes.plot([row.epoch for row in run.history], [row.accuracy for row in run.history], color=ACCENT, marker="o")
+        axes.plot([row.epoch for row, _ in run.curve], [value for _, value in run.curve], color=ACCENT, marker="o")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        accuracy_axis(axes, run.num_classes)
-        return svg(figure, "accuracy-by-epoch", "Test accuracy against epoch")
+        metric_axis(axes, run.metric, run.num_classes)
+        return svg(figure, "metric-by-epoch", f"Test {run.metric.title} against epoch")
 
 
-def accuracy_by_bytes(run: RunRecord) -> str:
-    """Draw test accuracy against the bytes that had crossed the agents' connections until then."""
+def metric_by_bytes(run: RunRecord) -> str:
+    """Draw the task's test metric against the bytes that had crossed the agents' connections until then."""
     with plot_style():
         figure, axes = new_figure()
-        axes.plot(
-            [row.wire_bytes for row in run.history],
-            [row.accuracy for row in run.history],
-            color=ACCENT,
-            marker="o",
-        )
+        axes.plot([row.wire_bytes for row, _ in run.curve], [value for _, value in run.curve], color=ACCENT, marker="o")
         axes.set_xlabel("bytes on the wire, all agents, both directions")
         axes.set_xlim(left=0)
         bytes_axis(axes)
-        accuracy_axis(axes, run.num_classes)
-        return svg(figure, "accuracy-by-bytes", "Test accuracy against bytes on the wire")
+        metric_axis(axes, run.metric, run.num_classes)
+        return svg(figure, "metric-by-bytes", f"Test {run.metric.title} against bytes on the wire")
 
 
-def accuracy_by_modality(run: RunRecord) -> str:
-    """Draw the final test accuracy of the one model, given all modalities and given each alone."""
-    singles = sorted(run.single_modalities.items())
-    rows = [Bar(f"{name} alone", share, percent_text(share), SINGLE) for name, share in singles[:MAX_BARS]]
-    if JOINT in run.accuracy:
-        joint = run.accuracy[JOINT]
-        rows.insert(0, Bar("all modalities", joint, percent_text(joint), ACCENT))
+def metric_by_modality(run: RunRecord) -> str:
+    """Draw the final test metric of the one model, given all modalities and given each alone."""
+    singles, metric = sorted(run.single_modalities.items()), run.metric
+    rows = [Bar(f"{name} alone", value, metric_text(metric, value), SINGLE) for name, value in singles[:MAX_BARS]]
+    if JOINT in run.scores:
+        joint = run.scores[JOINT]
+        rows.insert(0, Bar("all modalities", joint, metric_text(metric, joint), ACCENT))
     with plot_style():
         figure, axes = new_figure(bar_height(len(rows)))
         draw_bars(axes, rows)
-        axes.set_xlim(0, 1.18)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * 100:.0f} %"))
-        axes.set_xlabel("test accuracy")
-        return svg(figure, "accuracy-by-modality", "Test accuracy by modality given")
+        if metric.is_share:
+            axes.set_xlim(0, 1.18)
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * 100:.0f} %"))
+        else:
+            axes.set_xlim(0, max([*(bar.length for bar in rows), 1e-9]) * 1.42)
+        axes.set_xlabel(metric_title(metric))
+        return svg(figure, "metric-by-modality", f"Test {metric.title} by modality given")
 
 
 def bytes_by_kind(run: RunRecord) -> str:

@@ -7,14 +7,14 @@ from html import escape
 
 from cutlayer.dashboards.federated_comparison import federated_averaging_text
 from cutlayer.dashboards.html_parts import flattened, folded, page, pair, section, table
-from cutlayer.dashboards.plots import accuracy_by_bytes, accuracy_by_epoch, accuracy_by_modality, bytes_by_kind
+from cutlayer.dashboards.plots import bytes_by_kind, metric_by_bytes, metric_by_epoch, metric_by_modality
 from cutlayer.dashboards.run_record import JOINT, RunRecord, parse_run
 from cutlayer.dashboards.units import (
     bytes_text,
     count_text,
     duration_text,
     latency_text,
-    percent_text,
+    metric_text,
     ratio_text,
 )
 
@@ -41,20 +41,23 @@ def _parts(run: RunRecord) -> Iterable[str]:
         f"{duration_text(run.duration_s)}. It ended because: {escape(run.reason) or 'not said'}.</p></header>"
     )
     yield _headline(run)
-    if run.history:
+    title = run.metric.title[:1].upper() + run.metric.title[1:]
+    if run.curve:
         yield pair(
-            section("Accuracy against epoch", accuracy_by_epoch(run)),
-            section("Accuracy against bytes", accuracy_by_bytes(run)),
+            section(f"{title} against epoch", metric_by_epoch(run)),
+            section(f"{title} against bytes", metric_by_bytes(run)),
         )
     modalities = ""
-    if run.accuracy:
+    if run.scores:
         modalities = section(
-            "Accuracy by modality given",
-            accuracy_by_modality(run),
+            f"{title} by modality given",
+            metric_by_modality(run),
             "One model, evaluated at the end on the agents' own test samples; labels never left them.",
         )
     kinds = section("Bytes by kind of message", bytes_by_kind(run)) if run.traffic else ""
     yield pair(modalities, kinds)
+    if len(run.measures) > 1 and run.metrics:
+        yield _measures_section(run)
     yield pair(_bytes_section(run), _round_trip_section(run))
     yield section("Federated averaging, for comparison", "", federated_averaging_text(run))
     if run.stages:
@@ -70,7 +73,7 @@ def _parts(run: RunRecord) -> Iterable[str]:
 def _headline(run: RunRecord) -> str:
     total = run.bytes.total
     numbers = [
-        (percent_text(run.accuracy.get(JOINT)), "test accuracy, all modalities"),
+        (metric_text(run.metric, run.scores.get(JOINT)), f"test {run.metric.title}, all modalities"),
         (bytes_text(total.wire), "on the wire, both directions"),
         (ratio_text(total.raw, total.wire), "raw bytes over wire bytes"),
         (bytes_text(run.bytes_per_sample), "per training sample"),
@@ -79,6 +82,18 @@ def _headline(run: RunRecord) -> str:
     ]
     cards = (f"<section><b>{escape(value)}</b><span>{escape(name)}</span></section>" for value, name in numbers)
     return f'<div class="numbers">{"".join(cards)}</div>'
+
+
+def _measures_section(run: RunRecord) -> str:
+    """Return all metrics of the task, those of single targets included."""
+    given = sorted(run.metrics, key=lambda name: (name != JOINT, name))
+    heads = ["all modalities" if name == JOINT else f"{name} alone" for name in given]
+    rows = [
+        (metric.title, metric.better, *(metric_text(metric, run.values(metric).get(name)) for name in given))
+        for metric in run.measures
+    ]
+    note = "Over the test samples of all agents together."
+    return section("Metrics of the trained model", table(("metric", "better", *heads), rows, num_names=2), note)
 
 
 def _bytes_section(run: RunRecord) -> str:

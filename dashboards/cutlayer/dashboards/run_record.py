@@ -12,9 +12,23 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.task_metrics import ACCURACY, Metric
+from cutlayer.dashboards.run_record_parts import (
+    BytesMoved,
+    Count,
+    FederatedAveraging,
+    Moved,
+    ProcessUsage,
+    Record,
+    Rejects,
+    RoundTrip,
+    Seconds,
+    StageLatency,
+    TrafficRow,
+)
 
 __all__ = [
     "BytesMoved",
@@ -35,50 +49,19 @@ SECONDS_A_DAY = 24 * 60 * 60
 JOINT = "joint"
 """Key of the accuracy with all modalities given."""
 
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 _FIX = "give the run.json that a server worker or the demo has written"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Moved(_Record):
-    """Bytes in one direction.
-
-    Attributes:
-        raw: The tensors as float32.
-        payload: MQTT payloads.
-        wire: All that crossed the agents' connections, control packets included.
-    """
-
-    raw: Count
-    payload: Count
-    wire: Count
-
-
-class BytesMoved(_Record):
-    """Bytes from the agents (up) and to them (down)."""
-
-    up: Moved
-    down: Moved
-
-    @property
-    def total(self) -> Moved:
-        """Both directions."""
-        up, down = self.up, self.down
-        return Moved(raw=up.raw + down.raw, payload=up.payload + down.payload, wire=up.wire + down.wire)
-
-
-class EpochResult(_Record):
+class EpochResult(Record):
     """What the agents' own test samples said after an epoch.
 
     Attributes:
         epoch: Epochs committed.
-        accuracy: Share of samples that were right.
+        accuracy: Share of samples that were right; None for tasks without.
+        metrics: The task's metrics, by name; empty in older records.
         loss: Mean over samples.
         samples: Samples over all agents.
         agents: Agents that have evaluated.
@@ -86,94 +69,31 @@ class EpochResult(_Record):
     """
 
     epoch: Count
-    accuracy: Share
+    accuracy: Share | None = None
+    metrics: dict[str, Finite] = Field(default_factory=dict)
     loss: Annotated[float, Field(allow_inf_nan=False)]
     samples: Count
     agents: Count
     wire_bytes: Count
 
-
-class TrafficRow(_Record):
-    """Messages of one kind, over all agents."""
-
-    direction: Literal["up", "down"]
-    kind: str
-    codec: str
-    messages: Count
-    raw_bytes: Count
-    payload_bytes: Count
-    wire_bytes: Count
+    def value(self, metric: Metric) -> float | None:
+        """Return the value of a metric, or None where it is not known."""
+        return self.accuracy if metric.name == ACCURACY.name else self.metrics.get(metric.name)
 
 
-class FederatedAveraging(_Record):
-    """What federated averaging of the same model moves: computed from the parameter count, not measured.
-
-    Attributes:
-        bytes: Both directions, all agents, as many rounds as each has committed epochs.
-        rounds: One an epoch.
-        agents: Agents of the run.
-        parameters: Parameters of the whole model.
-    """
-
-    bytes: Count
-    rounds: Count
-    agents: Count
-    parameters: Count
-
-
-class RoundTrip(_Record):
-    """Seconds from activations sent to outputs received; None where there was none."""
-
-    p50: Seconds | None
-    p95: Seconds | None
-
-
-class StageLatency(_Record):
-    """Time of one stage of a step.
-
-    Attributes:
-        count: Times it ran: a microbatch at an agent, a group of microbatches at the worker.
-        mean_s: Mean.
-        p50_s: Median.
-        p95_s: 95th percentile; quantiles are None where the agents' times came without a histogram.
-    """
-
-    count: Count
-    mean_s: Seconds
-    p50_s: Seconds | None = None
-    p95_s: Seconds | None = None
-
-
-class Rejects(_Record):
-    """Messages that were not taken, by label."""
-
-    agent: dict[str, Count] = {}
-    worker: dict[str, Count] = {}
-
-    @property
-    def total(self) -> int:
-        """On both sides."""
-        return sum(self.agent.values()) + sum(self.worker.values())
-
-
-class ProcessUsage(_Record):
-    """What one process has used, by the kernel's count."""
-
-    role: str
-    id: str
-    peak_rss_bytes: Count
-    cpu_s: Seconds
-
-
-class RunRecord(_Record):
+class RunRecord(Record):
     """The content of `run.json`.
 
     Attributes:
         format: Version of the document's form.
         run_id: Unique name of the run.
         reason: Why it ended.
-        accuracy: Test accuracy of the trained model given all modalities (`joint`) and given each alone.
-        history: Test accuracy after each evaluated epoch.
+        accuracy: Test accuracy of the trained model given all modalities (`joint`) and given each alone; empty for
+            tasks without.
+        measures: The task's metrics, the one first that models are compared by.
+        metrics: Their values for the trained model by name, given all modalities and given each alone; empty in older
+            records.
+        history: The same after each evaluated epoch.
         bytes: Bytes moved.
         bytes_per_sample: Wire bytes of both directions for each committed training sample.
         traffic: Bytes by direction, kind of message and codec.
@@ -200,6 +120,8 @@ class RunRecord(_Record):
     run_id: str
     reason: str
     accuracy: dict[str, Share]
+    measures: Annotated[tuple[Metric, ...], Field(min_length=1)] = (ACCURACY,)
+    metrics: dict[str, dict[str, Finite]] = Field(default_factory=dict)
     history: tuple[EpochResult, ...]
     bytes: BytesMoved
     bytes_per_sample: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
@@ -217,10 +139,10 @@ class RunRecord(_Record):
     seed: Count
     manifest: dict[str, object]
     versions: dict[str, str]
-    demo: dict[str, object] = {}
+    demo: dict[str, object] = Field(default_factory=dict)
     reconnects: Count | None = None
     rejects: Rejects | None = None
-    stages: dict[str, StageLatency] = {}
+    stages: dict[str, StageLatency] = Field(default_factory=dict)
 
     @property
     def num_agents(self) -> int:
@@ -235,20 +157,43 @@ class RunRecord(_Record):
         return self.bytes.total.wire / self.num_agents / self.duration_s * SECONDS_A_DAY
 
     @property
+    def metric(self) -> Metric:
+        """What models of this task are compared by."""
+        return self.measures[0]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """That metric of the trained model, given all modalities (`joint`) and given each alone."""
+        return dict(self.accuracy) if self.metric.name == ACCURACY.name else self.values(self.metric)
+
+    def values(self, metric: Metric) -> dict[str, float]:
+        """Return a metric's values for the trained model, by what was given."""
+        return {given: values[metric.name] for given, values in self.metrics.items() if metric.name in values}
+
+    @property
+    def curve(self) -> list[tuple[EpochResult, float]]:
+        """Each evaluated epoch with the metric that models are compared by."""
+        found = [(row, row.value(self.metric)) for row in self.history]
+        return [(row, value) for row, value in found if value is not None]
+
+    @property
     def best(self) -> EpochResult | None:
-        """The epoch with the highest test accuracy, the first of equals; None where none was evaluated."""
-        return max(self.history, key=lambda row: row.accuracy, default=None)
+        """The epoch with the best test metric, the first of equals; None where none was evaluated."""
+        sign = 1 if self.metric.better == "more" else -1
+        found = max(self.curve, key=lambda each: sign * each[1], default=None)
+        return None if found is None else found[0]
 
     @property
     def single_modalities(self) -> dict[str, float]:
-        """Accuracy given one modality alone, by its name."""
-        return {given: share for given, share in self.accuracy.items() if given != JOINT}
+        """The metric given one modality alone, by its name."""
+        return {given: value for given, value in self.scores.items() if given != JOINT}
 
     @property
     def num_classes(self) -> int | None:
-        """Classes of the task, or None where it has none."""
+        """Classes of which each sample has one, or None for another task."""
         task = self.manifest.get("task")
-        classes = task.get("classes") if isinstance(task, dict) else None
+        is_classification = isinstance(task, dict) and task.get("kind", "classification") == "classification"
+        classes = task.get("classes") if isinstance(task, dict) and is_classification else None
         return len(classes) if isinstance(classes, list | tuple) and classes else None
 
 

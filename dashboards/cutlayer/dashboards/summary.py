@@ -18,7 +18,7 @@ from cutlayer.dashboards.units import (
     count_text,
     duration_text,
     latency_text,
-    percent_text,
+    metric_text,
     ratio_text,
 )
 
@@ -26,6 +26,9 @@ __all__ = ["summary"]
 
 MAX_PROCESSES: Final = 12
 """Lines of processes; a thousand agents share one."""
+MAX_METRICS: Final = 12
+"""Lines of metrics; a regression has two for each of its targets."""
+NOT_KNOWN: Final = "-"
 MAX_STAGES: Final = 16
 """Agents name their stages themselves."""
 
@@ -34,19 +37,26 @@ def summary(run: RunRecord) -> RenderableType:
     """Return the tables that end a run."""
     head = Text.assemble((printable(run.run_id), "bold"), f"  {printable(run.reason)}")
     side_by_side = Table.grid(padding=(0, 4))
-    side_by_side.add_row(_accuracy(run), _figures(run))
+    side_by_side.add_row(_metrics(run), _figures(run))
     comparison = Text(f"{_cost(run)}\n{federated_averaging_text(run)}")
     return Group(head, side_by_side, _bytes(run), comparison, *_stages(run), _processes(run))
 
 
-def _accuracy(run: RunRecord) -> Table:
-    table = _table("test accuracy, given", "accuracy")
-    if JOINT in run.accuracy:
-        table.add_row("all modalities", percent_text(run.accuracy[JOINT]))
-    for name, share in sorted(run.single_modalities.items()):
-        table.add_row(Text(printable(f"{name} alone")), percent_text(share))
-    if not run.accuracy:
+def _metrics(run: RunRecord) -> Table:
+    """Return the task's metric given all modalities and given each alone, and its other metrics given all."""
+    metric, scores = run.metric, run.scores
+    title = printable(metric.title)
+    table = _table(Text(f"test {title}, given"), Text(title if metric.better == "more" else "less is better"))
+    if JOINT in scores:
+        table.add_row("all modalities", Text(printable(metric_text(metric, scores[JOINT]))))
+    for name, value in sorted(run.single_modalities.items()):
+        table.add_row(Text(printable(f"{name} alone")), Text(printable(metric_text(metric, value))))
+    if not scores:
         table.add_row("(not evaluated)", "-")
+    for other in run.measures[1 : 1 + MAX_METRICS]:
+        value_text = metric_text(other, run.values(other).get(JOINT))
+        if value_text != NOT_KNOWN:
+            table.add_row(Text(printable(f"all: {other.title}")), Text(printable(value_text)))
     return table
 
 
@@ -129,7 +139,7 @@ def _together(processes: list[ProcessUsage]) -> tuple[str, str]:
     return f"at most {bytes_text(memory_bytes)}", duration_text(sum(process.cpu_s for process in processes))
 
 
-def _table(first: str, *others: str) -> Table:
+def _table(first: str | Text, *others: str | Text) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(first)
     for name in others:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["bytes_text", "count_text", "duration_text", "latency_text", "percent_text", "ratio_text"]
+import math
+
+from cutlayer.broker.task_metrics import Metric
+
+__all__ = ["bytes_text", "count_text", "duration_text", "latency_text", "metric_text", "percent_text", "ratio_text"]
 
 NOT_KNOWN = "-"
 
@@ -47,6 +51,16 @@ def duration_text(seconds: float | None) -> str:
 def percent_text(share: float | None) -> str:
     """Return a share of one, such as `91.4 %`."""
     return NOT_KNOWN if share is None else f"{share * 100:.1f} %"
+
+
+def metric_text(metric: Metric, value: float | None) -> str:
+    """Return a value of a task's metric in four digits with its unit, such as `4.312 years`; a share in percent."""
+    if value is None:
+        return NOT_KNOWN
+    if metric.is_share:
+        return percent_text(value)
+    digits = 3 - math.floor(math.log10(abs(value))) if value else 3
+    return f"{value:,.{min(max(digits, 0), 6)}f} {metric.unit}".rstrip()
 
 
 def ratio_text(numerator: float, denominator: float) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Evaluation, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
-from cutlayer.broker.task_metrics import primary_metric
+from cutlayer.broker.task_metrics import metrics_of
 from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER, REFUSALS, Side, Stage
 from cutlayer.dashboards.metric_store import MetricStore
@@ -196,7 +196,7 @@ class RunBook:
             "format": RUN_FORMAT,
             "run_id": manifest.run_id,
             "reason": reason,
-            "metric": asdict(primary_metric(manifest.task)),
+            "measures": [asdict(metric) for metric in metrics_of(manifest.task)],
             "metrics": self.metrics(),
             "accuracy": self.accuracy(),
             "history": self.history(),

@@ -7,6 +7,7 @@ The table is for terminals and fits 80 columns; the lines are for logs, pipes an
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -19,7 +20,8 @@ from rich.text import Text
 
 from cutlayer.broker.command_line import printable
 from cutlayer.broker.messages import MetricSums, RunPhase
-from cutlayer.dashboards.units import bytes_text, duration_text, latency_text, ratio_text
+from cutlayer.broker.task_metrics import mean_loss, metric_values, pooled
+from cutlayer.dashboards.units import bytes_text, duration_text, latency_text, metric_text, ratio_text
 from cutlayer.simulation.run_status import AgentStatus, RunStatus
 
 __all__ = ["LiveTable", "PlainLines", "View", "progress_line", "status_table"]
@@ -31,8 +33,8 @@ SPARKS: Final = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 """Eighths of a block, from one to eight."""
 MAX_SPARKS: Final = 40
 UNKNOWN: Final = "-"
-COLUMNS: Final = ("epoch", "loss", "train", "test %", "up", "down", "ratio", "trip")
-"""After the agent and its bar. Train and test are accuracies in percent, trip is the median round trip."""
+COLUMNS: Final = ("epoch", "loss", "train", "test", "up", "down", "ratio", "trip")
+"""After the agent and its bar. Train and test are the task's metric, trip is the median round trip."""
 
 
 class View(Protocol):
@@ -121,10 +123,11 @@ def progress_line(status: RunStatus, elapsed_s: float) -> str:
         wire_bytes = moved["up"]["wire"] + moved["down"]["wire"]
         test = _pooled([agent.test for agent in status.agents.values()])
         recent = _pooled([agent.recent for agent in status.agents.values()])
+        unit = _unit(status)
         parts += [
             f"{status.done_share:.0%} of the steps",
             f"loss {_loss(recent)}",
-            f"accuracy {_accuracy(recent)} % (test {_accuracy(test)} %)",
+            f"{_title(status)} {_value(recent, status)}{unit} (test {_value(test, status)}{unit})",
             f"up {bytes_text(moved['up']['wire'])}, down {bytes_text(moved['down']['wire'])}",
             f"ratio {ratio_text(raw_bytes, wire_bytes)}",
             f"round trip {latency_text(status.book.round_trips().quantile(0.5))}",
@@ -133,19 +136,21 @@ def progress_line(status: RunStatus, elapsed_s: float) -> str:
 
 
 def status_table(status: RunStatus, elapsed_s: float) -> RenderableType:
-    """Return a status as a table: a row an agent, totals, and the test accuracy of each epoch so far."""
+    """Return a status as a table: a row an agent, totals, and the test metric of each epoch so far."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_footer=True)  # one space between columns
     agents = list(status.agents.values())
     recent, test = _pooled([agent.recent for agent in agents]), _pooled([agent.test for agent in agents])
     table.add_column("agent", footer="all", overflow="ellipsis", no_wrap=True, max_width=16)
     table.add_column("progress", footer=_bar(status.done_share), width=BAR_WIDTH)
-    footers = ("", _loss(recent), _accuracy(recent), _accuracy(test), *_totals(status))
-    for title, footer in zip(COLUMNS, footers, strict=True):
+    footers = ("", _loss(recent), _value(recent, status), _value(test, status), *_totals(status))
+    is_share = status.metric is not None and status.metric.is_share
+    titles = [f"{title} %" if title == "test" and is_share else title for title in COLUMNS]
+    for title, footer in zip(titles, footers, strict=True):
         table.add_column(title, footer=footer, justify="right", no_wrap=True)
     for topic, agent in status.agents.items():
         table.add_row(Text(topic), _bar(agent.done_share), *_agent_cells(agent, status))
     head = Text.assemble((duration_text(elapsed_s), "bold"), "  ", _phase_text(status))
-    return Group(head, table, *_accuracy_curve(status))
+    return Group(head, table, *_metric_curve(status))
 
 
 def _agent_cells(agent: AgentStatus, status: RunStatus) -> list[str]:
@@ -155,8 +160,8 @@ def _agent_cells(agent: AgentStatus, status: RunStatus) -> list[str]:
     return [
         f"{telemetry.epoch}/{status.manifest.epochs}",
         _loss(agent.recent),
-        _accuracy(agent.recent),
-        _accuracy(agent.test),
+        _value(agent.recent, status),
+        _value(agent.test, status),
         bytes_text(telemetry.wire_sent_bytes),
         bytes_text(telemetry.wire_received_bytes),
         ratio_text(agent.raw_bytes, agent.wire_bytes),
@@ -193,27 +198,44 @@ def _bar(share: float) -> ProgressBar:
     return ProgressBar(total=1.0, completed=share, width=BAR_WIDTH)
 
 
-def _accuracy_curve(status: RunStatus) -> list[RenderableType]:
-    rows = status.book.history() if status.book is not None else []
-    if not rows:
+def _metric_curve(status: RunStatus) -> list[RenderableType]:
+    metric = status.metric
+    if status.book is None or metric is None:
         return []
-    shares = [row["accuracy"] for row in rows]
-    sparks = "".join(SPARKS[min(int(share * len(SPARKS)), len(SPARKS) - 1)] for share in shares[-MAX_SPARKS:])
-    return [Text(f"test accuracy by epoch  {sparks}  {shares[-1] * 100:.1f} %")]
+    values = [row["metrics"][metric.name] for row in status.book.history() if metric.name in row["metrics"]]
+    if not values:
+        return []
+    full = 1.0 if metric.is_share else max(*values, 1e-9)
+    sparks = "".join(SPARKS[min(int(value / full * len(SPARKS)), len(SPARKS) - 1)] for value in values[-MAX_SPARKS:])
+    better = " (less is better)" if metric.better == "less" else ""
+    return [Text(f"test {metric.title} by epoch{better}  {sparks}  {printable(metric_text(metric, values[-1]))}")]
 
 
 def _pooled(sums: list[MetricSums | None]) -> MetricSums:
-    known = [entry for entry in sums if entry is not None]
-    return MetricSums(
-        sum(entry.loss_sum for entry in known),
-        sum(entry.num_correct for entry in known),
-        sum(entry.num_samples for entry in known),
-    )
+    return pooled(entry for entry in sums if entry is not None)
 
 
 def _loss(sums: MetricSums | None) -> str:
-    return f"{sums.loss_sum / sums.num_samples:.3f}" if sums is not None and sums.num_samples else UNKNOWN
+    loss = None if sums is None else mean_loss(sums)
+    return UNKNOWN if loss is None else f"{loss:.3f}"
 
 
-def _accuracy(sums: MetricSums | None) -> str:
-    return f"{sums.num_correct / sums.num_samples * 100:.1f}" if sums is not None and sums.num_samples else UNKNOWN
+def _title(status: RunStatus) -> str:
+    return "metric" if status.metric is None else status.metric.title
+
+
+def _unit(status: RunStatus) -> str:
+    """Return what stands behind a value."""
+    if status.metric is None or not (status.metric.is_share or status.metric.unit):
+        return ""
+    return " %" if status.metric.is_share else f" {printable(status.metric.unit)}"
+
+
+def _value(sums: MetricSums | None, status: RunStatus) -> str:
+    """Return the task's metric of some samples, without its unit."""
+    if sums is None or status.manifest is None or status.metric is None:
+        return UNKNOWN
+    value = metric_values(status.manifest.task, sums).get(status.metric.name)
+    if value is None:
+        return UNKNOWN
+    return f"{value * 100:.1f}" if status.metric.is_share else metric_text(replace(status.metric, unit=""), value)

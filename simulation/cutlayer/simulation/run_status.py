@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import MetricSums, RunPhase, Telemetry, WorkerState
+from cutlayer.broker.task_metrics import Metric, primary_metric
 from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.server_worker.run_book import RunBook
 
@@ -70,6 +71,11 @@ class RunStatus:
     def of_agents(cls, topics: Iterable[str]) -> RunStatus:
         """Return the status of a run before anything is known."""
         return cls({topic: AgentStatus() for topic in topics})
+
+    @property
+    def metric(self) -> Metric | None:
+        """What models of the run are compared by; None before its manifest is there."""
+        return primary_metric(self.manifest.task) if self.manifest is not None else None
 
     @property
     def phase(self) -> RunPhase | None:
