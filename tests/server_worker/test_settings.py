@@ -122,7 +122,7 @@ def test_a_patch_that_does_not_divide_is_explained(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load(tmp_path, overrides={"modalities.image.patch": 3})
     assert "[modalities.image]: patch 3 does not divide 8 x 8" in caught.value.problem
-    assert caught.value.fix == "choose a divisor"
+    assert caught.value.fix == "take another patch, or the nearest size that it divides, 6 x 6 or 9 x 9"
 
 
 def load_task(folder: Path, task: str) -> TaskSpec:

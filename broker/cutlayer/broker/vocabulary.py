@@ -140,7 +140,7 @@ def _checked(document: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadVocabulary(f"it is no JSON ({_first_line(error)})") from error
     model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or model.get("type") not in _MODELS:
+    if not isinstance(model, dict) or str(model.get("type")) not in _MODELS:
         raise BadVocabulary(f"its model is none of {', '.join(sorted(_MODELS))}")
     _check_model(model)
     added = content.get("added_tokens") or []

@@ -53,7 +53,8 @@ class SeriesPatchTokenizer(PatchTokenizer):
         expected = f"(B, T, {spec.channels}) numbers at {spec.rate_hz:g} Hz"
         if raw.ndim != 3 or raw.shape[2] != spec.channels or raw.dtype.kind not in "iuf":
             raise unfit(self.modality, raw, expected, "put the channels last, also if there is one")
-        values_BTC = raw[:, : spec.num_steps].astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
+            values_BTC = raw[:, : spec.num_steps].astype(np.float32)
         if np.isinf(values_BTC).any():
             raise unfit(self.modality, raw, expected, "give NaN for missing values, and no infinite ones")
         if (missing := spec.num_steps - values_BTC.shape[1]) > 0:
