@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.contrastive import info_nce
 from cutlayer.server_worker.encoder import SplitEncoder
@@ -22,13 +23,14 @@ from server_worker.small_model import GRIDS, OPTIONS, random_tokens
 # Axes: W samples of a window, E dimensions.
 
 DIMENSIONS = 6
+PAIR = RetrievalSpec(between=("audio", "image"), dimensions=DIMENSIONS)
 OPTIMIZER = OptimizerSettings(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, clip_norm=None, warmup_ratio=0.0)
 
 
 def pair_encoder() -> SplitEncoder:
     torch.manual_seed(0)
     vit = create_vit(ModelSettings(options=OPTIONS))
-    encoder = SplitEncoder(vit, GRIDS, num_classes=2 * DIMENSIONS, fusion="late", pair_dimensions=DIMENSIONS)
+    encoder = SplitEncoder(vit, GRIDS, num_classes=2 * DIMENSIONS, fusion="late", pair=PAIR)
     return encoder.double()
 
 
@@ -70,7 +72,7 @@ def test_outputs_have_the_temperature_in_them() -> None:
 
 def test_modalities_of_a_pair_do_not_see_each_other() -> None:
     with pytest.raises(ValueError, match="late fusion"):
-        SplitEncoder(create_vit(ModelSettings(options=OPTIONS)), GRIDS, num_classes=8, pair_dimensions=4)
+        SplitEncoder(create_vit(ModelSettings(options=OPTIONS)), GRIDS, num_classes=2 * DIMENSIONS, pair=PAIR)
 
 
 @pytest.mark.parametrize("pieces", [[7], [3, 4], [2, 2, 3]])

@@ -9,6 +9,8 @@ sums a report has goes by the task:
     regression       count, absolute and squared: values, and sums of their errors, in standard deviations;
                      of evaluations on all test samples also target_count, target and target_squared, which R2 needs.
                      With several targets each has its own: `absolute.0` is the first one's
+    retrieval        forth.1, forth.5, forth.10, back.1 ...: samples whose partner is among the best so many of the
+                     test samples that were evaluated with it; of evaluations given both modalities
 
 Errors are summed in standard deviations and shown in the user's units.
 """
@@ -22,11 +24,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cutlayer.broker.reports import MetricSums
-from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, TaskSpec
+from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, RetrievalSpec, TaskSpec
 
 __all__ = [
     "ACCURACY",
     "NOTHING",
+    "RECALL_AT",
     "Metric",
     "is_plausible",
     "mean_loss",
@@ -43,6 +46,9 @@ MAX_LOSS: Final = 1e6
 """Mean loss of a sample; one beyond it is no measurement."""
 STANDARD_DEVIATIONS: Final = "std"
 """Unit of errors over targets that each have another one."""
+
+
+RECALL_AT: Final = (1, 5, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ def metrics_of(task: TaskSpec) -> tuple[Metric, ...]:
                 return overall
             single = [(_mae(each.name, each.unit), _rmse(each.name, each.unit)) for each in task.targets]
             return (*overall, *(metric for pair in single for metric in pair))
+        case RetrievalSpec():
+            return (*(_recall(best) for best in RECALL_AT), *_recalls_of(task).values())
 
 
 def primary_metric(task: TaskSpec) -> Metric:
@@ -113,6 +121,8 @@ def metric_values(task: TaskSpec, sums: MetricSums) -> dict[str, float]:
             }
         case RegressionSpec():
             return _regression(task, dict(sums.sums))
+        case RetrievalSpec():
+            return _retrieval(task, sums)
 
 
 def mean_loss(sums: MetricSums) -> float | None:
@@ -149,6 +159,9 @@ def is_plausible(task: TaskSpec, sums: MetricSums) -> bool:
             known = {f"{name}{suffix}" for name in (*_ERRORS, *_TARGETS) for suffix in suffixes}
             is_known = named.keys() <= known and (sums.num_samples > 0 or not named)
             return is_known and all(_is_plausible_target(named, suffix) for suffix in suffixes)
+        case RetrievalSpec():
+            is_known = named.keys() <= _recalls_of(task).keys()
+            return is_known and all(0 <= value <= sums.num_samples for value in named.values())
 
 
 def target_suffixes(task: RegressionSpec) -> tuple[str, ...]:
@@ -170,6 +183,28 @@ def _is_plausible_target(named: dict[str, float], suffix: str) -> bool:
         and abs(target) <= MAX_LOSS * num_targets
         and 0 <= target_squared <= MAX_LOSS * MAX_LOSS * num_targets
     )
+
+
+def _recall(best: int, of: str = "") -> Metric:
+    return Metric(_of(f"recall_{best}", of), _for(f"recall@{best}", of), "more", is_share=True)
+
+
+def _recalls_of(task: RetrievalSpec) -> dict[str, Metric]:
+    """Return the metrics of single directions by the names of their sums."""
+    first, second = task.between
+    ways = {"forth": f"{first}-to-{second}", "back": f"{second}-to-{first}"}
+    return {f"{way}.{best}": _recall(best, title) for way, title in ways.items() for best in RECALL_AT}
+
+
+def _retrieval(task: RetrievalSpec, sums: MetricSums) -> dict[str, float]:
+    named = dict(sums.sums)
+    values: dict[str, float] = {}
+    for best in RECALL_AT:
+        if f"forth.{best}" in named and f"back.{best}" in named:
+            both = named[f"forth.{best}"] + named[f"back.{best}"]
+            values[_recall(best).name] = both / (2 * sums.num_samples)
+    of_ways = _recalls_of(task)
+    return values | {of_ways[name].name: value / sums.num_samples for name, value in named.items() if name in of_ways}
 
 
 def _mae(target: str, unit: str) -> Metric:

@@ -17,6 +17,7 @@ __all__ = [
     "ClassificationSpec",
     "MultiLabelSpec",
     "RegressionSpec",
+    "RetrievalSpec",
     "TargetSpec",
     "TaskSpec",
     "without_kind",
@@ -48,6 +49,11 @@ class ClassificationSpec(Spec):
     def num_outputs(self) -> int:
         """Width C of the outputs."""
         return len(self.classes)
+
+    @property
+    def num_train_outputs(self) -> int:
+        """Width of a training step's outputs."""
+        return self.num_outputs
 
 
 class MultiLabelSpec(Spec):
@@ -81,6 +87,11 @@ class MultiLabelSpec(Spec):
     def num_outputs(self) -> int:
         """Width C of the outputs."""
         return len(self.classes)
+
+    @property
+    def num_train_outputs(self) -> int:
+        """Width of a training step's outputs."""
+        return self.num_outputs
 
 
 class TargetSpec(Spec):
@@ -132,6 +143,53 @@ class RegressionSpec(Spec):
         """Width C of the outputs."""
         return len(self.targets)
 
+    @property
+    def num_train_outputs(self) -> int:
+        """Width of a training step's outputs."""
+        return self.num_outputs
+
+
+class RetrievalSpec(Spec):
+    """Which sample of one modality belongs to which of another: pairs are implied by position, so nobody names them.
+
+    InfoNCE (arXiv 1807.03748) with a learned temperature, in both directions.
+
+    Attributes:
+        between: The two modalities.
+        dimensions: Of an embedding, E.
+        negatives: What a sample's partner is told apart from. `window`: all samples of the window, at the worker; a
+            training step's outputs are then its losses, (B, 1), and the gradients that come back say no more than
+            that it is part of the window. `agent`: the samples of its microbatch, at the agent, as in the paper
+            (arXiv 2502.06355).
+    """
+
+    called: ClassVar[str] = "classes"
+    kind: Literal["retrieval"] = "retrieval"
+    between: tuple[OutputName, OutputName]
+    dimensions: Annotated[int, Field(ge=2, le=4_096)] = 128
+    negatives: Literal["window", "agent"] = "window"
+
+    @model_validator(mode="after")
+    def _two(self) -> RetrievalSpec:
+        if self.between[0] == self.between[1]:
+            raise ValueError(f"between has {self.between[0]!r} twice: name two modalities")
+        return self
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """None: outputs are embeddings."""
+        return ()
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the outputs: both embeddings, one after the other."""
+        return 2 * self.dimensions
+
+    @property
+    def num_train_outputs(self) -> int:
+        """Width of a training step's outputs."""
+        return 1 if self.negatives == "window" else self.num_outputs
+
 
 def _kind_of(value: Any) -> str:
     """Return a task's kind; classification needs none, as long as it was the only one it had none."""
@@ -142,10 +200,11 @@ def _kind_of(value: Any) -> str:
 TaskSpec = Annotated[
     Annotated[ClassificationSpec, Tag("classification")]
     | Annotated[MultiLabelSpec, Tag("multi-label")]
-    | Annotated[RegressionSpec, Tag("regression")],
+    | Annotated[RegressionSpec, Tag("regression")]
+    | Annotated[RetrievalSpec, Tag("retrieval")],
     Discriminator(_kind_of),
 ]
-TASK_KINDS: Final = ("classification", "multi-label", "regression")
+TASK_KINDS: Final = ("classification", "multi-label", "regression", "retrieval")
 
 
 def without_kind(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

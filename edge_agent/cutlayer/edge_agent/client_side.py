@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cutlayer.broker.errors import ManifestUnsatisfiable, SettingsError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import EncodedTensor
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.tensors import check_tensor, decode_tensor
 from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.edge_agent.batches import Batch, Dataset, Split, Targets
@@ -76,7 +77,7 @@ class ClientSide:
         self._seed = manifest.seed
         self._reduction = manifest.reduction
         self._task = task_from_spec(manifest.task)
-        self._num_outputs = manifest.task.num_outputs
+        self._num_outputs, self._num_train_outputs = manifest.task.num_outputs, manifest.task.num_train_outputs
         self._tokenizers = load_tokenizers(manifest.modalities, tokenizer_file)
         self._samples: dict[tuple[Split, int], _Sample] = {}
         self._targets: dict[tuple[Split, int], Targets] = {}
@@ -153,13 +154,20 @@ class ClientSide:
         samples = self._read(split, indices)
         return np.array([any(name in sample.features for name in given) for sample in samples], np.bool_)
 
-    def loss(self, outputs: EncodedTensor, targets: Targets, codec: str) -> LossResult:
+    def loss(self, outputs: EncodedTensor, targets: Targets, codec: str, *, is_training: bool = True) -> LossResult:
         """Compute loss and gradient of some samples from their outputs.
+
+        Args:
+            outputs: What came down.
+            targets: What is true of the samples.
+            codec: What the outputs have to be encoded as.
+            is_training: Whether they are a training step's.
 
         Raises:
             WireError: When the outputs are no (B, C) tensor under the agreed codec.
         """
-        check_tensor(outputs, shape=(len(targets), self._num_outputs), codec=codec, what="outputs")
+        num_outputs = self._num_train_outputs if is_training else self._num_outputs
+        check_tensor(outputs, shape=(len(targets), num_outputs), codec=codec, what="outputs")
         return self._task.loss_and_gradient(decode_tensor(outputs, what="outputs"), targets)
 
     def _read(self, split: Split, indices: NDArray[np.int64]) -> list[_Sample]:
@@ -249,6 +257,12 @@ def check_satisfiable(manifest: Manifest, dataset: Dataset) -> None:
             f"its modalities are {', '.join(sorted(manifest.modalities))}, and {dataset.name} has none of them but "
             f"{', '.join(sorted(dataset.modalities)) or 'nothing'}",
             "give data with one of these at least (--data), or take part in another run",
+        )
+    if isinstance(manifest.task, RetrievalSpec) and len(manifest.modalities.keys() & dataset.modalities.keys()) < 2:
+        raise ManifestUnsatisfiable(
+            f"it matches {' and '.join(manifest.task.between)}, and {dataset.name} has only "
+            f"{', '.join(sorted(dataset.modalities))}",
+            "give data that have both (--data)",
         )
     for name, spec in manifest.modalities.items():
         have = dataset.modalities.get(name)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutlayer.broker.errors import SettingsError
-from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, TaskSpec
+from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, RetrievalSpec, TaskSpec
 from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.data_table import Table
 
@@ -29,14 +29,14 @@ def target_columns(task: TaskSpec) -> tuple[str, ...]:
         return ("label",)
     if isinstance(task, MultiLabelSpec):
         return ("labels", *task.classes)
-    return task.output_names
+    return task.output_names  # of retrieval: none
 
 
 def read_targets(table: Table, task: TaskSpec, column_of: ColumnOf) -> Targets:
     """Read the targets of all rows.
 
     One label: column `label`. Several: column `labels` with the names of those that are there, separated by `;`, or a
-    column a class with 1, 0, or nothing where it is not known. Numbers: a column each.
+    column a class with 1, 0, or nothing where it is not known. Numbers: a column each. Pairs: none.
 
     Args:
         table: The table.
@@ -49,6 +49,8 @@ def read_targets(table: Table, task: TaskSpec, column_of: ColumnOf) -> Targets:
     Raises:
         SettingsError: When a column is missing, a class is none of the run's, or a cell is empty or no number.
     """
+    if isinstance(task, RetrievalSpec):
+        return np.zeros(table.num_rows, np.int64)  # a row's own cells belong together
     if isinstance(task, RegressionSpec):
         return _numbers(table, task.output_names, column_of)
     if isinstance(task, MultiLabelSpec):
@@ -60,6 +62,8 @@ def read_targets(table: Table, task: TaskSpec, column_of: ColumnOf) -> Targets:
         for row, cell in enumerate(table.columns[column]):
             targets_RC[row, [number_of[name] for name in _names(cell)]] = 1.0
         return targets_RC
+    if isinstance(task, RetrievalSpec):
+        return np.zeros(table.num_rows, np.int64)
     column = _needed(table, "label", column_of)
     number_of = _numbers_of(table, column, task.classes, is_single=True)
     return np.array([number_of[cell] for cell in table.columns[column]], dtype=np.int64)

@@ -45,6 +45,8 @@ class LossResult:
         num_samples: Samples of which anything is known: B where no target is missing.
         sums: What else the task's metrics are made of, by the name in reports.
         parts: The sums of each target, where some samples may have one and lack another; empty where `sums` is all.
+        embeddings_BC: Outputs that an evaluation judges all together, at its end; None where each sample is judged by
+            itself.
     """
 
     loss_sum: float
@@ -53,6 +55,7 @@ class LossResult:
     num_samples: int
     sums: Mapping[str, float] = field(default_factory=dict)
     parts: tuple[PartSums, ...] = ()
+    embeddings_BC: NDArray[np.float32] | None = None
 
 
 NO_RESULT = LossResult(0.0, np.zeros((0, 0), np.float32), 0, 0)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, TaskSpec
+from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, RetrievalSpec, TaskSpec
 from cutlayer.edge_agent.binary_cross_entropy import BinaryCrossEntropy
 from cutlayer.edge_agent.cross_entropy import CrossEntropy
 from cutlayer.edge_agent.loss_result import LossResult, PartSums, Task
+from cutlayer.edge_agent.retrieval import Retrieval
 from cutlayer.edge_agent.squared_error import SquaredError
 
-__all__ = ["BinaryCrossEntropy", "CrossEntropy", "LossResult", "PartSums", "SquaredError", "Task", "task_from_spec"]
+__all__ = [
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "LossResult",
+    "PartSums",
+    "Retrieval",
+    "SquaredError",
+    "Task",
+    "task_from_spec",
+]
 
 
 def task_from_spec(spec: TaskSpec) -> Task:
@@ -20,3 +30,5 @@ def task_from_spec(spec: TaskSpec) -> Task:
             return BinaryCrossEntropy(spec)
         case RegressionSpec():
             return SquaredError(spec)
+        case RetrievalSpec():
+            return Retrieval(spec)

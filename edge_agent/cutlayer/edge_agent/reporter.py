@@ -142,8 +142,7 @@ class Reporter:
 
     def evaluated(self, evaluation: EvaluationRun, result: LossResult) -> None:
         """Take the outcome of one batch of an evaluation."""
-        evaluation.sums.add(result)
-        evaluation.num_left -= 1
+        evaluation.add(result)
         if evaluation.num_left:
             return
         wire = self._courier.transport.wire

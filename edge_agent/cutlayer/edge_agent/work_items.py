@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from cutlayer.broker.ledger import StepRanges
 from cutlayer.broker.messages import Evaluation, Mode
 from cutlayer.edge_agent.batches import Split
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.loss_result import NO_RESULT, LossResult
 from cutlayer.edge_agent.reported_sums import Sums
+from cutlayer.edge_agent.retrieval import recall_sums
 
 __all__ = ["EvaluationRun", "WorkItem", "WorkItems"]
 
@@ -28,6 +30,7 @@ class EvaluationRun:
         num_left: Batches without outputs yet.
         sums: Sums so far.
         is_whole: Whether it is of all test samples.
+        embeddings: Outputs that are judged all together, at its end.
     """
 
     epoch: int
@@ -36,6 +39,17 @@ class EvaluationRun:
     num_left: int
     sums: Sums
     is_whole: bool = False
+    embeddings: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, result: LossResult) -> None:
+        """Take the outcome of one batch."""
+        self.sums.add(result)
+        self.num_left -= 1
+        if result.embeddings_BC is not None:
+            self.embeddings.append(result.embeddings_BC)
+        if not self.num_left and self.embeddings:
+            self.sums.add(replace(NO_RESULT, sums=recall_sums(self.embeddings)))
+            self.embeddings.clear()
 
     def result(self, wire_bytes: int) -> Evaluation:
         """Return the finished evaluation as a message carries it."""
@@ -73,6 +87,7 @@ class WorkItems:
         of_run: All modalities of the run, sorted.
         every_epochs: Evaluate after each so many epochs; 0 for never.
         evaluation_samples: Test samples of such an evaluation.
+        evaluates_alone: Whether the finished model is evaluated given each modality alone, too.
     """
 
     def __init__(
@@ -83,11 +98,13 @@ class WorkItems:
         every_epochs: int,
         evaluation_samples: int,
         of_run: tuple[str, ...] | None = None,
+        evaluates_alone: bool = True,
     ) -> None:
         self.plan = plan
         self.committed = StepRanges()
         self._modalities = modalities
         self._of_run = of_run or modalities
+        self._evaluates_alone = evaluates_alone
         self._every_epochs = every_epochs
         self._evaluation_samples = evaluation_samples
         self._outstanding: set[int] = set()
@@ -180,7 +197,7 @@ class WorkItems:
     def start_final_evaluations(self) -> None:
         """Queue the evaluations of the finished model: with all modalities, and with each alone."""
         choices = [self._modalities]
-        if len(self._modalities) > 1:
+        if len(self._modalities) > 1 and self._evaluates_alone:
             choices += [(name,) for name in self._modalities]
         for given in choices:
             self._evaluate(self.epoch, given, self.plan.num_test, is_final=True)

@@ -13,6 +13,7 @@ from cutlayer.broker.errors import RunError, WireError
 from cutlayer.broker.messages import EncodedTensor, Mode, NegotiatedCodecs, RunPhase
 from cutlayer.broker.ragged_tokens import pack_rows
 from cutlayer.broker.sample_refs import SampleRefs, pack_mask, pack_numbers, pack_positions, unpack_mask
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
 from cutlayer.compression.delta import DEFAULT_MAX_BYTES
@@ -94,6 +95,7 @@ class Workbench:
             enrolled.plan,
             self._all_modalities,
             of_run=tuple(sorted(manifest.modalities)),
+            evaluates_alone=not isinstance(manifest.task, RetrievalSpec),  # one alone has nothing to be found by
             every_epochs=manifest.evaluation.every_epochs,
             evaluation_samples=manifest.evaluation.samples,
         )
@@ -323,7 +325,12 @@ class Workbench:
             self._reporter.answered(received.round_trip_s, received.server_s)
         try:
             with self._reporter.stage("loss"):
-                result = self._client.loss(received.outputs, flight.targets, received.codecs.outputs)
+                result = self._client.loss(
+                    received.outputs,
+                    flight.targets,
+                    received.codecs.outputs,
+                    is_training=flight.item.evaluation is None,
+                )
         except WireError as error:
             raise RunError(
                 f"the worker's outputs cannot be used: {error}\n  fix: install the same release on both sides"

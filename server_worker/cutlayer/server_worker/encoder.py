@@ -23,6 +23,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.pair_head import PairHead
 from cutlayer.server_worker.timm_import import VisionTransformer, resample_abs_pos_embed
@@ -103,7 +104,7 @@ class SplitEncoder(nn.Module):
         grids: Tokens down and across of each modality, by name.
         num_classes: C.
         fusion: `early` or `late`.
-        pair_dimensions: Dimensions of an embedding where the two modalities are to be matched; None otherwise.
+        pair: The task where two modalities are to be matched; None otherwise.
         missing: `hide`: what a sample lacks is not there. `token`: a learned token says so; with early fusion.
 
     Attributes:
@@ -122,10 +123,10 @@ class SplitEncoder(nn.Module):
         num_classes: int,
         fusion: Literal["early", "late"] = "early",
         missing: Literal["hide", "token"] = "hide",
-        pair_dimensions: int | None = None,
+        pair: RetrievalSpec | None = None,
     ) -> None:
         super().__init__()
-        if pair_dimensions is not None and (fusion == "early" or len(grids) != 2):
+        if pair is not None and (fusion == "early" or set(pair.between) != grids.keys()):
             raise ValueError("two modalities that do not see each other are matched: late fusion of two")
         if missing == "token" and fusion == "late":
             raise ValueError("in late fusion no modality sees what stands in for another")
@@ -145,8 +146,8 @@ class SplitEncoder(nn.Module):
         self.vit = _without_ends(vit)
         self.tokenizers: HeldTokenizers | None = None
         self.head: nn.Linear | PairHead
-        if pair_dimensions is not None:
-            self.head = PairHead(self.width, self.names, pair_dimensions)
+        if pair is not None:
+            self.head = PairHead(self.width, pair.between, pair.dimensions)
             return
         self.head = nn.Linear(self.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)

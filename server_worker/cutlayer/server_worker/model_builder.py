@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import safetensors.torch
 import torch
 
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
@@ -69,6 +70,7 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
             num_classes=settings.task.num_outputs,
             fusion=settings.model.fusion,
             missing=settings.model.missing,
+            pair=settings.task if isinstance(settings.task, RetrievalSpec) else None,
         )
         if not has_weights:
             _spread_positions(encoder)

@@ -14,6 +14,7 @@ from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.leases import LeaseTable
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.model_chunks import describe_model
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
 from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.server_worker.disk_store import DiskActivationStore
@@ -95,6 +96,7 @@ def make_engine(settings: RunSettings, built: BuiltModel) -> Engine:
         settings.optimizer,
         seed=settings.run.seed,
         modality_dropout=settings.model.modality_dropout,
+        contrasts_window=isinstance(settings.task, RetrievalSpec) and settings.task.negatives == "window",
     )
 
 

@@ -36,6 +36,7 @@ from cutlayer.broker.manifest import (
     TokenReduction,
     WindowSpec,
 )
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.tuning_spec import TuningSpec
 from cutlayer.server_worker.model_settings import ModelSettings
 from cutlayer.server_worker.settings_errors import settings_error
@@ -245,6 +246,32 @@ class RunSettings(Section):
                     f'activations.reduction.{name}.kind = "merge" mixes tokens, which tokenizers.mode = "trainable" '
                     'has no gradient for: set kind to "content" or "random"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _matches_what_does_not_see_each_other(self) -> RunSettings:
+        if not isinstance(self.task, RetrievalSpec):
+            return self
+        between = " and ".join(self.task.between)
+        if set(self.task.between) != self.modalities.keys():
+            raise ValueError(
+                f"task.between matches {between}, and the run's modalities are {', '.join(sorted(self.modalities))}: "
+                "give it these two"
+            )
+        if self.model.fusion == "early":
+            raise ValueError(
+                f'task.kind = "retrieval" matches {between}, which model.fusion = "early" puts into one sequence: '
+                'set model.fusion to "late"'
+            )
+        if self.model.modality_dropout:
+            raise ValueError(
+                "model.modality_dropout hides one of the two that task.kind = retrieval matches: set it to 0"
+            )
+        if self.tokenizers.mode == "trainable" and self.task.negatives == "window":
+            raise ValueError(
+                'tokenizers.mode = "trainable" needs gradients before a window closes, when task.negatives = "window" '
+                'gives them: set task.negatives to "agent", or tokenizers.mode to "frozen"'
+            )
         return self
 
     @model_validator(mode="after")
