@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -164,7 +165,7 @@ def test_no_damaged_vocabulary_raises_anything_else(seed: int, scraps: list[obje
     def damage(content: dict[str, Any]) -> None:
         for scrap in scraps:
             container, key = rng.choice(places(content))
-            container[key] = scrap
+            container[key] = copy.deepcopy(scrap)
 
     with contextlib.suppress(BadVocabulary):
         ids = Vocabulary(edited(damage)).ids("the patient has a cough\u2581", 99)

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import TokenReduction
-from cutlayer.edge_agent.token_reduction import reduce_tokens
+from cutlayer.edge_agent.token_reduction import reduce_present_tokens, reduce_tokens
 
 KINDS = ("random", "content", "merge")
 
@@ -87,3 +87,44 @@ def test_merging_weighs_by_how_many_tokens_each_stands_for() -> None:
 def test_zeros_are_merged_without_a_warning() -> None:
     kept_BKD, _ = reduce_tokens(TokenReduction(kind="merge", keep=0.5), np.zeros((1, 8, 4), np.float32), names(1))
     np.testing.assert_array_equal(kept_BKD, np.zeros((1, 4, 4), np.float32))
+
+
+def some_present(num_samples: int = 6, num_tokens: int = 16) -> NDArray[np.bool_]:
+    """Samples with all of their tokens, one, none, and some."""
+    present_BN = np.random.default_rng(1).random((num_samples, num_tokens)) < 0.6
+    present_BN[0], present_BN[1], present_BN[2] = True, False, False
+    present_BN[2, 5] = True
+    return present_BN
+
+
+def test_without_a_reduction_all_that_is_there_stays_in_order() -> None:
+    tokens_BND, present_BN = tokens(num_samples=6), some_present()
+    kept_BKD, positions_BK = reduce_present_tokens(None, tokens_BND, present_BN, names(6))
+    assert kept_BKD.shape == tokens_BND.shape
+    for row in range(6):
+        places = np.flatnonzero(present_BN[row])
+        assert positions_BK[row].tolist() == [*places, *[16] * (16 - len(places))]
+        np.testing.assert_array_equal(kept_BKD[row, : len(places)], tokens_BND[row, places])
+        assert (kept_BKD[row, len(places) :] == 0.0).all()
+
+
+@pytest.mark.parametrize("kind", ["random", "content"])
+def test_only_tokens_that_are_there_are_left(kind: str) -> None:
+    spec = TokenReduction.model_validate({"kind": kind, "keep": 0.25})
+    tokens_BND, present_BN = tokens(num_samples=6), some_present()
+    kept_BKD, positions_BK = reduce_present_tokens(spec, tokens_BND, present_BN, names(6))
+    assert kept_BKD.shape == (6, 4, 8)
+    for row in range(6):
+        places = positions_BK[row][positions_BK[row] < 16]
+        assert len(places) == min(4, present_BN[row].sum())
+        assert present_BN[row, places].all()
+        np.testing.assert_array_equal(kept_BKD[row, : len(places)], tokens_BND[row, places])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_that_have_all_tokens_are_reduced_as_without_a_mask(kind: str) -> None:
+    spec = TokenReduction.model_validate({"kind": kind, "keep": 0.5})
+    expected_BKD, expected_BK = reduce_tokens(spec, tokens(), names(3))
+    kept_BKD, positions_BK = reduce_present_tokens(spec, tokens(), np.ones((3, 16), np.bool_), names(3))
+    np.testing.assert_array_equal(kept_BKD, expected_BKD)
+    np.testing.assert_array_equal(positions_BK, expected_BK)
