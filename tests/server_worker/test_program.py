@@ -102,6 +102,15 @@ def test_the_port_serves_the_worker_metrics_and_those_of_its_agents(tmp_path: Pa
     assert 'cutlayer_agent_steps_total{agent="other"} 0.0' in texts["/metrics/clients?top=3"]
 
 
+def test_run_json_says_what_was_tuned_and_sent(tmp_path: Path) -> None:
+    worker = program(tmp_path, tuning__mode="frozen")
+    worker._http.close()
+    content = json.loads(json.dumps(worker._summary()))
+    assert content["disclosure"]["tuned"]["mode"] == content["manifest"]["tuning"]["mode"] == "frozen"
+    assert content["disclosure"]["tuned"]["trained_parameters"] == content["federated_averaging"]["parameters"]
+    assert content["disclosure"]["server_can_infer"]
+
+
 def test_json_is_written_in_one_piece(tmp_path: Path) -> None:
     path = tmp_path / "new" / "run.json"
     write_json(path, {"first": 1})

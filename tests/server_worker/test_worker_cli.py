@@ -205,6 +205,17 @@ def test_weights_of_the_flag_win_over_a_download_and_are_found_from_where_it_is_
     assert "vit.safetensors' cannot be loaded into vit_tiny_patch16_224" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(("flags", "is_printed"), [([], True), (["--quiet"], False), (["--log-format", "json"], False)])
+def test_what_is_tuned_sent_and_inferable_is_said_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], is_printed: bool
+) -> None:
+    assert exit_code(monkeypatch, *GOOD, *SMALL, "--set", "tuning.mode=lora", *flags) == 3
+    printed = capsys.readouterr().out
+    for text in ("lora: ", "activations of image", "The server can infer", "What stays at a site"):
+        assert (text in printed) is is_printed
+
+
 @pytest.mark.slow
 def test_weights_that_cannot_be_downloaded_are_explained(tmp_path: Path) -> None:
     command = [script("server-worker"), *GOOD, "--http-port", "0", "--set", "model.pretrained=true"]

@@ -59,7 +59,7 @@ def _creation_error(settings: ModelSettings, error: Exception) -> SettingsError:
     if settings.pretrained:
         return SettingsError(
             f"[model] pretrained: the weights of {settings.name} cannot be had: {detail}",
-            "check the network, give a downloaded file with --weights FILE ([model] weights), or set pretrained = false",
+            "check the network, give a downloaded file with --weights FILE, or set [model] pretrained = false",
         )
     return SettingsError(
         f"[model] options = {settings.options!r} are refused by timm's {settings.name}: {detail}",

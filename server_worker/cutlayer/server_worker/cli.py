@@ -28,6 +28,7 @@ from cutlayer.broker.broker_flags import (
 )
 from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
+from cutlayer.server_worker.disclosure import Disclosure
 
 __all__ = ["app", "main", "parse_setting"]
 
@@ -69,8 +70,8 @@ Store = Annotated[
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="File of weights that the encoder begins with, as timm reads them: safetensors, a PyTorch state dict, or a "
-        "JAX .npz. Wins over [model] weights and pretrained.",
+        help="File of weights that the encoder begins with, as timm reads them (safetensors, a PyTorch state dict, or "
+        "a JAX .npz); wins over [model] weights and pretrained.",
         metavar="FILE",
         dir_okay=False,
     ),
@@ -141,8 +142,9 @@ def start(
 
     Ctrl-C (or SIGTERM, which exits with 0) finishes what agents have outstanding here and saves a checkpoint;
     `--resume` goes on from it with the agents still connected. With `--pool` several workers train one encoder: they
-    join, leave and die as they like, and agents spread over them. At the end a summary says what was reached and what
-    it cost, and run.json in the output folder says it to programs.
+    join, leave and die as they like, and agents spread over them. Before the run it says what is tuned, what is sent
+    and what a server can infer from that; at the end a summary says what was reached and what it cost, and run.json in
+    the output folder says all of it to programs.
 
     **Examples**
 
@@ -190,9 +192,12 @@ def start(
         http_allowed_hosts=http_allow_host or (),
         connect_timeout_s=connect_timeout,
     )
+    is_for_people = not quiet and log_format == "text"
+    if is_for_people:
+        _print_disclosure(program.disclosure)
     with GracefulStop("saving a checkpoint; Ctrl-C again to stop at once") as stop:
         path = program.run(stop.should_stop)
-    if path is not None and not quiet and log_format == "text":
+    if path is not None and is_for_people:
         _print_summary(path)
     if stop.received is signal.SIGINT:
         raise KeyboardInterrupt
@@ -221,6 +226,14 @@ def vocabulary(
     except OSError as error:
         raise SettingsError(f"--output {output}: {error.strerror}", "name a file in an existing folder") from error
     typer.echo(f"{output}: {len(content):,} B")
+
+
+def _print_disclosure(disclosure: Disclosure) -> None:
+    from rich.console import Console
+
+    from cutlayer.server_worker.disclosure_view import disclosure_view
+
+    Console().print(disclosure_view(disclosure))
 
 
 def _print_summary(path: Path) -> None:

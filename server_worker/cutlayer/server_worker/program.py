@@ -23,6 +23,7 @@ from cutlayer.dashboards.live_stats import LiveStats, RunFacts
 from cutlayer.server_worker.agent_table import MAX_TOP
 from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.clients_route import clients_route
+from cutlayer.server_worker.disclosure import disclose
 from cutlayer.server_worker.events import BudgetComputed
 from cutlayer.server_worker.http_routes import health_route, metrics_route, page_route, stats_route
 from cutlayer.server_worker.http_server import HttpServer
@@ -41,6 +42,7 @@ from cutlayer.server_worker.run_parts import (
 )
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import load_run_settings
+from cutlayer.server_worker.tuning import goes_back_through_all
 from cutlayer.server_worker.worker_reports import WorkerReports
 
 __all__ = ["Program", "write_json"]
@@ -65,6 +67,9 @@ class Program:
         http_port: Port; 0 for a free one.
         http_allowed_hosts: Host names under which the page is served, besides those of loopback.
         connect_timeout_s: How long the first connection is tried.
+
+    Attributes:
+        disclosure: What the run tunes and sends, and what a server can infer from that.
 
     Raises:
         SettingsError: When a setting is wrong.
@@ -102,6 +107,11 @@ class Program:
         self._version = versions().get("cutlayer", "")
         self.session = make_session(
             settings, resumed.manifest, name, is_pooled=pool is not None, resumed=resumed, version=engine.version
+        )
+        self.disclosure = disclose(
+            resumed.manifest,
+            built.num_tokenizer_parameters,
+            goes_back_through_all=goes_back_through_all(built.encoder),
         )
         self._budget = budget_of(
             resumed.manifest,
@@ -163,7 +173,14 @@ class Program:
         """
         manifest = self.session.manifest
         _keep_earlier(self._output / RUN_FILE, manifest.run_id)
-        log.info("model %s: %d parameters", manifest.model, manifest.num_parameters)
+        tuned = self.disclosure.tuned
+        log.info(
+            "model %s: %d parameters; %s: %d train",
+            manifest.model,
+            tuned.all_parameters,
+            tuned.mode,
+            tuned.trained_parameters,
+        )
         log.info("%s", self._budget)
         for problem in self._budget_problems:
             log.warning("broker budget: %s", problem)
@@ -195,7 +212,7 @@ class Program:
             reason=self._reason,
             store=self._metrics.store,
         )
-        return {**content, "broker_budget": self._budget.as_json()}
+        return {**content, "broker_budget": self._budget.as_json(), "disclosure": self.disclosure.as_json()}
 
     @property
     def _reason(self) -> str:

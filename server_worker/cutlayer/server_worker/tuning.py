@@ -39,8 +39,9 @@ def tune(encoder: SplitEncoder, spec: TuningSpec, known: Collection[str] = ()) -
     """
     if spec.mode == "full":
         return
-    encoder.requires_grad_(False)
-    encoder.head.requires_grad_(True)
+    # All that is not the ViT's own, such as the head, trains.
+    for part in (encoder.embeddings, encoder.token_norm, encoder.vit):
+        part.requires_grad_(False)
     for name in encoder.names:
         embedding = encoder.embeddings[f"{name}_tokens"]
         assert isinstance(embedding, ModalityEmbedding)
