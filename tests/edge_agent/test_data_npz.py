@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec
-from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, TargetSpec, TaskSpec
+from cutlayer.broker.tasks import (
+    ClassificationSpec,
+    MultiLabelSpec,
+    RegressionSpec,
+    RetrievalSpec,
+    TargetSpec,
+    TaskSpec,
+)
 from cutlayer.edge_agent.data_npz import ArrayFile, array_column, targets_of_arrays, texts_of_array
 
 NAN = float("nan")
@@ -155,6 +162,7 @@ def test_array_that_does_not_fit_the_run_is_named_with_what_fits(
         (SEVERAL, {"labels": [[1, -1], [0, 1]]}, [[1, -1], [0, 1]]),
         (SEVERAL, {"labels": ["fever;cough", ""]}, [[1, 1], [0, 0]]),
         (NUMBERS, {"targets": [[1.5, NAN], [2, 3]]}, [[1.5, NAN], [2, 3]]),
+        (RetrievalSpec(between=("image", "note")), {"image": np.zeros((2, 4))}, [0, 0]),
     ],
 )
 def test_targets_are_read_in_the_form_of_the_task(

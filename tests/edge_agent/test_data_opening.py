@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_column_id_decides_the_split_and_files_may_then_move(tmp_path: Path) -> 
     write_image(tmp_path / "a.png")
     write_image(tmp_path / "b.png")
 
-    def for_testing(image: str, **options: object) -> list[float]:
+    def for_testing(image: str, **options: Any) -> list[float]:
         rows = [[image, f"patient {row}", row, "cat"] for row in range(40)]
         path = write_table(tmp_path / "data.csv", ["image", "id", "hr", "label"], rows)
         request = asked({"image": IMAGE, "vitals": TableSpec(columns=("hr",))}, **options)
@@ -160,8 +161,8 @@ def test_arrays_are_read_and_sharded(tmp_path: Path) -> None:
 
 
 def test_arrays_may_say_the_split_and_be_called_otherwise(tmp_path: Path) -> None:
-    arrays = {"x": np.zeros((3, 8, 8, 3), np.uint8), "y": ["cat", "dog", "dog"], "fold": ["train", "test", "test"]}
-    np.savez(tmp_path / "data.npz", **arrays)
+    images, folds = np.zeros((3, 8, 8, 3), np.uint8), ["train", "test", "test"]
+    np.savez(tmp_path / "data.npz", x=images, y=["cat", "dog", "dog"], fold=folds)
     dataset = open_user_data(str(tmp_path / "data.npz"), asked(image="x", label="y", split="fold"))
     assert (dataset.num_samples("train"), dataset.num_samples("test")) == (1, 2)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from PIL import Image
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import ImageSpec
-from cutlayer.broker.tasks import RegressionSpec, TargetSpec
+from cutlayer.broker.tasks import RegressionSpec, RetrievalSpec, TargetSpec
 from cutlayer.edge_agent.batches import Split
 from cutlayer.edge_agent.data_opening import open_user_data
 from cutlayer.edge_agent.data_samples import UserDataset
@@ -47,7 +47,7 @@ def grey_table(folder: Path, count: int, *, split: str = "train") -> Path:
     return write_table(folder / "data.csv", ["image", "label", "split"], rows)
 
 
-def open_greys(path: Path, **options: object) -> UserDataset:
+def open_greys(path: Path, **options: Any) -> UserDataset:
     return open_user_data(str(path), asked({"image": IMAGE}, **options))
 
 
@@ -82,7 +82,7 @@ def test_number_outside_the_split_is_an_index_error(tmp_path: Path, index: int) 
 
 def test_shards_share_all_rows_and_none_is_in_two(tmp_path: Path) -> None:
     site(tmp_path, 30)
-    for split, total in (("train", 24), ("test", 6)):
+    for split, total in zip(SPLITS, (24, 6), strict=True):
         shards = [open_user_data(str(tmp_path), asked(shard=f"{index}/3")) for index in range(3)]
         found = [grey for shard in shards for grey in greys(shard, split)]
         assert len(found) == len(set(found)) == total
@@ -125,9 +125,10 @@ def test_rows_without_any_modality_are_skipped_and_counted(tmp_path: Path, caplo
     with caplog.at_level("INFO", "cutlayer"):
         dataset = open_user_data(str(path), asked())
     assert (dataset.num_samples("train"), dataset.num_samples("test")) == (1, 0)
-    assert dataset.num_without_any == 2
-    assert f"{path}: 1 samples for training, 0 for testing, 1 lack audio, 2 rows without any modality skipped" in (
-        caplog.messages
+    assert dataset.num_skipped == 2
+    assert (
+        f"{path}: 1 samples for training, 0 for testing, 1 lack audio, 2 rows without a modality to learn from skipped"
+        in (caplog.messages)
     )
 
 
@@ -141,7 +142,7 @@ def test_table_without_a_row_for_training_is_an_error(tmp_path: Path) -> None:
 
 def test_rows_for_validation_stand_in_for_those_for_testing_only_where_there_are_none(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
-    rows: list[Sequence[object]] = [["a.png", "cat", "train"], ["a.png", "dog", "val"]]
+    rows = [["a.png", "cat", "train"], ["a.png", "dog", "val"]]
     path = write_table(tmp_path / "data.csv", ["image", "label", "split"], rows)
     assert open_greys(path).batch("test", np.arange(1)).targets.tolist() == [1]
     write_table(path, ["image", "label", "split"], [*rows, ["a.png", "cat", "test"]])
@@ -261,3 +262,18 @@ def test_two_thousand_images_take_the_memory_of_a_few(tmp_path: Path) -> None:
     assert dataset.num_samples("train") == 1_600
     all_bytes = 2_000 * 96 * 96 * 3
     assert peak_bytes < all_bytes / 10
+
+
+def test_pairs_need_both_of_their_modalities(tmp_path: Path) -> None:
+    task = RetrievalSpec(between=("image", "audio"))
+    site(tmp_path, 20, without_sound=[3, 4])
+    dataset = open_user_data(str(tmp_path), asked(task=task))
+    assert dataset.classes == ()
+    assert dataset.num_skipped == 2
+    assert dataset.num_samples("train") + dataset.num_samples("test") == 18
+    batch = dataset.batch("train", all_of(dataset))
+    assert not batch.present
+    assert not batch.targets.any()
+    write_table(tmp_path / "data.csv", ["image"], [["images/0.png"]])
+    with pytest.raises(SettingsError, match="has no audio, and the run matches image and audio"):
+        open_user_data(str(tmp_path), asked(task=task))

@@ -6,6 +6,7 @@ import csv
 import wave
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ def asked(
     task: TaskSpec | None = None,
     shard: str = "0/1",
     seed: int = 0,
-    **options: object,
+    **options: Any,
 ) -> DataRequest:
     """Return what a run with images and sounds of cats and dogs asks for, or another one."""
     return DataRequest(
@@ -62,7 +63,7 @@ def write_sound(path: Path, samples_TC: NDArray[np.float64], *, rate_hz: int = 8
         file.writeframes(octets.tobytes())
 
 
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
     """Write a CSV file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:

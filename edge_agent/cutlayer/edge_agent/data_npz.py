@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import ModalitySpec
-from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, TaskSpec
+from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RetrievalSpec, TaskSpec
 from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.data_columns import ArrayColumn
 from cutlayer.edge_agent.data_npy import BROKEN_ARRAY
@@ -29,6 +29,7 @@ from cutlayer.edge_agent.data_targets import LABELS_SEPARATOR, ColumnOf, read_ta
 
 __all__ = ["ArrayFile", "array_column", "targets_of_arrays", "texts_of_array"]
 
+_TARGETS = {"classification": "label", "multi-label": "labels", "regression": "targets"}
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Where a ZIP member's local header has the lengths of its name and its extra field (APPNOTE.TXT, 4.3.7)."""
 _BROKEN = (*BROKEN_ARRAY, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -134,19 +135,21 @@ def targets_of_arrays(file: ArrayFile, task: TaskSpec, array_of: ColumnOf) -> Ta
     """Return the targets of all rows.
 
     One label: `label`, names or, where the run's classes are numerals, numbers. Several: `labels`, (R, C) of 1, 0 and
-    -1 for not known, or names separated by `;`. Numbers: `targets`, (R, C) in the run's order.
+    -1 for not known, or names separated by `;`. Numbers: `targets`, (R, C) in the run's order. Pairs: none.
 
     Raises:
         SettingsError: When the array is missing, or is not that.
     """
     path = file.path
-    wanted = {"classification": "label", "multi-label": "labels", "regression": "targets"}[task.kind]
+    wanted = task.between[0] if isinstance(task, RetrievalSpec) else _TARGETS[task.kind]
     name = array_of(wanted)
     if name not in file.names:
         raise SettingsError(
             f"{path} has no array {name!r}, and the run learns from it", f"add it, or say --data-option {wanted}=ARRAY"
         )
     values = file.array(name)
+    if isinstance(task, RetrievalSpec):
+        return np.zeros(len(values) if values.ndim else 0, np.int64)
     if isinstance(task, ClassificationSpec) or (isinstance(task, MultiLabelSpec) and values.dtype.kind == "U"):
         cells = texts_of_array(file, name, len(values) if values.ndim else 0)
         return read_targets(Table(path, {wanted: cells}, path.parent), task, lambda column: column)

@@ -14,7 +14,7 @@ Axes: B samples of a batch, R rows of the whole data set, S rows of this agent's
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import ModalitySpec
-from cutlayer.broker.tasks import ClassificationSpec
+from cutlayer.broker.tasks import ClassificationSpec, RetrievalSpec
 from cutlayer.edge_agent.batches import SPLITS, Batch, Split, Targets
 from cutlayer.edge_agent.data_columns import Column
 from cutlayer.edge_agent.data_options import UserDataOptions
@@ -66,6 +66,8 @@ class UserDataset:
         self._targets = targets
         self._has = {modality: column.has.copy() for modality, column in self._columns.items()}
         self._was_read = {modality: np.zeros(len(targets), bool) for modality in self._columns}
+        if isinstance(request.task, RetrievalSpec):
+            _check_pair(name, request.task, self._columns)
         self._stand_ins: dict[tuple[Split, int], int] = {}
         self._rows = _divide(request, options, targets, splits)
         own_rows = np.concatenate([self._rows[split] for split in SPLITS])
@@ -74,12 +76,12 @@ class UserDataset:
         num_rows = own_rows.size
         for split in SPLITS:
             rows_S = self._rows[split]
-            self._rows[split] = rows_S[self._has_any(rows_S)]
-        self.num_without_any = num_rows - sum(rows_S.size for rows_S in self._rows.values())
+            self._rows[split] = rows_S[self._are_samples(rows_S)]
+        self.num_skipped = num_rows - sum(rows_S.size for rows_S in self._rows.values())
         if self._rows["train"].size == 0:
             raise SettingsError(
                 f"{name}: no row for training is left in shard {request.shard} of {len(targets)} rows",
-                "give rows with the split `train` and with at least one modality of the run",
+                "give rows with the split `train` and with a modality of the run",
             )
         log.info("%s", self._summary(splits))
 
@@ -136,7 +138,7 @@ class UserDataset:
             number = (first + step) % rows_S.size
             row = int(rows_S[number])
             raw = self._read_row(row)
-            if raw:
+            if self._is_sample(set(raw)):
                 if number != index:
                     self._stand_ins[split, index] = number
                 return row, raw
@@ -188,11 +190,17 @@ class UserDataset:
                     self.unreadable.add(path, reason)
         self.unreadable.check()
 
-    def _has_any(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        found = np.zeros(rows.size, bool)
-        for has_R in self._has.values():
-            found |= has_R[rows]
-        return found
+    def _is_sample(self, modalities: Collection[str]) -> bool:
+        """Return whether a row with these modalities has something to learn from: one of them, or of a pair both."""
+        task = self._request.task
+        return set(task.between) <= set(modalities) if isinstance(task, RetrievalSpec) else bool(modalities)
+
+    def _are_samples(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The same for many rows, bool (S)."""
+        task = self._request.task
+        if isinstance(task, RetrievalSpec):
+            return np.logical_and.reduce([self._has[modality][rows] for modality in task.between])
+        return np.logical_or.reduce([has_R[rows] for has_R in self._has.values()])
 
     def _summary(self, splits: NDArray[np.str_]) -> str:
         train, test = (self._rows[split] for split in SPLITS)
@@ -201,13 +209,22 @@ class UserDataset:
             rows = np.concatenate([train, test])
             if lacking := int((~has_R[rows]).sum()):
                 parts.append(f"{lacking} lack {modality}")
-        if self.num_without_any:
-            parts.append(f"{self.num_without_any} rows without any modality skipped")
+        if self.num_skipped:
+            parts.append(f"{self.num_skipped} rows without a modality to learn from skipped")
         if self.unreadable.reasons:
             parts.append(f"{len(self.unreadable.reasons)} of {self.unreadable.num_files} files unreadable")
         if num_val := int((splits == "val").sum()) if (splits == "test").any() else 0:
             parts.append(f"{num_val} rows for validation not used")
         return ", ".join(parts)
+
+
+def _check_pair(name: str, task: RetrievalSpec, columns: Mapping[str, Column]) -> None:
+    for modality in task.between:
+        if modality not in columns:
+            raise SettingsError(
+                f"{name} has no {modality}, and the run matches {' and '.join(task.between)}",
+                f"add it, or say where it is: --data-option {modality}=NAME",
+            )
 
 
 def _divide(

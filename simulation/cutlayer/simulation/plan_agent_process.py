@@ -71,7 +71,7 @@ def _main(asked: str) -> None:
     manifest = Manifest.from_bytes(wanted["manifest"].encode())
     if wanted["data"] is not None:
         shard, options = Shard.parse(wanted["shard"]), wanted["options"]
-        dataset = open_dataset(wanted["data"], shard=shard, seed=manifest.seed, options=options)
+        dataset = open_dataset(wanted["data"], shard=shard, seed=manifest.seed, options=options, manifest=manifest)
         client = ClientSide(manifest, base64.b64decode(wanted["weights"]), dataset)
         num_samples = min(manifest.microbatch_samples, dataset.num_samples("train"))
         tokenized = client.tokenize("train", np.arange(num_samples), tuple(sorted(manifest.modalities)))

@@ -23,7 +23,10 @@ WORKER = "worker-0"
 RunFile = Annotated[Path, typer.Option("--run", help="Run settings (TOML).")]
 Data = Annotated[
     str | None,
-    typer.Option(help="Data set of the agents, such as demo:digits; what the run settings name when left out."),
+    typer.Option(
+        help="Data of the agents, as `edge-agent start --data` takes them (docs/data.md), divided over them; what the "
+        "run settings name when left out."
+    ),
 ]
 Samples = Annotated[
     int | None,
@@ -121,7 +124,7 @@ def plan(
 
     from cutlayer.broker.mqtt_packets import Protocol
     from cutlayer.edge_agent.cli import parse_options
-    from cutlayer.edge_agent.datasets import dataset_names
+    from cutlayer.edge_agent.datasets import DATA_FORMS
     from cutlayer.server_worker.cli import parse_setting
     from cutlayer.server_worker.settings import load_run_settings
     from cutlayer.simulation.plan import Conditions
@@ -139,7 +142,7 @@ def plan(
         if not name:
             raise SettingsError(
                 f"neither --data nor {run} names the agents' data",
-                f"give --data ({', '.join(dataset_names())}), or --samples for a plan without data",
+                f"give --data ({DATA_FORMS}), or --samples for a plan without data",
             )
         choice = DataChoice(name, parse_options(data_option or []), agents)
     else:

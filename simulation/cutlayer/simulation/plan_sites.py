@@ -92,7 +92,9 @@ def sites_from_data(
     for index in range(choice.agents):
         announce(f"agent {index + 1} of {choice.agents}: opening its data, encoding some microbatches")
         shard = Shard(index, choice.agents)
-        dataset = open_dataset(choice.name, shard=shard, seed=model.manifest.seed, options=choice.options)
+        dataset = open_dataset(
+            choice.name, shard=shard, seed=model.manifest.seed, options=choice.options, manifest=model.manifest
+        )
         yield site_of(
             model,
             parties_of(f"clinic/{index:02d}", worker, is_kept=model.manifest.activations != "every-step"),
