@@ -81,9 +81,10 @@ def test_any_difference_is_another_digest() -> None:
 
 def test_patches_are_counted() -> None:
     image, audio = MANIFEST.modalities["image"], MANIFEST.modalities["audio"]
+    assert isinstance(image, ImageSpec)
+    assert isinstance(audio, AudioSpec)
     assert (image.grid, image.num_tokens, image.patch_values) == ((2, 4), 8, 16)
     assert (audio.grid, audio.num_tokens, audio.patch_values) == ((2, 4), 8, 64)
-    assert isinstance(audio, AudioSpec)
     assert audio.num_samples == 31 * 220 + 512
 
 

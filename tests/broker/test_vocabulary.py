@@ -152,7 +152,7 @@ def places(content: object) -> list[tuple[Any, Any]]:
     return found
 
 
-SCRAPS = st.sampled_from(
+SCRAPS: st.SearchStrategy[object] = st.sampled_from(
     [None, -1, 0, 1 << 40, 0.5, 1e308, "", "a", "\u0000", "\u2581", [], {}, [[]], True, "Sequence", "Precompiled"]
 )
 

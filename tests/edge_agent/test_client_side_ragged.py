@@ -50,7 +50,8 @@ def dataset(present: dict[str, NDArray[np.bool_]] | None = None, *, whole: bool 
 
 
 def half() -> NDArray[np.bool_]:
-    return np.arange(NUM_SAMPLES) % 2 == 1
+    is_odd_B: NDArray[np.bool_] = np.arange(NUM_SAMPLES) % 2 == 1
+    return is_odd_B
 
 
 def test_samples_with_all_their_tokens_need_no_positions() -> None:

@@ -27,9 +27,10 @@ SPECS: dict[str, ModalitySpec] = {
 
 def vit() -> VisionTransformer:
     torch.manual_seed(0)
-    model: VisionTransformer = create_model(
+    model = create_model(
         "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=WIDTH, depth=1, num_heads=2, num_classes=0
     )
+    assert isinstance(model, VisionTransformer)
     torch.nn.init.normal_(model.patch_embed.proj.weight, std=0.3)
     return model
 

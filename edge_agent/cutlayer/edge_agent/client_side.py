@@ -190,7 +190,7 @@ class ClientSide:
         for name in self.modalities:
             tokenizer, present_B = self._tokenizers[name], batch.present.get(name)
             if present_B is None:
-                rows_b, raw = range(len(found)), batch.inputs[name]
+                rows_b, raw = np.arange(len(found)), batch.inputs[name]
             elif present_B.any():
                 rows_b = np.flatnonzero(present_B)
                 raw = batch.inputs[name][rows_b]

@@ -68,7 +68,8 @@ class SeriesPatchTokenizer(PatchTokenizer):
 
     def presence(self, features: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Return which patches have a value, bool (B, N)."""
-        return ~np.isnan(features[:, :, 0])
+        present_BN: NDArray[np.bool_] = ~np.isnan(features[:, :, 0])
+        return present_BN
 
     def project(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Return `patches @ weight + bias`: tokens_BND, float32 (B, N, D); zeros where there is none."""

@@ -87,7 +87,8 @@ class TableTokenizer:
 
     def presence(self, features: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Return which cells are filled, bool (B, F)."""
-        return ~np.isnan(features)
+        present_BF: NDArray[np.bool_] = ~np.isnan(features)
+        return present_BF
 
     def gradients(self, features: NDArray[Any], gradient_BND: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Return the gradients of the parts."""
