@@ -32,21 +32,24 @@ from cutlayer.server_worker.visible_tokens import drop_patches, kept_modalities,
 __all__ = ["ModalityEmbedding", "SplitEncoder"]
 
 Grid = tuple[int, int]
+Order = Literal["grid", "line", "set"]
 
 
 class ModalityEmbedding(nn.Module):
     """Turns a modality's tokens into its part of the sequence.
 
-    Adds a position embedding, resampled from the ViT's grid to the modality's (as AST does, arXiv 2104.01778,
-    section 2.2), prepends a copy of the ViT's prefix tokens, and adds the modality's embedding to all.
+    Adds a position embedding, prepends a copy of the ViT's prefix tokens, and adds the modality's embedding to all.
+    Positions of a plane are resampled from the ViT's (as AST does, arXiv 2104.01778, section 2.2); those of a line, as
+    words and time are, are new, since a plane's rows mean nothing there; a set, as columns of a table are, has none.
 
     Args:
         vit: Where positions and prefix tokens come from; left as it is.
         grid: Tokens down and across; N is their product.
+        order: What the places of its tokens are: a `grid`, a `line` or a `set`.
         has_missing: Whether it has a token that stands in for the modality where a sample lacks it.
     """
 
-    def __init__(self, vit: VisionTransformer, grid: Grid, *, has_missing: bool = False) -> None:
+    def __init__(self, vit: VisionTransformer, grid: Grid, *, order: Order = "grid", has_missing: bool = False) -> None:
         super().__init__()
         num_prefix = vit.num_prefix_tokens
         prefix = [token.detach() for token in (vit.cls_token, vit.reg_token) if token is not None]
@@ -54,13 +57,17 @@ class ModalityEmbedding(nn.Module):
         position_1ND = None
         if vit.pos_embed is not None:
             num_placed = 0 if vit.no_embed_class else num_prefix
-            position_1SD = resample_abs_pos_embed(
-                vit.pos_embed.detach(),
-                new_size=list(grid),
-                old_size=list(vit.patch_embed.grid_size),
-                num_prefix_tokens=num_placed,
-            )
-            position_1ND = position_1SD[:, num_placed:]
+            position_1SD = vit.pos_embed.detach()
+            if order == "grid":
+                position_1SD = resample_abs_pos_embed(
+                    position_1SD,
+                    new_size=list(grid),
+                    old_size=list(vit.patch_embed.grid_size),
+                    num_prefix_tokens=num_placed,
+                )
+                position_1ND = position_1SD[:, num_placed:]
+            elif order == "line":
+                position_1ND = nn.init.trunc_normal_(torch.empty(1, grid[0] * grid[1], vit.embed_dim), std=0.02)
             if num_placed and prefix_1PD is not None:
                 # A prefix token has one place for good, so its position is simply part of it.
                 prefix_1PD = prefix_1PD + position_1SD[:, :num_placed]
@@ -105,6 +112,7 @@ class SplitEncoder(nn.Module):
         num_classes: C.
         fusion: `early` or `late`.
         pair: The task where two modalities are to be matched; None otherwise.
+        orders: What the places of a modality's tokens are; a modality that is not here has a grid.
         missing: `hide`: what a sample lacks is not there. `token`: a learned token says so; with early fusion.
 
     Attributes:
@@ -122,6 +130,7 @@ class SplitEncoder(nn.Module):
         *,
         num_classes: int,
         fusion: Literal["early", "late"] = "early",
+        orders: Mapping[str, Order] | None = None,
         missing: Literal["hide", "token"] = "hide",
         pair: RetrievalSpec | None = None,
     ) -> None:
@@ -138,7 +147,9 @@ class SplitEncoder(nn.Module):
         # The suffix keeps modalities called "type" or "train" apart from nn.Module's own names.
         self.embeddings = nn.ModuleDict(
             {
-                f"{name}_tokens": ModalityEmbedding(vit, grids[name], has_missing=missing == "token")
+                f"{name}_tokens": ModalityEmbedding(
+                    vit, grids[name], order=(orders or {}).get(name, "grid"), has_missing=missing == "token"
+                )
                 for name in self.names
             }
         )
@@ -180,7 +191,8 @@ class SplitEncoder(nn.Module):
         names = [name for name in self.names if name in tokens]
         places = positions or {}
         present = {name: places[name] < self.num_tokens[name] for name in names if name in places}
-        present = {name: present_BK for name, present_BK in present.items() if not bool(present_BK.all())}
+        if not torch.compiler.is_exporting():  # a graph for export knows no values
+            present = {name: present_BK for name, present_BK in present.items() if not bool(present_BK.all())}
         keep_BM = kept_modalities(names, keep, present)
         parts = []
         for column, name in enumerate(names):
@@ -267,7 +279,7 @@ def _visible(x_BSD: Tensor, present_BK: Tensor | None) -> Tensor | None:
         return None
     # What a sample lacks wholly is hidden by modality; here it would leave attention and pooling nothing at all.
     present_BK = present_BK | ~present_BK.any(dim=1, keepdim=True)
-    if bool(present_BK.all()):
+    if not torch.compiler.is_exporting() and bool(present_BK.all()):
         return None
     prefix_BP = present_BK.new_ones(x_BSD.shape[0], x_BSD.shape[1] - present_BK.shape[1])
     return torch.cat([prefix_BP, present_BK], dim=1)

@@ -69,6 +69,7 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
             {name: spec.grid for name, spec in settings.modalities.items()},
             num_classes=settings.task.num_outputs,
             fusion=settings.model.fusion,
+            orders={name: spec.order for name, spec in settings.modalities.items()},
             missing=settings.model.missing,
             pair=settings.task if isinstance(settings.task, RetrievalSpec) else None,
         )

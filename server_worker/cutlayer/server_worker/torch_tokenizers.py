@@ -8,11 +8,10 @@ Axes: B batch, N tokens, P values of a patch, V tokens of a vocabulary, F column
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from cutlayer.broker.modalities import ModalitySpec, SeriesSpec, TableSpec, TextSpec
 
 __all__ = ["TorchTokenizer", "torch_tokenizer"]
 
@@ -70,7 +69,7 @@ class _Words(TorchTokenizer):
 class _Cells(TorchTokenizer):
     bias: Tensor  # (F, D)
 
-    def __init__(self, spec: TableSpec, parts: Mapping[str, Tensor]) -> None:
+    def __init__(self, spec: Any, parts: Mapping[str, Tensor]) -> None:
         super().__init__(parts)
         self._num_numbers = len(spec.columns)
         sizes = [len(category.values) for category in spec.categories]
@@ -90,20 +89,21 @@ class _Cells(TorchTokenizer):
         return torch.where(features.isnan()[:, :, None], 0.0, torch.cat(tokens, dim=1) + self.bias)
 
 
-def torch_tokenizer(
-    modality: str, spec: ModalitySpec, weights: Mapping[str, Tensor], dtype: torch.dtype
-) -> TorchTokenizer:
+def torch_tokenizer(modality: str, spec: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> TorchTokenizer:
     """Build the tokenizer of one modality.
 
     Args:
         modality: Its name, the prefix of its weights' names.
-        spec: Its specification.
-        weights: Has `<modality>.<part>` for each part that `spec` names.
+        spec: Its specification, or anything with the same attributes.
+        weights: Has `<modality>.<part>` for each of its parts.
         dtype: Of the parameters.
     """
-    parts = {part: weights[f"{modality}.{part}"].to(dtype) for part in spec.parameter_shapes(1)}
-    if isinstance(spec, TextSpec):
+    of_modality = {name.removeprefix(f"{modality}."): tensor for name, tensor in weights.items()}
+    parts = {
+        part: of_modality[part].to(dtype) for part in ("bias", "embedding", "weight") if f"{modality}.{part}" in weights
+    }
+    if spec.kind == "text":
         return _Words(parts)
-    if isinstance(spec, SeriesSpec):
+    if spec.kind == "series":
         return _SeriesPatches(parts)
-    return _Cells(spec, parts) if isinstance(spec, TableSpec) else _Patches(parts)
+    return _Cells(spec, parts) if spec.kind == "table" else _Patches(parts)
