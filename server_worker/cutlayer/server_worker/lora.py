@@ -4,7 +4,7 @@ B begins at zero, so that the model begins as it was, and A is random (normal, a
 of x). Both are applied to x, one after the other: adding B A to W first would need the gradient of all of W in each
 backward pass, which is most of what LoRA spares.
 
-Axes: I input width, O output width, R rank; `...` whatever stands before.
+Axes: I input width, O output width, R rank, T all tokens; `...` whatever stands before the width.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class LoraLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Return (..., O) of (..., I)."""
-        added = functional.linear(functional.linear(input, self.lora_a), self.lora_b)
-        return functional.linear(input, self.weight, self.bias) + self.scale * added
+        low = functional.linear(input, self.lora_a).flatten(0, -2) * self.scale  # (T, R)
+        outputs = functional.linear(input, self.weight, self.bias)
+        # Added where the product is made: one pass over the outputs instead of three.
+        return torch.addmm(outputs.flatten(0, -2), low, self.lora_b.T).view(outputs.shape)
 
     def merged_weight(self) -> Tensor:
         """Return the weight (O, I) of the one linear map that does the same."""
