@@ -29,6 +29,7 @@ from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork, is_retained_topic
 from support.small_run import SmallWorker, small_dataset, small_settings
+from support.small_tasks import TASKS, task_dataset
 from support.waiting import LIMIT_S
 from support.whole import train_whole
 
@@ -82,11 +83,15 @@ def assert_equal(
     worker_weights: dict[str, torch.Tensor], loss_sum: float, settings: RunSettings, sites: dict[str, ArrayDataset]
 ) -> None:
     whole_weights, whole_loss_sum = train_whole(settings, sites)
+    assert_same_weights(worker_weights, whole_weights)
+    assert loss_sum == pytest.approx(whole_loss_sum, rel=1e-5)
+
+
+def assert_same_weights(worker_weights: dict[str, torch.Tensor], whole_weights: dict[str, torch.Tensor]) -> None:
     assert worker_weights.keys() == whole_weights.keys()
     for name, weight in whole_weights.items():
         difference = (worker_weights[name] - weight).norm() / weight.norm().clamp_min(1e-12)
         assert difference < 1e-5, f"{name} differs by {difference:.2e}"
-    assert loss_sum == pytest.approx(whole_loss_sum, rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -116,6 +121,24 @@ def test_split_equals_whole_with_trained_tokenizers(num_agents: int, faults: Lin
     assert worker.session.window == 20
     loss_sum = sum(entry.train.loss_sum for _, entry in worker.book.latest())
     assert_equal(dict(worker.built.encoder.named_parameters()), loss_sum, settings, sites)
+
+
+@pytest.mark.parametrize("name", ["multi-label", "regression", "regression of two, Huber"])
+@pytest.mark.parametrize("missing_share", [0.0, 0.3], ids=["all known", "some missing"])
+def test_split_equals_whole_for_every_task(name: str, missing_share: float) -> None:
+    task, num_agents = TASKS[name], 3
+    settings = settings_of("sgd-float32", num_agents).model_copy(update={"task": task})
+    sites = {
+        f"site/{index}": task_dataset(task, index, 20 - 5 * index, missing_share=missing_share)
+        for index in range(num_agents)
+    }
+    network = VirtualNetwork(MESSY)
+    worker = SmallWorker(network, settings)
+    agents = [network.add_agent(topic, data) for topic, data in sites.items()]
+    network.run(lambda: worker.runtime.is_finished and all(agent.is_finished for agent in agents))
+    assert worker.session.window == 20
+    whole_weights, _ = train_whole(settings, sites)
+    assert_same_weights(dict(worker.built.encoder.named_parameters()), whole_weights)
 
 
 @pytest.fixture(params=["amqtt", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])

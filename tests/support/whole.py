@@ -13,6 +13,7 @@ from cutlayer.server_worker.optimizer import make_optimizer
 from cutlayer.server_worker.schedule import learning_rate_factor
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.whole_model import WholeModel
+from support.torch_losses import torch_losses
 
 __all__ = ["train_whole"]
 
@@ -68,11 +69,10 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
             )
             for name in tokenizers
         }
-        labels_B = torch.from_numpy(np.concatenate([batch.targets for batch in batches.values()]))
-        outputs_BC = model(patches, None, present)
-        losses_B = torch.nn.functional.cross_entropy(outputs_BC, labels_B, reduction="none")
+        targets = np.concatenate([batch.targets for batch in batches.values()])
+        losses_B = torch_losses(settings.task, model(patches, None, present), targets)
         loss_sum += losses_B.sum().item()
-        done += len(labels_B)
+        done += len(targets)
         for group in optimizer.param_groups:
             group["lr"] = settings.optimizer.lr * learning_rate_factor(
                 done / planned,
@@ -89,7 +89,7 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
         trained = [parameter for parameter in built.encoder.parameters() if parameter.requires_grad]
         torch.autograd.backward(losses_B.mean(), inputs=trained)
         if trains_tokenizers and delayed:
-            _take_gradients(model, [delayed[topic] for topic in batches], len(labels_B))
+            _take_gradients(model, [delayed[topic] for topic in batches], len(targets))
         if settings.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(built.encoder.parameters(), settings.optimizer.clip_norm)
         optimizer.step()
