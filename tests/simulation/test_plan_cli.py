@@ -11,6 +11,8 @@ import pytest
 from support.processes import DIGITS_FILE, script
 from support.waiting import LIMIT_S
 
+CHANGES = ("--set", "tokenizers.mode=trainable", "--set", "activations.mode=delta")
+
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -57,6 +59,36 @@ def test_json_adds_up_and_is_all_that_is_printed() -> None:
     assert sum(found["agent"]["memory_bytes"].values()) > 20_000_000
 
 
+def test_trained_tokenizers_and_changes_say_what_their_sizes_rest_on() -> None:
+    done = plan("--agents", "2", "--data-option", "views=1", "--epochs", "2", *CHANGES)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 100
+    words = " ".join(done.stdout.split())
+    for text in (
+        "activations as changes, as int8+zstd; tokenizers trainable",
+        "changes of activations",
+        "tokenizers' gradients, weights",
+        "as in a rehearsal of the whole run without its model",
+        "rest on a trial",
+        "what workers have of samples",
+    ):
+        assert text in words
+
+
+def test_json_of_trained_tokenizers_without_data_adds_up() -> None:
+    done = plan("--samples", "2000", "--agents", "2", "--json", *CHANGES)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["activations"], found["tokenizers"]) == ("delta", "trainable")
+    parts = [ways for name, ways in found["bytes"].items() if name != "whole_run"]
+    for way in ("up", "down"):
+        assert sum(part[way] for part in parts) == pytest.approx(found["bytes"]["whole_run"][way], abs=len(parts))
+        assert found["bytes"]["tokenizers"][way] > 0
+    assert found["trial"] is None
+    assert 0 < found["rehearsal"]["gradients_share"][0] <= 0.25
+    assert found["agent"]["learning_flops"] == found["agent"]["projection_flops"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem", "fix"),
     [
@@ -67,11 +99,6 @@ def test_json_adds_up_and_is_all_that_is_printed() -> None:
         (["--mqtt", "4"], "--mqtt '4' is unknown", "use 5 or 3.1.1"),
         (["--activations", "never"], "--activations 'never' is unknown", "every-step"),
         (["--data", "demo:letters"], "no data set 'demo:letters'", "demo:digits"),
-        (
-            ["--samples", "100", "--set", "activations.mode=delta"],
-            "changes of activations and trainable tokenizers are not planned yet",
-            '"every-step"',
-        ),
         (["--samples", "100", "--fed-blocks", "9"], "--fed-blocks 9 of a model that has 4", "choose 1 to 4"),
     ],
 )

@@ -29,9 +29,9 @@ from cutlayer.simulation.plan_trial import Weights
 
 __all__ = ["Changes", "follow"]
 
-MAX_VISITS = 200
-"""Microbatches of training that are encoded, about: four in each epoch, in a long run fewer."""
-MOST_FOLLOWED = 4
+MAX_VISITS, MOST_FOLLOWED = 160, 16
+"""Microbatches of training that are encoded, about: so many in each epoch, in a long run fewer. With few of them, the
+samples of one were last seen at few moments, and `lowrank` finds fewer dimensions in their changes than in a run."""
 STORE = "store"
 
 

@@ -1,6 +1,6 @@
 """Encoded tensors for a plan: those of the agent's own samples, or, without data, as large as a codec can make them.
 
-Axes: B samples, F fresh ones, N tokens, K tokens that are left, D width, C classes.
+Axes: B samples, F fresh ones, N tokens, K tokens that are left, R tokens that are there, D width, C classes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import EncodedTensor
+from cutlayer.broker.ragged_tokens import num_present, pack_rows, present, tensor_shape
 from cutlayer.broker.sample_refs import bases_bytes, mask_bytes, pack_positions
 from cutlayer.broker.tensors import encode_tensor
 from cutlayer.broker.work import NamedTensors
@@ -110,7 +111,17 @@ class MeasuredTensors:
             return SentTensors(tensors, positions, bases)
         codec = self._manifest.codecs.activations
         encoding_s = time.process_time()
-        tensors = tuple((name, encode_tensor(codec, tokens_FKD)) for name, tokens_FKD in tokenized.tokens)
+        places, specs = dict(tokenized.positions), self._manifest.modalities
+        tensors = tuple(
+            (
+                name,
+                encode_tensor(
+                    codec,
+                    pack_rows(tokens_FKD, places[name], specs[name].num_tokens) if name in places else tokens_FKD,
+                ),
+            )
+            for name, tokens_FKD in tokenized.tokens
+        )
         if is_whole:
             self.seconds.encode.append(time.process_time() - encoding_s)
         return SentTensors(tensors, positions)
@@ -130,16 +141,16 @@ class MeasuredTensors:
         """Return gradients at the cut of the size that a trial has shown, or that their codec always makes."""
         if not self._is_trained:
             return ()
-        manifest, codec = self._manifest, self._manifest.codecs.activation_gradients
+        codec = self._manifest.codecs.activation_gradients
         found = []
         for name in alike.given:
-            shape = alike.num_samples, manifest.num_tokens(name), manifest.width
+            shape, share_there = self._shape_of(alike, name)
             if has_fixed_size(codec):
                 found.append((name, encode_tensor(codec, np.zeros(shape, np.float32))))
                 continue
             assert self.trial is not None, "sizes that depend on values are measured"
             given_bytes = self.trial.cut_bytes_between(name, alike.num_samples, alike.epochs)
-            num_bytes = given_bytes * alike.num_samples * self._share_given(name)
+            num_bytes = given_bytes * alike.num_samples * share_there * self._share_given(name)
             found.append((name, EncodedTensor(codec, shape, bytes(round(num_bytes)))))
         return tuple(found)
 
@@ -153,6 +164,27 @@ class MeasuredTensors:
             else:
                 found.append((name, encode_tensor(codec, np.zeros(shape, np.float32))))
         return tuple(found)
+
+    def _shape_of(self, alike: Alike, name: str) -> tuple[tuple[int, int, int], float]:
+        """Return the shape that a modality's gradients at the cut come in, and which share of samples has any of it.
+
+        Where samples lack tokens, both are means over examples.
+        """
+        manifest, rows, shares = self._manifest, [], []
+        whole = alike.num_samples, manifest.num_tokens(name), manifest.width
+        for example in alike.examples:
+            places = dict(self.client.tokenize(alike.split, example.indices_B, (name,)).positions).get(name)
+            if places is None:
+                return whole, 1.0
+            num_tokens = manifest.modalities[name].num_tokens
+            if tensor_shape(places, num_tokens, manifest.width) == whole:
+                rows.append(whole[0] * whole[1])
+            else:
+                rows.append(num_present(places, num_tokens))
+            shares.append(float(present(places, num_tokens).any(axis=1).mean()))
+        if min(rows) == whole[0] * whole[1]:
+            return whole, 1.0
+        return (1, round(sum(rows) / len(rows)), manifest.width), sum(shares) / len(shares)
 
     def _followed(self) -> Changes:
         if self._changes is None:

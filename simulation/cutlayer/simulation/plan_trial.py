@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.ragged_tokens import pack_rows, unpack_rows
 from cutlayer.broker.tensors import decode_tensor, encode_tensor
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.epochs import EpochPlan
@@ -250,12 +251,16 @@ class _Runner:
         )
         cut = {}
         for name, gradient_BKD in done.cut_gradients[key].items():
-            tensor = encode_tensor(codecs.activation_gradients, gradient_BKD)
+            # As it travels: where samples lack tokens, without them.
+            places, num_tokens = positions.get(name), manifest.modalities[name].num_tokens
+            rows = gradient_BKD if places is None else pack_rows(gradient_BKD, places, num_tokens)
+            tensor = encode_tensor(codecs.activation_gradients, rows)
             num_given = int(gradient_BKD.any(axis=(1, 2)).sum())
             if num_given:
                 found = self._trial.cut_bytes.setdefault((name, len(indices_B)), [])
                 found.append((self._trial.num_windows, len(tensor.data) / num_given))
-            cut[name] = decode_tensor(tensor, what=name)
+            decoded = decode_tensor(tensor, what=name)
+            cut[name] = decoded if places is None else unpack_rows(decoded, places, num_tokens)
         sums.committed(step)
         sums.add(member.client.tokenizer_gradients("train", indices_B, positions, cut))
         return len(indices_B)
