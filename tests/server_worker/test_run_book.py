@@ -7,8 +7,10 @@ import pytest
 
 from cutlayer.broker.messages import Direction, Evaluation, MetricSums, StageTime, Telemetry
 from cutlayer.broker.telemetry import LogHistogram
+from cutlayer.broker.tuning_spec import TuningSpec
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker.run_book import MAX_PROCESSES, RunBook, federated_averaging_bytes, versions
+from cutlayer.server_worker.run_figures import RunFigures
 from support.synthetic_run import NUM_EPOCHS, STEPS_PER_EPOCH, synthetic_manifest, synthetic_telemetry
 
 NUM_PARAMETERS = 812_042
@@ -181,6 +183,27 @@ def test_federated_averaging_moves_the_model_both_ways_for_each_agent_and_round(
         "agents": 4,
         "parameters": NUM_PARAMETERS + NUM_CLIENT_PARAMETERS,
     }
+
+
+@pytest.mark.parametrize(("tokenizers", "num_exchanged"), [("frozen", 30_000), ("trainable", 41_000)])
+def test_federated_averaging_of_a_part_exchanges_that_part(tokenizers: str, num_exchanged: int) -> None:
+    manifest = synthetic_manifest(NUM_PARAMETERS)
+    tuned = manifest.model_copy(
+        update={
+            "tuning": TuningSpec(mode="lora"),
+            "num_trained_parameters": 30_000,
+            "tokenizers": manifest.tokenizers.model_copy(update={"mode": tokenizers}),
+        }
+    )
+    book = RunBook(tuned, NUM_CLIENT_PARAMETERS)
+    book.take("clinic/00", all_done())
+    compared = as_json(book)["federated_averaging"]
+    assert isinstance(compared, dict)
+    assert compared["parameters"] == num_exchanged
+    assert compared["bytes"] == federated_averaging_bytes(num_exchanged, NUM_EPOCHS, 1)
+    figures = MetricStore()
+    RunFigures(figures, tuned, NUM_CLIENT_PARAMETERS).take("clinic/00", all_done(), None)
+    assert figures.value("cutlayer_federated_averaging_bytes") == pytest.approx(compared["bytes"])
 
 
 def test_federated_averaging_is_compared_for_the_epochs_that_were_trained(book: RunBook) -> None:
