@@ -107,18 +107,24 @@ def shortest_s(call: Callable[[], object], seconds: float) -> float:
     return best_s(group, seconds) / num_calls
 
 
-def measure(codec: Codec, tensors: Sequence[Floats], seconds: float) -> Row:
-    """Measure one codec on tensors of one kind; speeds are of the first of them."""
+def measure(codec: Codec, tensors: Sequence[Floats]) -> Row:
+    """Measure bytes and errors of one codec on tensors of one kind."""
     encoded = [codec.encode(tensor) for tensor in tensors]
     decoded = [codec.decode(data, tensor.shape) for data, tensor in zip(encoded, tensors, strict=True)]
-    first, data = tensors[0], encoded[0]
     return {
         "codec": codec.name,
         "bytes_per_element": sum(map(len, encoded)) / sum(tensor.size for tensor in tensors),
         "entropy_bits": byte_entropy(encoded),
-        "encode_mb_s": first.nbytes / MEGABYTE / shortest_s(lambda: codec.encode(first), seconds),
-        "decode_mb_s": first.nbytes / MEGABYTE / shortest_s(lambda: codec.decode(data, first.shape), seconds),
         "relative_error": relative_error(np.concatenate(decoded), np.concatenate(tensors)),
+    }
+
+
+def speeds(codec: Codec, tensor: Floats, seconds: float) -> dict[str, float]:
+    """Measure how fast one codec encodes and decodes a tensor, in MB of float32 a second of processor time."""
+    data, megabytes = codec.encode(tensor), tensor.nbytes / MEGABYTE
+    return {
+        "encode_mb_s": megabytes / shortest_s(lambda: codec.encode(tensor), seconds),
+        "decode_mb_s": megabytes / shortest_s(lambda: codec.decode(data, tensor.shape), seconds),
     }
 
 
@@ -170,13 +176,28 @@ def _sum(arrays: Sequence[Floats]) -> NDArray[np.float32]:
     return total
 
 
-def measurements(taken: CutTensors, seconds: float) -> Iterator[Row]:
+def codec_rows(taken: CutTensors, seconds: float, rounds: int) -> list[Row]:
+    """Measure every codec on its kinds of tensors.
+
+    Speeds are the best of some rounds, minutes apart: what else a machine does shall not fall on one codec alone.
+    """
+    measured = [
+        ({"kind": kind, "modality": modality, "shape": tensors[0].shape, "messages": len(tensors)}, codec, tensors)
+        for kind, by_modality in taken.tensors.items()
+        for modality, tensors in by_modality.items()
+        for codec in map(codec_from_name, CODECS[kind])
+    ]
+    rows: list[Row] = [{**row, **measure(codec, tensors)} for row, codec, tensors in measured]
+    for _ in range(rounds):
+        for row, (_, codec, tensors) in zip(rows, measured, strict=True):
+            for key, speed in speeds(codec, tensors[0], seconds / rounds).items():
+                row[key] = max(row.get(key, 0.0), speed)
+    return rows
+
+
+def measurements(taken: CutTensors, seconds: float, rounds: int) -> Iterator[Row]:
     """Measure everything, a row each."""
-    for kind, by_modality in taken.tensors.items():
-        for modality, tensors in by_modality.items():
-            for name in CODECS[kind]:
-                row = measure(codec_from_name(name), tensors, seconds)
-                yield {"kind": kind, "modality": modality, "shape": tensors[0].shape, "messages": len(tensors), **row}
+    yield from codec_rows(taken, seconds, rounds)
     for modality, visits in taken.visits.items():
         for name in CHANGES:
             yield {"kind": "changes", "modality": modality, **measure_changes(codec_from_name(name), visits)}
@@ -192,7 +213,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--microbatches", type=int, default=64, help=f"of {MICROBATCH} samples, of the trained model")
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each figure of speed")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure of speed, all rounds together")
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("runs/compression/tensors.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,7 +232,7 @@ def main() -> None:
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with arguments.output.open("w", encoding="utf-8") as file:
-        for row in itertools.chain([run], measurements(taken, arguments.seconds)):
+        for row in itertools.chain([run], measurements(taken, arguments.seconds, arguments.rounds)):
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(row["kind"], row.get("modality", ""), row.get("codec", f"accuracy {taken.accuracy:.4f}"), flush=True)
