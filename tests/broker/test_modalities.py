@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -145,3 +147,33 @@ def test_data_fit_whose_raw_form_is_the_same() -> None:
     assert TABLE.raw_form != TABLE.model_copy(update={"columns": ("pulse", "age")}).raw_form
     assert isinstance(SERIES, SeriesSpec)
     assert isinstance(AUDIO, AudioSpec)
+
+
+EXAMPLES: dict[str, ModalitySpec] = {
+    "image, 224 x 224, 3 channels, `patch = 16`": ImageSpec(height=224, width=224, channels=3, patch=16),
+    "audio, 16 kHz, 10 s, `num_mels = 128`, `patch = 16`": AudioSpec(
+        sample_rate_hz=16_000, num_frames=1_024, hop_samples=160, fft_samples=400, num_mels=128, patch=16
+    ),
+    "text, 64 subwords of 8,000": TextSpec(num_tokens=64, vocabulary="0" * 64, vocabulary_size=8_000),
+    "text, 256 bytes": TextSpec(num_tokens=256),
+    "series, 12 channels, 500 Hz, 10 s, `patch = 50`": SeriesSpec(rate_hz=500, num_steps=5_000, channels=12, patch=50),
+    "table, 20 columns of numbers, 4 of 5 categories": TableSpec.model_validate(
+        {
+            "columns": [f"number {column}" for column in range(20)],
+            "categories": [{"name": f"category {column}", "values": list("abcde")} for column in range(4)],
+        }
+    ),
+}
+
+
+def test_the_page_says_what_each_kind_costs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "modalities.md").read_text(encoding="utf-8")
+    width = 768
+    for what, spec in EXAMPLES.items():
+        num_parameters = sum(math.prod(shape) for shape in spec.parameter_shapes(width).values())
+        operations = spec.num_tokens * spec.token_flops(width) / 1e6
+        row = (
+            f"| {what} | {spec.num_tokens:,} | {spec.raw_bytes:,} | {spec.num_tokens * width:,} | "
+            f"{num_parameters:,} | {operations:.3g} M |"
+        )
+        assert row in page
