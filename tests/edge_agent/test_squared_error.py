@@ -66,6 +66,16 @@ def test_loss_and_gradient_equal_torch(drawn: Drawn) -> None:
     assert result.gradient_BC.dtype == np.float32
 
 
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, (3, 2), elements=st.floats(allow_nan=False, allow_infinity=False, width=32)))
+def test_no_output_gives_a_loss_or_a_gradient_that_cannot_be_sent(outputs_BC: NDArray[np.float32]) -> None:
+    for delta in (None, 1.0):
+        result = task_of(2, delta).loss_and_gradient(outputs_BC, np.zeros((3, 2), np.float32))
+        assert np.isfinite(result.loss_sum)
+        assert np.isfinite(result.gradient_BC).all()
+        assert all(np.isfinite(list(part.sums.values())).all() for part in result.parts)
+
+
 def test_the_loss_does_not_depend_on_the_unit() -> None:
     outputs_BC = np.array([[0.5], [-1.0]], dtype=np.float32)
     years, months = (

@@ -19,6 +19,8 @@ from cutlayer.edge_agent.loss_result import LossResult, PartSums
 
 __all__ = ["SquaredError"]
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class SquaredError:
@@ -61,8 +63,8 @@ class SquaredError:
             error_BC = np.where(is_known_BC, outputs_BC.astype(np.float64) - true_BC, 0.0)
             loss_BC, gradient_BC = self._loss(error_BC)
             loss_C = loss_BC.sum(axis=0) / self.spec.num_outputs
-            # Past float32's largest, the clipping of gradients and then the loss itself say what is wrong.
-            gradient_BC = (gradient_BC / self.spec.num_outputs).astype(np.float32)
+            # Twice the largest output would be infinite, which no codec takes.
+            gradient_BC = np.clip(gradient_BC / self.spec.num_outputs, -LARGEST, LARGEST).astype(np.float32)
             parts = [
                 self._part(suffix, is_known_B, error_B, true_B, float(loss))
                 for suffix, is_known_B, error_B, true_B, loss in zip(
