@@ -37,7 +37,7 @@ def test_activations_are_the_tokens_of_the_samples() -> None:
     tokenizers = load_tokenizers(small_manifest().modalities, tokenizer_file())
     for name, tokens_BND in tokenized.tokens:
         assert np.array_equal(tokens_BND, tokenizers[name].tokenize(raw.inputs[name]))
-    assert tokenized.labels_B.tolist() == raw.labels_B.tolist()
+    assert tokenized.targets.tolist() == raw.targets.tolist()
 
 
 def test_only_the_modalities_given_go_up() -> None:
@@ -105,7 +105,7 @@ def with_data(**changes: object) -> tuple[Manifest, ArrayDataset]:
 
 
 MISFITS: dict[str, tuple[Callable[[], tuple[Manifest, ArrayDataset]], str]] = {
-    "a modality is missing": (lambda: with_data(modalities={"audio": AUDIO}), "needs the modality 'image'"),
+    "no modality of the run": (lambda: with_data(modalities={"scan": IMAGE}), "has none of them but scan"),
     "another shape": (
         lambda: with_data(modalities={"audio": AUDIO, "image": IMAGE.model_copy(update={"height": 8})}),
         "needs image as",
