@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.errors import ManifestUnsatisfiable, RunError, SettingsError
 from cutlayer.broker.modalities import SeriesSpec, TableSpec, TextSpec
+from cutlayer.broker.vocabulary import Vocabulary
 from cutlayer.edge_agent.series_tokenizer import SeriesPatchTokenizer
 from cutlayer.edge_agent.table_tokenizer import TableTokenizer
 from cutlayer.edge_agent.text_tokenizer import TextTokenizer
@@ -32,8 +34,6 @@ def tokenizer_of(name: str) -> Tokenizer:
 
 
 def text_tokenizer(document: bytes, *, num_tokens: int = 8, size: int | None = None) -> TextTokenizer:
-    from cutlayer.broker.vocabulary import Vocabulary
-
     spec = TextSpec(
         num_tokens=num_tokens,
         vocabulary=hashlib.sha256(document).hexdigest(),
@@ -183,6 +183,15 @@ def test_a_vocabulary_that_is_missing_damaged_or_another_is_refused() -> None:
 def test_a_vocabulary_that_nobody_should_use_is_refused() -> None:
     with pytest.raises(ManifestUnsatisfiable, match="drops merges at random"):
         text_tokenizer(edited(lambda content: content["model"].update(dropout=0.5)), size=300)
+
+
+def test_an_agent_without_the_package_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Vocabulary(vocabulary()).size
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ManifestUnsatisfiable, match="tokenizers, which reads vocabularies, is not installed") as caught:
+        text_tokenizer(vocabulary(), size=size)
+    assert caught.value.fix == 'pip install "cutlayer[text]"'
+    assert TextTokenizer(TEXT, random_parts(TEXT, WIDTH)).tokenize(np.array(["a"])).any(), "bytes need no package"
 
 
 def test_a_vocabulary_that_fails_on_a_text_ends_the_agent_with_the_fix() -> None:

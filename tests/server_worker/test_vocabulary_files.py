@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_a_vocabulary_that_cannot_be_used_is_named_with_the_fix(
         load_run_settings(run_file(tmp_path, text, document))
     assert problem in caught.value.problem
     assert caught.value.fix
+
+
+def test_a_worker_without_the_package_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run_file(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(SettingsError, match="is not installed") as caught:
+        load_run_settings(path)
+    assert caught.value.fix == 'pip install "cutlayer[text]"'
+    with pytest.raises(SettingsError, match="is not installed"):
+        make_vocabulary([tmp_path / "texts.txt"], 300)
 
 
 def test_merging_tokens_of_texts_is_refused(tmp_path: Path) -> None:
