@@ -3,17 +3,19 @@ from __future__ import annotations
 import itertools
 import logging
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
-from cutlayer.broker.messages import Direction, MetricSums, Telemetry, serialize
+from cutlayer.broker.messages import Direction, MetricSums, Telemetry, parse, serialize
+from cutlayer.broker.tasks import RegressionSpec, TargetSpec
 from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES, LogHistogram
 from cutlayer.broker.transport import Will
 from cutlayer.edge_agent.epochs import EpochPlan
-from cutlayer.edge_agent.losses import LossResult
+from cutlayer.edge_agent.losses import LossResult, SquaredError
 from cutlayer.edge_agent.reported_sums import Sums
 from cutlayer.edge_agent.reporter import FREE_BYTES, Reporter
 from cutlayer.edge_agent.work_items import EvaluationRun, WorkItems
@@ -186,6 +188,37 @@ def test_report_of_a_very_long_run_can_be_sent() -> None:
     entry = report(reporter)
     serialize(entry)
     assert 0 < len(entry.evaluations) <= 4_096
+
+
+TWENTY = SquaredError(
+    RegressionSpec(targets=tuple(TargetSpec(name=str(number), mean=0.0, std=1.0) for number in range(20)))
+)
+
+
+def test_report_of_a_very_long_run_of_many_targets_can_be_sent() -> None:
+    reporter, _ = make()
+    zeros = np.zeros((40, 20), np.float32)
+    for _ in range(1_000):
+        reporter.evaluated(
+            EvaluationRun(1, ("image",), False, 1, Sums(), is_whole=True), TWENTY.loss_and_gradient(zeros, zeros)
+        )
+    reporter.trained(0, TWENTY.loss_and_gradient(zeros, zeros))
+    entry = report(reporter)
+    assert parse(serialize(entry)) == entry
+    assert 100 < len(entry.evaluations) < 1_000
+    assert len(entry.evaluations[-1].sums.sums) == 6 * 20
+    assert len(entry.train.sums) == 3 * 20
+
+
+def test_an_evaluation_is_told_in_the_metric_of_the_task(caplog: pytest.LogCaptureFixture) -> None:
+    reporter, _ = make()
+    reporter.task = RegressionSpec(targets=(TargetSpec(name="age", mean=0.0, std=12.0, unit="years"),))
+    made = SquaredError(reporter.task).loss_and_gradient(np.zeros((2, 1), np.float32), np.full((2, 1), 6, np.float32))
+    with caplog.at_level(logging.INFO, "cutlayer.edge_agent"):
+        reporter.evaluated(EvaluationRun(1, ("image",), True, 1, Sums()), made)
+    assert [record.getMessage() for record in caplog.records] == [
+        "epoch 1 (final): mean absolute error 6.000 years, loss 0.250 on 2 own test samples given image"
+    ]
 
 
 def thrifty(share: float) -> Reporter:

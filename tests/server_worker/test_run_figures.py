@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from cutlayer.broker.messages import Evaluation, MetricSums, Telemetry
+from cutlayer.broker.tasks import TaskSpec
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker.run_book import RunBook, federated_averaging_bytes
 from cutlayer.server_worker.run_figures import RunFigures
 from support.synthetic_run import NUM_EPOCHS, STEPS_PER_EPOCH, synthetic_manifest, synthetic_telemetry
+from support.synthetic_tasks import AGE, AGE_AND_DOSE, FINDINGS, task_manifest, task_telemetry
 
 MANIFEST = synthetic_manifest(812_042)
 NUM_CLIENT_PARAMETERS = 11_000
@@ -84,6 +86,31 @@ def test_training_loss_is_the_mean_over_the_last_reports_of_all_agents(desk: Des
     desk.take("clinic/08", replace(recent, sequence=3, recent=MetricSums(0.0, 0, 0)))  # nothing since
     assert desk.store.value("cutlayer_loss", "train") == pytest.approx(160 / 96)
     assert desk.store.value("cutlayer_accuracy_ratio", "train") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "errors"),
+    [
+        (AGE, ("mean absolute error, years", "less"), (12.0 / 2, 12.0 / 4)),
+        (AGE_AND_DOSE, ("mean absolute error, std", "less"), (1 / 2, 1 / 4)),
+        (FINDINGS, ("micro-F1", "more"), (2 / 2.5, 2 / 2.25)),
+    ],
+    ids=["one number", "numbers of two units", "several classes"],
+)
+def test_the_metric_of_another_task_is_that_of_the_last_reports_of_all_agents(
+    task: TaskSpec, labels: tuple[str, str], errors: tuple[float, float]
+) -> None:
+    store = MetricStore()
+    figures = RunFigures(store, task_manifest(task), NUM_CLIENT_PARAMETERS)
+    before = None
+    for epoch, error in zip((2, 4), errors, strict=True):
+        telemetry = replace(task_telemetry(task, epoch), sequence=epoch)
+        for agent in ("clinic/07", "clinic/08"):
+            figures.take(agent, telemetry, before)
+        before = telemetry
+        assert store.value("cutlayer_task_metric", *labels, "train") == pytest.approx(error)
+        assert store.value("cutlayer_task_metric", *labels, "test") == pytest.approx(error)
+    assert "cutlayer_accuracy_ratio" not in {name for name, _ in store.numbers()}
 
 
 def test_test_accuracy_is_that_of_the_last_evaluations_with_all_modalities(desk: Desk) -> None:

@@ -3,9 +3,11 @@ from dataclasses import replace
 from rich.console import Console
 
 from cutlayer.broker.messages import MetricSums, RunPhase, WorkerState
+from cutlayer.broker.tasks import TaskSpec
 from cutlayer.simulation.live_view import LiveTable, PlainLines, progress_line, status_table
 from cutlayer.simulation.run_status import RunStatus
 from support.synthetic_run import NUM_EPOCHS, synthetic_manifest, synthetic_telemetry
+from support.synthetic_tasks import AGE, FINDINGS, task_manifest, task_telemetry
 
 
 def worker_state(phase: RunPhase, agents: int = 4, reason: str = "") -> WorkerState:
@@ -74,6 +76,33 @@ def test_end_of_the_run_is_shown_with_its_reason_and_no_control_characters() -> 
     status = status_after(NUM_EPOCHS)
     status.worker = worker_state(RunPhase.ENDED, reason="done\x1b[2J")
     assert "ended: done\\x1b[2J" in rendered(status)
+
+
+def status_of_task(task: TaskSpec, epoch: int) -> RunStatus:
+    status = RunStatus.of_agents(["clinic/00", "clinic/01"])
+    status.worker = worker_state(RunPhase.TRAINING, 2)
+    status.take_manifest(task_manifest(task))
+    for agent in status.agents:
+        status.take_telemetry(agent, task_telemetry(task, epoch))
+    return status
+
+
+def test_errors_are_shown_in_the_users_unit_and_fall_as_the_model_learns() -> None:
+    status = status_of_task(AGE, 4)
+    text = rendered(status)
+    assert "test %" not in text
+    assert row_of(text, "clinic/01")[4:6] == ["3.000", "3.000"]
+    line = next(line for line in text.splitlines() if line.startswith("test mean absolute error by epoch"))
+    assert "(less is better)" in line
+    assert line.endswith("3.000 years")
+    assert "\N{FULL BLOCK}" in line.split("better)")[1], "the first epoch's error fills a block"
+    assert "mean absolute error 3.000 years (test 3.000 years)" in progress_line(status, 63.2)
+
+
+def test_several_classes_a_sample_are_shown_in_percent() -> None:
+    status = status_of_task(FINDINGS, 4)
+    assert "test %" in rendered(status)
+    assert "micro-F1 88.9 % (test 88.9 %)" in progress_line(status, 63.2)
 
 
 def test_accuracy_of_each_epoch_is_drawn() -> None:
