@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 	@echo "setting up $(VENV) (about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch in the same command: a later, separate install could pull another build in (docs/decisions/0003).
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -e ".[server,pool,broker,digits,text,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -e ".[server,pool,broker,digits,data,text,export,dev]"
 	@touch $@
 
 demo: $(READY) ## The main job: broker, one worker, four agents, spoken and written digits

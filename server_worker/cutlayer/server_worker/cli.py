@@ -29,6 +29,7 @@ from cutlayer.broker.broker_flags import (
 from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
 from cutlayer.server_worker.disclosure import Disclosure
+from cutlayer.server_worker.export_cli import add_export
 
 __all__ = ["app", "main", "parse_setting"]
 
@@ -226,6 +227,9 @@ def vocabulary(
     except OSError as error:
         raise SettingsError(f"--output {output}: {error.strerror}", "name a file in an existing folder") from error
     typer.echo(f"{output}: {len(content):,} B")
+
+
+add_export(app)
 
 
 def _print_disclosure(disclosure: Disclosure) -> None:

@@ -1,0 +1,119 @@
+"""The model that a user takes home: raw samples in, outputs out, in plain PyTorch.
+
+An export copies this file and those that it stands on into one that needs torch, timm and safetensors, and nothing of
+Cutlayer (`portable_source.py`).
+
+Axes: B batch, N tokens, C outputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cutlayer.server_worker.encoder import SplitEncoder
+from cutlayer.server_worker.raw_features import raw_features
+from cutlayer.server_worker.timm_import import create_model
+from cutlayer.server_worker.torch_tokenizers import TorchTokenizer, torch_tokenizer
+
+__all__ = ["ExportedModel", "load"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class ExportedModel(nn.Module):
+    """Tokenizers, encoder and head.
+
+    Args:
+        config: What `config.json` says.
+        weights: `encoder.<name>` and `tokenizers.<modality>.<part>`.
+
+    Attributes:
+        names: Modalities, in the order of the sequence.
+        task: What the outputs mean.
+    """
+
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        specs = {name: _spec(document) for name, document in config["modalities"].items()}
+        model, self.task = config["model"], dict(config["task"])
+        vit = create_model(model["name"], pretrained=False, num_classes=0, **model["options"])
+        is_pair = self.task["kind"] == "retrieval"
+        self.encoder = SplitEncoder(
+            cast("Any", vit),
+            {name: tuple(spec.grid) for name, spec in specs.items()},
+            num_classes=config["num_outputs"],
+            fusion=model["fusion"],
+            orders={name: spec.order for name, spec in specs.items()},
+            missing=model["missing"],
+            pair=cast("Any", SimpleNamespace(**self.task)) if is_pair else None,
+        )
+        self.names = self.encoder.names
+        of_tokenizers = _below("tokenizers.", weights)
+        self.raw = nn.ModuleDict({f"{name}_raw": raw_features(specs[name]) for name in self.names})
+        self.tokenizers = nn.ModuleDict(
+            {f"{name}_tokens": torch_tokenizer(name, specs[name], of_tokenizers, torch.float32) for name in self.names}
+        )
+        self.encoder.load_state_dict(_below("encoder.", weights))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return outputs (B, C): logits, or standardized numbers, or the embeddings of a pair.
+
+        Args:
+            inputs: Raw samples (B, ...) by modality, as `config.json` describes them; at least one modality.
+        """
+        tokens, positions = {}, {}
+        for name in self.names:
+            if name not in inputs:
+                continue
+            features = self.raw[f"{name}_raw"](inputs[name])
+            tokenizer = cast("TorchTokenizer", self.tokenizers[f"{name}_tokens"])
+            tokens[name] = tokenizer(features)
+            present_BN = tokenizer.presence(features)
+            if present_BN is not None:
+                num_tokens = present_BN.shape[1]
+                positions[name] = torch.where(present_BN, torch.arange(num_tokens), num_tokens)
+        if not tokens:
+            raise ValueError(f"inputs {sorted(inputs)} have none of {list(self.names)}")
+        return cast("Tensor", self.encoder(tokens, None, positions))
+
+    @torch.no_grad()
+    def predict(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what the outputs mean, (B, C).
+
+        Probabilities of the classes; of multi-label tasks each by itself; numbers in the user's units for regression;
+        embeddings as they are.
+        """
+        outputs_BC = self(inputs)
+        if self.task["kind"] == "classification":
+            return outputs_BC.softmax(dim=1)
+        if self.task["kind"] == "multi-label":
+            return outputs_BC.sigmoid()
+        if self.task["kind"] == "regression":
+            scales = torch.tensor([[target["mean"], target["std"]] for target in self.task["targets"]])
+            return outputs_BC * scales[:, 1] + scales[:, 0]
+        return outputs_BC
+
+
+def load(folder: str | Path) -> ExportedModel:
+    """Return the model of a folder, ready to predict."""
+    folder = Path(folder)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return ExportedModel(config, safetensors.torch.load_file(folder / WEIGHTS)).eval()
+
+
+def _spec(document: Mapping[str, Any]) -> SimpleNamespace:
+    values = dict(document)
+    values["categories"] = [SimpleNamespace(**category) for category in values.get("categories", ())]
+    return SimpleNamespace(**values)
+
+
+def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
