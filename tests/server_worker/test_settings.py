@@ -104,7 +104,11 @@ def test_weights_are_found_from_the_settings_file(tmp_path: Path) -> None:
         ("[model]\noptions = {num_classes = 3}", "[model]: options.num_classes", "name the classes in [task] instead"),
         ("[model]\npretrained = true\nweights = 'a'", "pretrained and weights are both set", "keep one of them"),
         ("[run]\nmicrobatch_samples = 512", "worker.max_batch_samples = 256", "lower the first or raise the second"),
-        ("[modalities.sound]\nhop_samples = 1", "[modalities.sound] has no known kind", 'set its kind to "image", "audio"'),
+        (
+            "[modalities.sound]\nhop_samples = 1",
+            "[modalities.sound] has no known kind",
+            'set its kind to "image", "audio"',
+        ),
         ('[modalities."a.b"]\nkind = "image"', "[modalities.a.b]", "match pattern"),
     ],
     ids=lambda value: value.replace("\n", " ") if "=" in value else "",
