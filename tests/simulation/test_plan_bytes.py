@@ -25,6 +25,7 @@ from support.brokers import mosquitto_test
 from support.live_brokers import live_broker
 from support.live_network import LiveNetwork
 from support.small_run import small_dataset, small_settings
+from support.small_tasks import TASKS, task_dataset
 from support.virtual_run import Worker, run_until_over
 
 TOLERANCE = 0.02
@@ -97,6 +98,18 @@ def assert_planned(plan: RunPlan, agents: Sequence[AgentRuntime], tolerance: flo
         wire = agent._transport.wire
         assert site.whole.up == pytest.approx(wire.sent_bytes, rel=tolerance), site
         assert site.whole.down == pytest.approx(wire.received_bytes, rel=tolerance), site
+
+
+@pytest.mark.parametrize("name", ["multi-label", "regression of two, Huber"])
+def test_plan_of_another_task_is_within_two_percent_of_a_run(name: str) -> None:
+    task = TASKS[name]
+    settings = settings_of("once", "int8+zstd").model_copy(update={"task": task, "telemetry_share": 1.0})
+    samples = [task_dataset(task, index, num_train, NUM_TEST) for index, num_train in enumerate(SIZES)]
+    network = VirtualNetwork(LinkFaults(delay_s=0.01))
+    worker = Worker(network, settings, computes=True, kept_in=MemoryActivationStore())
+    agents = [network.add_agent(f"site/{index}", each) for index, each in enumerate(samples)]
+    run_until_over(network, worker, agents)
+    assert_planned(planned(settings, samples, duration_s=network.clock(), store="memory"), agents)
 
 
 @pytest.mark.parametrize("codecs", CODECS)

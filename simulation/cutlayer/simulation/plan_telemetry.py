@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -42,11 +42,13 @@ from cutlayer.broker.messages import (
     Welcome,
     WorkerState,
 )
+from cutlayer.broker.tasks import MultiLabelSpec, RegressionSpec, TaskSpec
+from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES
 from cutlayer.broker.tensors import WEIGHTS_CODEC
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Transport, WireCount
 from cutlayer.edge_agent.epochs import EpochPlan
-from cutlayer.edge_agent.losses import LossResult
+from cutlayer.edge_agent.losses import LossResult, task_from_spec
 from cutlayer.edge_agent.reported_sums import Sums
 from cutlayer.edge_agent.reporter import Reporter
 from cutlayer.edge_agent.work_items import EvaluationRun, WorkItems
@@ -172,6 +174,7 @@ class _Life:
         self._reporter, self._items, self.courier = reporter, items, courier
         self._others, self._pace, self._manifest = others, pace, manifest
         self._kinds = _kinds(manifest)
+        self._example = _example(manifest.task)
         self._step = 0
         self._num_evaluations = 0
         self._times = tuple(itertools.cycle(times or [LOSS_S]) for times in (pace.tokenize_s, pace.encode_s))
@@ -198,7 +201,7 @@ class _Life:
         self._evaluate(is_over=is_over)
         if self._step > before:
             num_samples = (self._step - before) * plan.microbatch_samples
-            reporter.trained(self._step, LossResult(1.5 * num_samples, np.zeros((0, 0), np.float32), 1, num_samples))
+            reporter.trained(self._step, self._result(1.5 * num_samples, num_samples))
         wire = cast("_Counters", self.courier.transport).wire
         wire.sent_bytes = round(share * self._others.up + report_bytes)
         wire.received_bytes = round(share * self._others.down)
@@ -214,9 +217,21 @@ class _Life:
         final = [names, *((name,) for name in names if len(names) > 1)] if is_over and plan.num_test else []
         for given in [names] * max(wanted - self._num_evaluations, 0) + final:
             self._num_evaluations += 1
-            run = EvaluationRun(self._items.epoch, given, bool(final), 1, Sums())
+            is_whole = bool(final) or self._manifest.evaluation.samples >= plan.num_test
+            run = EvaluationRun(self._items.epoch, given, bool(final), 1, Sums(), is_whole)
             num_samples = max(min(self._manifest.evaluation.samples, plan.num_test), 1)
-            self._reporter.evaluated(run, LossResult(1.0, np.zeros((0, 0), np.float32), 1, num_samples))
+            self._reporter.evaluated(run, self._result(1.0, num_samples))
+
+    def _result(self, loss_sum: float, num_samples: int) -> LossResult:
+        return replace(self._example, loss_sum=loss_sum, num_correct=1, num_samples=num_samples)
+
+
+def _example(task: TaskSpec) -> LossResult:
+    """Return a result with the sums that a task has; what stands in them matters by its digits only."""
+    if not isinstance(task, MultiLabelSpec | RegressionSpec):
+        return LossResult(0.0, np.zeros((0, 0), np.float32), 0, 0)
+    zeros_BC = np.zeros((MIN_REPORTED_SAMPLES, task.num_outputs), np.float32)
+    return task_from_spec(task).loss_and_gradient(zeros_BC, zeros_BC)
 
 
 def _kinds(manifest: Manifest) -> list[tuple[Direction, Message]]:
