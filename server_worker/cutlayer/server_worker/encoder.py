@@ -166,7 +166,7 @@ class SplitEncoder(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return patterns of the parameters that weight decay spares, as timm's models do: tokens, embeddings."""
-        return {"embeddings.*", "head.log_scale"}
+        return {"embeddings.*", "head.log_scale", "tokenizers.*.bias", "tokenizers.*.embedding"}
 
     def forward(
         self,
