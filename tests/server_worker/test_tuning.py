@@ -41,8 +41,8 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def tuned(tuning: Mapping[str, object], seed: int = 0, **model: object) -> BuiltModel:
-    return build(small_settings(tuning=tuning, model=model), seed)
+def tuned(tuning: Mapping[str, object], *, seed: int = 0, weights: Path | None = None) -> BuiltModel:
+    return build(small_settings(tuning=tuning, model={"weights": weights}), seed)
 
 
 def engine_of(built: BuiltModel, tuning: Mapping[str, object]) -> Engine:
@@ -112,9 +112,9 @@ def test_embeddings_may_all_train_or_none(weights: Path, embeddings: str, names:
 
 
 def test_a_frozen_embedding_that_no_checkpoint_has_is_not_in_the_way(weights: Path) -> None:
-    embeddings = tuned({"mode": "frozen"}, weights=weights).encoder.embeddings
-    assert not embeddings["image_tokens"].modality.any()
-    assert embeddings["audio_tokens"].modality.any()
+    values = dict(tuned({"mode": "frozen"}, weights=weights).encoder.named_parameters())
+    assert not values["embeddings.image_tokens.modality"].any()
+    assert values["embeddings.audio_tokens.modality"].any()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -281,6 +281,6 @@ def test_a_tuning_that_the_encoder_cannot_have_is_explained(
     tuning: dict[str, object], name: str | None, problem: str, fix: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        tuned(tuning, **({} if name is None else {"name": name}))
+        build(small_settings(tuning=tuning, model={} if name is None else {"name": name}), 0)
     assert problem in caught.value.problem
     assert fix in caught.value.fix

@@ -53,8 +53,9 @@ def sites_of(num_agents: int) -> dict[str, ArrayDataset]:
 
 def trained(settings: RunSettings) -> tuple[set[str], dict[str, torch.Tensor]]:
     """Return the names of what a run trains, and the weights that it begins with."""
-    values = dict(build(settings, settings.run.seed).encoder.named_parameters())
-    return {name for name, value in values.items() if value.requires_grad}, values
+    encoder = build(settings, settings.run.seed).encoder
+    names = {name for name, value in encoder.named_parameters() if value.requires_grad}
+    return names, dict(encoder.state_dict())
 
 
 @pytest.mark.parametrize("mode", MODES)
