@@ -42,7 +42,7 @@ def test_all_kinds_of_modalities_come_from_one_table(tmp_path: Path) -> None:
     write_sound(tmp_path / "a.wav", np.full((900, 1), 0.5))
     np.save(tmp_path / "a.npy", np.ones((5, 2)))
     header = ["image", "audio", "ecg", "note", "hr", "temp", "label", "split"]
-    rows = [
+    rows: list[list[Any]] = [
         ["a.png", "a.wav", "a.npy", "coughs", 72, 36.6, "cat", "train"],
         ["", "", "", "", "", "", "dog", "train"],
         ["", "", "", "sleeps, too", "", 37, "dog", "train"],

@@ -51,6 +51,13 @@ def test_share_is_what_was_asked_for(share: float, count: int) -> None:
     assert len(for_testing(IDENTITIES, share=share)) == count
 
 
+def test_rows_of_one_patient_are_never_parted() -> None:
+    patients = [f"patient {number // 5}" for number in range(1_000)]
+    splits = hashed_split(patients, STRATA, test_share=0.2)
+    assert (splits == "test").sum() == 200
+    assert all(len(set(splits[start : start + 5])) == 1 for start in range(0, 1_000, 5))
+
+
 def test_class_of_one_row_is_trained_on() -> None:
     assert hashed_split(["a"], ["only"], test_share=0.4).tolist() == ["train"]
 

@@ -199,8 +199,10 @@ class UserDataset:
         """The same for many rows, bool (S)."""
         task = self._request.task
         if isinstance(task, RetrievalSpec):
-            return np.logical_and.reduce([self._has[modality][rows] for modality in task.between])
-        return np.logical_or.reduce([has_R[rows] for has_R in self._has.values()])
+            first, second = (self._has[modality][rows] for modality in task.between)
+            return first & second
+        has_any_S: NDArray[np.bool_] = np.stack([has_R[rows] for has_R in self._has.values()]).any(axis=0)
+        return has_any_S
 
     def _summary(self, splits: NDArray[np.str_]) -> str:
         train, test = (self._rows[split] for split in SPLITS)

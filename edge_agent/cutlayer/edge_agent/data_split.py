@@ -1,7 +1,7 @@
 """Which rows are for training and which for testing, where the table does not say.
 
 A row's place is decided by a hash of what it is, not by its number: it stays where it is when rows are sorted, and
-nearly always when others are added. Each class gives the same share.
+nearly always when others are added. Each class gives the same share, and rows that are the same are never parted.
 """
 
 from __future__ import annotations
@@ -41,23 +41,29 @@ def named_split(table: Table, column: str) -> NDArray[np.str_]:
 def hashed_split(
     identities: Sequence[str], strata: Sequence[str], *, test_share: float, seed: int = 0
 ) -> NDArray[np.str_]:
-    """Choose the test rows: of each stratum those with the lowest hashes, `test_share` of them, rounded.
+    """Choose what is for testing: of each stratum what has the lowest hashes, `test_share` of it, rounded.
 
     Args:
-        identities: What each row is; rows that are alike go by their order.
-        strata: What each row's share is taken of: its class.
-        test_share: Share of the test rows.
+        identities: What each row is. Rows that are the same (scans of one patient) go the same way together.
+        strata: What the share is taken of, for each row: its class. Of rows that are the same the first one's counts.
+        test_share: Share that is for testing.
         seed: Another one gives another choice.
 
     Returns:
         `train` or `test` for each row, str (R).
     """
-    keys = [hashlib.blake2b(f"{seed}/{identity}".encode(), digest_size=8).digest() for identity in identities]
-    rows_of: dict[str, list[int]] = {}
-    for row, stratum in enumerate(strata):
-        rows_of.setdefault(stratum, []).append(row)
-    splits_R = np.full(len(identities), SPLITS[0], dtype="<U5")
-    for rows in rows_of.values():
-        rows.sort(key=lambda row: (keys[row], row))
-        splits_R[rows[: round(test_share * len(rows))]] = "test"
-    return splits_R
+    strata_of: dict[str, str] = {}
+    for identity, stratum in zip(identities, strata, strict=True):
+        strata_of.setdefault(identity, stratum)
+    members: dict[str, list[str]] = {}
+    for identity, stratum in strata_of.items():
+        members.setdefault(stratum, []).append(identity)
+    chosen: set[str] = set()
+    for group in members.values():
+        group.sort(key=lambda identity: _hash(identity, seed))
+        chosen.update(group[: round(test_share * len(group))])
+    return np.array(["test" if identity in chosen else SPLITS[0] for identity in identities], dtype=np.str_)
+
+
+def _hash(identity: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}/{identity}".encode(), digest_size=8).digest()

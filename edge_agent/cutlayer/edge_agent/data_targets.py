@@ -62,8 +62,6 @@ def read_targets(table: Table, task: TaskSpec, column_of: ColumnOf) -> Targets:
         for row, cell in enumerate(table.columns[column]):
             targets_RC[row, [number_of[name] for name in _names(cell)]] = 1.0
         return targets_RC
-    if isinstance(task, RetrievalSpec):
-        return np.zeros(table.num_rows, np.int64)
     column = _needed(table, "label", column_of)
     number_of = _numbers_of(table, column, task.classes, is_single=True)
     return np.array([number_of[cell] for cell in table.columns[column]], dtype=np.int64)
