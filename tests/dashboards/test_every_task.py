@@ -108,7 +108,8 @@ def test_a_comparison_of_regressions_prefers_the_least_error(tmp_path: Path) -> 
     better["metrics"]["joint"]["mae"] = 1.25
     runs = load_runs(saved(tmp_path, worse=task_run(AGE), better=better))
     row = next(row for row in comparison_rows(runs) if (row.section, row.name) == ("test mean absolute error", "final"))
-    assert (row.texts, row.best) == (("1.500 years", "1.250 years"), {1})
+    assert row.texts == ("1.500 years", "1.250 years")
+    assert row.best == {1}
     first, second = comparison_json(runs)["runs"]
     assert (first["score"]["final"], second["score"]["final"]) == (1.5, 1.25)
     assert first["metric"]["better"] == "less"

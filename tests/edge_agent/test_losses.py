@@ -72,7 +72,7 @@ def test_outputs_that_are_not_finite_give_a_loss_that_is_not_finite_without_a_wa
 
 
 def test_half_precision_outputs_are_taken() -> None:
-    result = TASK.loss_and_gradient(np.zeros((2, 4), dtype=np.float16), np.array([0, 3], dtype=np.int32))
+    result = TASK.loss_and_gradient(np.zeros((2, 4), dtype=np.float16), np.array([0, 3]))
     assert result.loss_sum == pytest.approx(2 * np.log(4))
     assert result.gradient_BC.dtype == np.float32
 

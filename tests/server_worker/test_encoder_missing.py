@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import pytest
@@ -16,7 +17,7 @@ from server_worker.small_model import CLASSES, GRIDS, OPTIONS, random_tokens
 
 # Axes: B batch, K places, D width.
 
-POOLS = [
+POOLS: list[dict[str, object]] = [
     {},
     {"class_token": False, "global_pool": "avg"},
     {"class_token": False, "global_pool": "max"},
@@ -33,10 +34,10 @@ def torch_tokens(num_samples: int) -> dict[str, Tensor]:
 def encoder_of(
     fusion: Literal["early", "late"] = "early",
     missing: Literal["hide", "token"] = "hide",
-    **options: object,
+    options: Mapping[str, object] | None = None,
 ) -> SplitEncoder:
     torch.manual_seed(0)
-    vit = create_vit(ModelSettings(options={**OPTIONS, **options}))
+    vit = create_vit(ModelSettings(options={**OPTIONS, **(options or {})}))
     return SplitEncoder(vit, GRIDS, num_classes=CLASSES, fusion=fusion, missing=missing).eval()
 
 
@@ -52,7 +53,7 @@ def places(name: str, *lengths: int) -> Tensor:
 def test_a_sample_with_fewer_tokens_is_the_shorter_sequence(
     fusion: Literal["early", "late"], options: dict[str, object]
 ) -> None:
-    encoder, tokens = encoder_of(fusion, **options), torch_tokens(2)
+    encoder, tokens = encoder_of(fusion, options=options), torch_tokens(2)
     padded = encoder(tokens, None, {"image": places("image", 5, 16)})
     shorter = {"audio": tokens["audio"][:1], "image": tokens["image"][:1, :5]}
     alone = encoder(shorter, None, {"image": torch.arange(5)[None]})
@@ -65,7 +66,7 @@ def test_a_sample_with_fewer_tokens_is_the_shorter_sequence(
 def test_a_sample_without_a_modality_is_the_others_alone(
     fusion: Literal["early", "late"], options: dict[str, object]
 ) -> None:
-    encoder, tokens = encoder_of(fusion, **options), torch_tokens(3)
+    encoder, tokens = encoder_of(fusion, options=options), torch_tokens(3)
     mixed = encoder(tokens, None, {"image": places("image", 0, 16, 7), "audio": places("audio", 8, 0, 3)})
     third = {"audio": tokens["audio"][2:, :3], "image": tokens["image"][2:, :7]}
     alone = [
@@ -78,7 +79,7 @@ def test_a_sample_without_a_modality_is_the_others_alone(
 
 @pytest.mark.parametrize("fusion", ["early", "late"])
 def test_what_stands_in_places_without_a_token_does_not_matter(fusion: Literal["early", "late"]) -> None:
-    encoder, tokens = encoder_of(fusion, class_token=False, global_pool="avg"), torch_tokens(2)
+    encoder, tokens = encoder_of(fusion, options={"class_token": False, "global_pool": "avg"}), torch_tokens(2)
     positions = {"image": places("image", 3, 0)}
     before = encoder(tokens, None, positions)
     changed = tokens["image"].clone()
@@ -101,7 +102,7 @@ def test_modality_dropout_never_hides_the_last_that_a_sample_has() -> None:
 
 
 def test_patches_that_are_dropped_take_their_masks_with_them() -> None:
-    encoder, tokens = encoder_of(patch_drop_rate=0.5), torch_tokens(4)
+    encoder, tokens = encoder_of(options={"patch_drop_rate": 0.5}), torch_tokens(4)
     encoder.train()
     positions = {"image": places("image", 2, 16, 1, 9)}
     changed = tokens["image"].clone()

@@ -47,7 +47,7 @@ with torch.no_grad():
 
 
 def settings_of(*names: str, **sections: Mapping[str, object]) -> RunSettings:
-    document = small_settings(**sections).model_dump()
+    document = small_settings(1.0, **sections).model_dump()
     document["modalities"] = {name: EVERY_KIND[name].model_dump() for name in names}
     return RunSettings.model_validate(document)
 
@@ -57,7 +57,7 @@ def trained_a_little(settings: RunSettings) -> BuiltModel:
     built = build(settings, 3)
     with torch.no_grad():
         for parameter in built.encoder.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     return built
 
 
@@ -194,7 +194,7 @@ def test_trained_tokenizers_are_those_of_the_encoder(tmp_path: Path) -> None:
     assert built.encoder.tokenizers is not None
     with torch.no_grad():
         for parameter in built.encoder.tokenizers.parameters():
-            parameter += 1.0
+            parameter.add_(1.0)
     export_model(tmp_path, settings, built, "", with_onnx=False)
     found = load(tmp_path).tokenizers["image_tokens"].get_parameter("bias")
     torch.testing.assert_close(found.detach(), torch.ones_like(found))
@@ -202,11 +202,12 @@ def test_trained_tokenizers_are_those_of_the_encoder(tmp_path: Path) -> None:
 
 def test_predictions_are_in_the_users_terms(tmp_path: Path) -> None:
     raw = {"image": raw_samples("image", NUM_SAMPLES)}
-    for kind, task in {
+    tasks: dict[str, dict[str, object]] = {
         "classification": {"classes": ["a", "b", "c"]},
         "multi-label": {"classes": ["a", "b", "c"]},
         "regression": {"targets": [{"name": "age", "mean": 40.0, "std": 10.0, "unit": "years"}]},
-    }.items():
+    }
+    for kind, task in tasks.items():
         document = settings_of("image").model_dump()
         document["task"] = {"kind": kind, **task}
         settings = RunSettings.model_validate(document)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -195,7 +196,8 @@ def test_weights_of_the_flag_win_over_a_download_and_are_found_from_where_it_is_
     run = tmp_path / "settings" / "run.toml"
     run.parent.mkdir()
     run.write_text(DIGITS_FILE.read_text().replace("[model]", "[model]\npretrained = true"))
-    options = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 4}
+    options: dict[str, Any] = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 1}
+    options["num_heads"] = 4
     weights = create_model("vit_tiny_patch16_224", **options).state_dict()
     safetensors.torch.save_file(weights, tmp_path / "vit.safetensors")
     arguments = ["start", "--run", str(run), *GOOD[3:], *SMALL, "--weights", "vit.safetensors"]

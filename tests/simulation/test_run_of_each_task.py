@@ -16,6 +16,7 @@ from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES
 from cutlayer.dashboards.report import render_report
 from cutlayer.dashboards.run_record import parse_run
 from cutlayer.edge_agent.array_dataset import ArrayDataset
+from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
 from cutlayer.edge_agent.reported_sums import Sums
@@ -90,7 +91,8 @@ def joined(run: Run) -> LossResult:
         with torch.no_grad():
             outputs.append(built.encoder({name: torch.from_numpy(tokens) for name, tokens in tokenized.tokens}).numpy())
         targets.append(tokenized.targets)
-    return task_from_spec(run.task).loss_and_gradient(np.concatenate(outputs), np.concatenate(targets))
+    all_targets: Targets = np.concatenate(targets)  # type: ignore[assignment]
+    return task_from_spec(run.task).loss_and_gradient(np.concatenate(outputs), all_targets)
 
 
 def test_classes_of_which_several_may_be_there_are_learned(labels: Run) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, TargetSpec, TaskSpec
 from cutlayer.edge_agent.array_dataset import ArrayDataset
@@ -40,7 +43,7 @@ def task_dataset(
         bright_B, loud_B = rng.random(num_samples), rng.random(num_samples)
         images = np.clip(rng.normal(30.0 + 190.0 * bright_B[:, None, None, None], 10.0, (num_samples, 4, 4, 1)), 0, 255)
         waves = np.clip((0.02 + 0.5 * loud_B[:, None]) * rng.normal(size=(num_samples, AUDIO.num_samples)), -1, 1)
-        inputs = {"image": images.astype(np.uint8), "audio": waves.astype(np.float32)}
+        inputs: dict[str, NDArray[Any]] = {"image": images.astype(np.uint8), "audio": waves.astype(np.float32)}
         return Batch(inputs, _targets(task, bright_B, loud_B, rng.random((num_samples, 3)) < missing_share))
 
     splits: dict[Split, Batch] = {"train": split(num_train), "test": split(num_test)}

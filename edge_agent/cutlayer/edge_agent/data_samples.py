@@ -201,7 +201,9 @@ class UserDataset:
         if isinstance(task, RetrievalSpec):
             first, second = (self._has[modality][rows] for modality in task.between)
             return first & second
-        has_any_S: NDArray[np.bool_] = np.stack([has_R[rows] for has_R in self._has.values()]).any(axis=0)
+        has_any_S = np.zeros(rows.size, np.bool_)
+        for has_R in self._has.values():
+            has_any_S |= has_R[rows]
         return has_any_S
 
     def _summary(self, splits: NDArray[np.str_]) -> str:

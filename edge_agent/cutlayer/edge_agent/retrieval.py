@@ -105,7 +105,9 @@ def recall_sums(embeddings: Sequence[NDArray[np.float32]]) -> dict[str, float]:
 
 def _are_pairs(outputs_BC: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return which samples have both embeddings, bool (B): what a sample lacks has zeros, and all else a length."""
-    return np.logical_and.reduce([(part_BE != 0).any(axis=1) for part_BE in np.split(outputs_BC, 2, axis=1)])
+    first_BE, second_BE = np.split(outputs_BC, 2, axis=1)
+    pairs_B: NDArray[np.bool_] = (first_BE != 0).any(axis=1) & (second_BE != 0).any(axis=1)
+    return pairs_B
 
 
 def _ranks(query_bE: NDArray[np.float32], item_SE: NDArray[np.float32], start: int) -> NDArray[np.intp]:

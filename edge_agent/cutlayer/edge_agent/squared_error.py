@@ -61,10 +61,10 @@ class SquaredError:
         true_BC = np.where(is_known_BC, (targets.astype(np.float64) - means_C) / stds_C, 0.0)
         with np.errstate(invalid="ignore", over="ignore"):
             error_BC = np.where(is_known_BC, outputs_BC.astype(np.float64) - true_BC, 0.0)
-            loss_BC, gradient_BC = self._loss(error_BC)
+            loss_BC, slope_BC = self._loss(error_BC)
             loss_C = loss_BC.sum(axis=0) / self.spec.num_outputs
             # Twice the largest output would be infinite, which no codec takes.
-            gradient_BC = np.clip(gradient_BC / self.spec.num_outputs, -LARGEST, LARGEST).astype(np.float32)
+            gradient_BC = np.clip(slope_BC / self.spec.num_outputs, -LARGEST, LARGEST).astype(np.float32)
             parts = [
                 self._part(suffix, is_known_B, error_B, true_B, float(loss))
                 for suffix, is_known_B, error_B, true_B, loss in zip(

@@ -91,7 +91,7 @@ class ExportedModel(nn.Module):
         Probabilities of the classes; of multi-label tasks each by itself; numbers in the user's units for regression;
         embeddings as they are.
         """
-        outputs_BC = self(inputs)
+        outputs_BC: Tensor = self(inputs)
         if self.task["kind"] == "classification":
             return outputs_BC.softmax(dim=1)
         if self.task["kind"] == "multi-label":

@@ -58,12 +58,13 @@ def pool(vit: VisionTransformer, part_BSD: Tensor, visible_BS: Tensor | None) ->
         part_BSD: The tokens.
         visible_BS: Which of them there are, at least one of each sample; None for all.
     """
-    if visible_BS is None or (vit.attn_pool is None and vit.global_pool == "token"):
+    attn_pool = cast("torch.nn.Module | None", vit.attn_pool)
+    if visible_BS is None or (attn_pool is None and vit.global_pool == "token"):
         return vit.forward_head(part_BSD, pre_logits=True)
     first = 0 if vit.pool_include_prefix else vit.num_prefix_tokens
     x_BKD, visible_BK = part_BSD[:, first:], visible_BS[:, first:]
-    if vit.attn_pool is not None:
-        feature_BD = vit.attn_pool(x_BKD, attn_mask=visible_BK[:, None, None])
+    if attn_pool is not None:
+        feature_BD = attn_pool(x_BKD, attn_mask=visible_BK[:, None, None])
     else:
         weight_BK1 = visible_BK.to(x_BKD.dtype)[:, :, None]
         mean_BD = (x_BKD * weight_BK1).sum(dim=1) / weight_BK1.sum(dim=1)

@@ -132,7 +132,8 @@ class Storm:
         labels_B = self._labels.get((agent, step))
         if labels_B is None:
             indices_B = self._plans[agent].train_indices(step)
-            labels_B = self._labels[agent, step] = self._data[agent].splits["train"].targets[indices_B]
+            targets_B = self._data[agent].splits["train"].targets[indices_B]
+            labels_B = self._labels[agent, step] = targets_B.astype(np.int64)
         return labels_B
 
     def run(self) -> StormResult:
