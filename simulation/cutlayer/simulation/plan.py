@@ -22,9 +22,6 @@ from cutlayer.simulation.plan_wire import NOTHING, Ways
 
 __all__ = ["Conditions", "Part", "RunPlan", "Site", "SitePlan", "plan_run", "transfer_s"]
 
-FORWARD_TO_STEP = 3.0
-"""A training step's operations over a forward pass's: the backward pass takes two of them (`plan_compute`)."""
-
 
 def plan_run(
     manifest: Manifest,
@@ -164,7 +161,7 @@ def _estimated_s(manifest: Manifest, sites: Sequence[Site], plans: Sequence[Site
     is_kept = conditions.may_be_kept and manifest.activations == "once"
     num_passes = manifest.epochs * sum(site.num_train for site in sites)
     num_evaluations = sum(site.num_test for site in sites) * (1 + len(manifest.modalities))
-    times = [conditions.forward_s * (FORWARD_TO_STEP * num_passes + num_evaluations), 1.0]
+    times = [conditions.forward_s * (conditions.step_passes * num_passes + num_evaluations), 1.0]
     for site, plan in zip(sites, plans, strict=True):
         times.append(transfer_s(plan.whole, conditions) or 0.0)
         if site.seconds is not None and site.seconds.encode:

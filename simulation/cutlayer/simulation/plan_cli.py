@@ -174,6 +174,7 @@ def plan(
                 down_rate=down_rate,
                 duration_s=hours * 3_600 if hours else None,
                 forward_s=model.measured_forward_s(),
+                step_passes=model.step_passes(),
             ),
             FederatedChoice(
                 fed_rounds, tuple(fed_blocks) if fed_blocks else _some_blocks(len(model.sizes.blocks)), fed_rank

@@ -15,9 +15,11 @@ from torch import nn
 from cutlayer.broker.manifest import Manifest
 from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
 from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.lora import LoraLinear
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_parts import check_codecs, make_engine, make_manifest, num_threads
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.tuning import goes_back_through_all
 from cutlayer.simulation.plan_compute import BlockSizes, ModelSizes
 
 __all__ = ["PlannedModel", "plan_model"]
@@ -82,6 +84,18 @@ class PlannedModel:
         self.forward(tokens, {})
         return (time.perf_counter() - started_s) / samples
 
+    def step_passes(self) -> float:
+        """Return what a training step takes, in forward passes: 3 where all trains.
+
+        The first is the forward pass, a second the gradients of the activations, a third those of the weights (as
+        `plan_compute`): the second for the blocks that gradients go back through, the third for those that train.
+        LoRA's additions and the head are small beside them, and not counted.
+        """
+        tuning, num_blocks = self.manifest.tuning, len(self.sizes.blocks)
+        num_trained = {"full": num_blocks, "last": tuning.blocks, "lora": 0, "frozen": 0}[tuning.mode]
+        num_passed = num_blocks if goes_back_through_all(self.encoder) else num_trained
+        return 1.0 + (num_passed + num_trained) / num_blocks
+
 
 def plan_model(settings: RunSettings) -> PlannedModel:
     """Build the model of a run and look at it.
@@ -120,10 +134,15 @@ def _block(block: nn.Module) -> BlockSizes:
     linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
     adapted = [module for name, module in linears.items() if name in ("attn.qkv", "attn.proj")]
     return BlockSizes(
-        num_parameters=_count(block),
+        num_parameters=_count(block) - sum(_num_added(module) for module in linears.values()),
         linear_weights=sum(module.weight.numel() for module in linears.values()),
         lora_dimensions=tuple((module.in_features, module.out_features) for module in adapted),
     )
+
+
+def _num_added(module: nn.Linear) -> int:
+    """Return the parameters of a linear map's LoRA, which is no part of the model that is planned for others."""
+    return module.lora_a.numel() + module.lora_b.numel() if isinstance(module, LoraLinear) else 0
 
 
 def _count(module: nn.Module) -> int:

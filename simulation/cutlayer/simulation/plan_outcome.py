@@ -53,6 +53,7 @@ class Conditions:
         down_rate: Bytes a second that a site can receive; None for no limit.
         duration_s: Seconds that the run will take; None for an estimate.
         forward_s: Seconds of the worker's forward pass for one sample.
+        step_passes: What a training step takes, in forward passes.
     """
 
     link: Link
@@ -63,6 +64,7 @@ class Conditions:
     down_rate: float | None = None
     duration_s: float | None = None
     forward_s: float = 0.0
+    step_passes: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)
