@@ -12,6 +12,7 @@ from cutlayer.broker.manifest import Manifest, TableSpec
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import SPLITS, Dataset
 from cutlayer.edge_agent.client_side import ClientSide
+from cutlayer.edge_agent.data_samples import UserDataset
 from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork
@@ -84,3 +85,34 @@ def test_sample_without_an_image_goes_up_without_its_tokens(tmp_path: Path) -> N
     assert lacking.any()
     assert (lacking == ~dataset.batch("train", everything).present["image"]).all()
     assert ((positions["vitals"] == VITALS.num_tokens).sum(axis=1) == 1).any()
+
+
+def test_site_without_a_row_for_testing_trains_and_comes_to_its_end(tmp_path: Path) -> None:
+    network = VirtualNetwork()
+    worker = SmallWorker(network, small_settings(modalities={"vitals": VITALS.model_dump()}), counting=True)
+    path = folder(tmp_path, has_sound=True, seed=0)
+    dataset = open_dataset(str(path), options={"test_share": 0}, manifest=worker.manifest)
+    assert dataset.num_samples("test") == 0
+    agent = network.add_agent("site/0", dataset)
+    network.run(lambda: worker.runtime.is_finished and agent.is_finished)
+    num_steps = 2 * NUM_ROWS // 4
+    assert dict(worker.counter.committed) == {("site/0", "train", step): 1 for step in range(num_steps)}
+
+
+def test_file_that_fails_late_leaves_steps_as_they_were_planned(tmp_path: Path) -> None:
+    network = VirtualNetwork()
+    worker = SmallWorker(network, small_settings(), counting=True)
+    path = folder(tmp_path, has_sound=True, seed=0)
+    for row in (1, 2, 4):  # a header alone
+        image = path / "images" / f"{row}.png"
+        image.write_bytes(image.read_bytes()[:40])
+    dataset = open_dataset(str(path), options={"max_unreadable": 0.2, "test_share": 0}, manifest=worker.manifest)
+    assert isinstance(dataset, UserDataset)
+    assert not dataset.unreadable.reasons
+    agent = network.add_agent("site/0", dataset)
+    network.run(lambda: worker.runtime.is_finished and agent.is_finished)
+    num_steps = 2 * NUM_ROWS // 4
+    assert dict(worker.counter.committed) == {("site/0", "train", step): 1 for step in range(num_steps)}
+    assert len(dataset.unreadable.reasons) == 3
+    num_lacking = (~dataset.batch("train", np.arange(NUM_ROWS)).present["image"]).sum()
+    assert num_lacking == NUM_ROWS // 3 + 3
