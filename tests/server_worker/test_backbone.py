@@ -70,3 +70,28 @@ def test_torn_weights_are_explained(tmp_path: Path) -> None:
     path.write_bytes(b"torn")
     with pytest.raises(SettingsError, match=r"torn\.safetensors"):
         create_vit(model(weights=path))
+
+
+class _Runs:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_file_of_weights_runs_no_code(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    torch.save({"state_dict": _Runs(ran)}, tmp_path / "hostile.pth")
+    with pytest.raises(SettingsError, match=r"hostile\.pth"):
+        create_vit(model(weights=tmp_path / "hostile.pth"))
+    assert not ran.exists()
+
+
+def test_timms_own_checkpoints_are_read(tmp_path: Path) -> None:
+    trained = create_model("vit_tiny_patch16_224", num_classes=7, **OPTIONS)
+    torch.save({"state_dict": trained.state_dict(), "epoch": 3, "arch": "vit"}, tmp_path / "checkpoint.pth.tar")
+    vit = create_vit(model(weights=tmp_path / "checkpoint.pth.tar"))
+    assert torch.equal(vit.blocks[0].attn.qkv.weight, trained.state_dict()["blocks.0.attn.qkv.weight"])
