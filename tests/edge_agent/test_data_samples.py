@@ -17,7 +17,7 @@ from cutlayer.broker.tasks import RegressionSpec, RetrievalSpec, TargetSpec
 from cutlayer.edge_agent.batches import Split
 from cutlayer.edge_agent.data_opening import open_user_data
 from cutlayer.edge_agent.data_samples import UserDataset
-from support.user_data import AUDIO, CLASSES, IMAGE, asked, site, write_image, write_table
+from support.user_data import AUDIO, CLASSES, IMAGE, asked, site, write_image, write_table, write_truncated_image
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -30,13 +30,6 @@ def greys(dataset: UserDataset, split: Split = "train") -> list[int]:
     """Return the grey of each image of a split, which names its row in `site`."""
     images = dataset.batch(split, all_of(dataset, split)).inputs["image"]
     return [int(image.max()) for image in images]
-
-
-def truncate(path: Path) -> None:
-    """Damage an image so that its header is good and its pixels are not."""
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:500])
 
 
 def grey_table(folder: Path, count: int, *, split: str = "train") -> Path:
@@ -176,7 +169,7 @@ def test_more_unreadable_files_than_are_borne_are_refused_with_the_first_of_them
 
 def test_full_check_finds_what_a_header_does_not_show(tmp_path: Path) -> None:
     path = grey_table(tmp_path, 10)
-    truncate(tmp_path / "4.png")
+    write_truncated_image(tmp_path / "4.png")
     assert open_greys(path, max_unreadable=0.1).num_samples("train") == 10
     assert open_greys(path, max_unreadable=0.1, check="full").num_samples("train") == 9
 
@@ -184,7 +177,7 @@ def test_full_check_finds_what_a_header_does_not_show(tmp_path: Path) -> None:
 def test_number_of_a_file_that_fails_late_stands_for_the_next_sample_in_every_process(tmp_path: Path) -> None:
     path = grey_table(tmp_path, 10)
     for row in (4, 5, 9):
-        truncate(tmp_path / f"{row}.png")
+        write_truncated_image(tmp_path / f"{row}.png")
     expected = [0, 1, 2, 3, 6, 6, 6, 7, 8, 0]
     dataset = open_greys(path, max_unreadable=0.3)
     batch = dataset.batch("train", np.arange(10))
@@ -199,7 +192,7 @@ def test_number_of_a_file_that_fails_late_stands_for_the_next_sample_in_every_pr
 
 def test_file_that_fails_late_leaves_the_samples_other_modality(tmp_path: Path) -> None:
     site(tmp_path, 20)
-    truncate(tmp_path / "images" / "3.png")
+    write_truncated_image(tmp_path / "images" / "3.png")
     dataset = open_user_data(str(tmp_path), asked(max_unreadable=0.1))
     present = [dataset.batch(split, all_of(dataset, split)).present.get("image", np.ones(1, bool)) for split in SPLITS]
     assert sum(int((~present_B).sum()) for present_B in present) == 1
@@ -208,7 +201,7 @@ def test_file_that_fails_late_leaves_the_samples_other_modality(tmp_path: Path) 
 def test_late_failures_count_against_the_share(tmp_path: Path) -> None:
     path = grey_table(tmp_path, 10)
     for row in (4, 7):
-        truncate(tmp_path / f"{row}.png")
+        write_truncated_image(tmp_path / f"{row}.png")
     dataset = open_greys(path, max_unreadable=0.1)
     dataset.batch("train", np.array([4]))
     with pytest.raises(SettingsError, match=r"2 of 10 files cannot be read") as caught:

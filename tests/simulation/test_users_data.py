@@ -17,7 +17,7 @@ from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import AUDIO, CLASSES, SmallWorker, small_settings
-from support.user_data import write_image, write_sound, write_table
+from support.user_data import write_image, write_sound, write_table, write_truncated_image
 
 VITALS = TableSpec(columns=("hr", "temp"), mean=(80.0, 37.0), std=(10.0, 1.0))
 NUM_ROWS = 24
@@ -103,9 +103,8 @@ def test_file_that_fails_late_leaves_steps_as_they_were_planned(tmp_path: Path) 
     network = VirtualNetwork()
     worker = SmallWorker(network, small_settings(), counting=True)
     path = folder(tmp_path, has_sound=True, seed=0)
-    for row in (1, 2, 4):  # a header alone
-        image = path / "images" / f"{row}.png"
-        image.write_bytes(image.read_bytes()[:40])
+    for row in (1, 2, 4):
+        write_truncated_image(path / "images" / f"{row}.png")
     dataset = open_dataset(str(path), options={"max_unreadable": 0.2, "test_share": 0}, manifest=worker.manifest)
     assert isinstance(dataset, UserDataset)
     assert not dataset.unreadable.reasons

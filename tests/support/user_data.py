@@ -17,7 +17,17 @@ from cutlayer.broker.tasks import ClassificationSpec, TaskSpec
 from cutlayer.edge_agent.data_request import DataRequest
 from cutlayer.edge_agent.partition import Shard
 
-__all__ = ["AUDIO", "CLASSES", "IMAGE", "asked", "site", "write_image", "write_sound", "write_table"]
+__all__ = [
+    "AUDIO",
+    "CLASSES",
+    "IMAGE",
+    "asked",
+    "site",
+    "write_image",
+    "write_sound",
+    "write_table",
+    "write_truncated_image",
+]
 
 IMAGE = ImageSpec(height=8, width=8, channels=3, patch=4)
 AUDIO = AudioSpec(sample_rate_hz=8_000, num_frames=4, hop_samples=64, fft_samples=128, num_mels=4, patch=2)
@@ -46,6 +56,13 @@ def write_image(path: Path, grey: int = 128, *, width: int = 12, height: int = 1
     """Write a colour image of one grey."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), (grey, grey, grey)).save(path)
+
+
+def write_truncated_image(path: Path) -> None:
+    """Write an image whose header is good and whose pixels are not."""
+    noise_HWC = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise_HWC).save(path)
+    path.write_bytes(path.read_bytes()[:500])
 
 
 def write_sound(path: Path, samples_TC: NDArray[np.float64], *, rate_hz: int = 8_000, sample_bytes: int = 2) -> None:
