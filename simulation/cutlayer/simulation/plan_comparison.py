@@ -51,7 +51,7 @@ class Comparison:
         raw_bytes: All samples, raw.
         projection_flops: Operations of an agent's tokenizers for one sample.
         learning_flops: Operations of their backward pass, where they are trained.
-        feature_flops: Operations that make a raw sample into patches.
+        feature_flops: Operations that prepare a raw sample: normalizing it, spectrograms.
         forward_flops: Operations of the encoder's forward pass for one sample.
     """
 
@@ -69,14 +69,14 @@ class Comparison:
     def agent_flops(self) -> int:
         """Operations of an agent for one training sample in a whole run.
 
-        Patches are made once, tokens as often as they are sent. (Of data beyond the agent's cache, patches are, too.)
+        Raw data are prepared once, tokens made as often as they are sent. (Beyond the agent's cache both are.)
         """
         passes = 1 if self.plan.is_kept else self.plan.manifest.epochs
         return self.feature_flops + passes * self.pass_flops
 
     @property
     def pass_flops(self) -> int:
-        """Operations of an agent for one pass over a training sample, its patches apart."""
+        """Operations of an agent for one pass over a training sample that is prepared."""
         return self.projection_flops + self.learning_flops
 
     @property

@@ -134,11 +134,25 @@ def make_report(
     )
 
 
+_RAW = {
+    "image": "a byte a pixel and channel",
+    "audio": "two bytes a sound sample",
+    "series": "four bytes a value of a series",
+    "table": "four bytes a cell",
+    "text": "a text's longest form, four bytes a subword",
+}
+
+
+def _raw_in_words(manifest: Manifest) -> str:
+    kinds = {spec.kind for spec in manifest.modalities.values()}
+    return ", ".join(words for kind, words in _RAW.items() if kind in kinds)
+
+
 def _notes(settings: RunSettings, manifest: Manifest, sites: Sequence[Site], comparison: Comparison) -> tuple[str, ...]:
     notes = [
         "Reckoned for one worker and links that lose nothing: what is sent again comes on top.",
         f"Federated averaging: {comparison.federated[0].rounds} rounds, 4 B a trained parameter up and down in each, "
-        "and what is frozen down once. Raw data: training and test samples, a byte a pixel, two a sound sample.",
+        f"and what is frozen down once. Raw data: training and test samples, {_raw_in_words(manifest)}.",
     ]
     tokens = sum(manifest.num_tokens(name) for name in manifest.modalities)
     kept_bytes = sum(site.num_train + site.num_test for site in sites) * tokens * manifest.width * FLOAT32_BYTES

@@ -131,7 +131,7 @@ def _work(report: PlanReport) -> list[str]:
     work = "its tokenizers and their gradients" if comparison.learning_flops else "its tokenizers"
     lines = [
         f"A pass over one sample takes an agent {_flops_text(comparison.pass_flops)}FLOP for {work} "
-        f"(patches and spectrograms: {_flops_text(comparison.feature_flops)}FLOP, once); training the model at its "
+        f"(to prepare its raw data: {_flops_text(comparison.feature_flops)}FLOP, once); training the model at its "
         f"site would take {_flops_text(3 * (comparison.forward_flops + comparison.projection_flops))}FLOP, "
         f"{comparison.flops_ratio:,.0f}x as much."
     ]
