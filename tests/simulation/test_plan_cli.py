@@ -59,13 +59,15 @@ def test_json_adds_up_and_is_all_that_is_printed() -> None:
     assert sum(found["agent"]["memory_bytes"].values()) > 20_000_000
 
 
+@pytest.mark.slow
 def test_trained_tokenizers_and_changes_say_what_their_sizes_rest_on() -> None:
     done = plan("--agents", "2", "--data-option", "views=1", "--epochs", "2", *CHANGES)
     assert (done.returncode, done.stderr) == (0, "")
     assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 100
     words = " ".join(done.stdout.split())
     for text in (
-        "activations as changes, as int8+zstd; tokenizers trainable",
+        "activations as changes, as",
+        "; tokenizers trainable.",
         "changes of activations",
         "tokenizers' gradients, weights",
         "as in a rehearsal of the whole run without its model",
