@@ -115,6 +115,14 @@ def test_what_labels_show_depends_on_the_task(task: dict[str, object], text: str
     assert any(sentence.startswith(text) for sentence in of(task=task).server_can_infer)
 
 
+def test_pairs_have_no_labels_and_a_window_tells_losses_alone() -> None:
+    pairs = of(task={"kind": "retrieval", "between": ["audio", "image"], "dimensions": 4}, model={"fusion": "late"})
+    assert any(sentence.startswith("Which samples belong together") for sentence in pairs.server_can_infer)
+    shapes = {entry.what: entry.shape for entry in pairs.sent}
+    assert shapes["output gradients"] == (1,)
+    assert shapes["outputs of test samples"] == (8,)
+
+
 def test_words_and_cells_are_named() -> None:
     inferred = of(modalities={"notes": TEXT, "vitals": TABLE}).server_can_infer
     assert inferred[0].startswith("notes: every subword")
