@@ -228,19 +228,6 @@ def test_plan_of_changes_reckons_chunks_and_fewer_tokens() -> None:
     assert_planned(plan, agents)
 
 
-def test_plan_of_changes_knows_a_site_that_lets_nothing_be_kept() -> None:
-    settings = with_sections(settings_of("once", "int8+zstd"), activations={"mode": "delta"})
-    network = VirtualNetwork(LinkFaults(delay_s=0.01))
-    worker = Worker(network, settings, kept_in=MemoryActivationStore())
-    agents = [
-        network.add_agent(f"site/{index}", samples, may_be_kept=False) for index, samples in enumerate(datasets())
-    ]
-    run_until_over(network, worker, agents)
-    plan = planned(settings, datasets(), duration_s=network.clock(), store="memory", may_be_kept=False)
-    assert plan.mode == "every-step"
-    assert_planned(plan, agents)
-
-
 def test_plan_reckons_chunks_and_fewer_tokens() -> None:
     reduction = {"image": {"kind": "content", "keep": 0.5}}
     settings = settings_of("once", "identity", reduction=reduction)
@@ -252,8 +239,9 @@ def test_plan_reckons_chunks_and_fewer_tokens() -> None:
     assert_planned(plan, agents)
 
 
-def test_plan_knows_a_site_that_lets_nothing_be_kept() -> None:
-    settings = settings_of("once", "int8+zstd")
+@pytest.mark.parametrize("mode", ["once", "delta"])
+def test_plan_knows_a_site_that_lets_nothing_be_kept(mode: str) -> None:
+    settings = settings_of(mode, "int8+zstd")
     network = VirtualNetwork(LinkFaults(delay_s=0.01))
     worker = Worker(network, settings, kept_in=MemoryActivationStore())
     agents = [
@@ -261,7 +249,7 @@ def test_plan_knows_a_site_that_lets_nothing_be_kept() -> None:
     ]
     run_until_over(network, worker, agents)
     plan = planned(settings, datasets(), duration_s=network.clock(), store="memory", may_be_kept=False)
-    assert not plan.is_kept
+    assert plan.mode == "every-step"
     assert_planned(plan, agents)
 
 
