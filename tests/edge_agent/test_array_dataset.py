@@ -40,5 +40,5 @@ def test_arrays_of_different_length_are_named() -> None:
     data = small_dataset(0, 12)
     train = data.splits["train"]
     short = Batch({**train.inputs, "audio": train.inputs["audio"][:-1]}, train.targets)
-    with pytest.raises(SettingsError, match=r"train: lengths differ: .*'audio': 11.*'labels': 12"):
+    with pytest.raises(SettingsError, match=r"train: lengths differ: .*'audio': 11.*'targets': 12"):
         ArrayDataset("data", CLASSES, data.modalities, {"train": short, "test": data.splits["test"]})

@@ -36,6 +36,7 @@ from cutlayer.server_worker.events import (
 )
 from cutlayer.server_worker.metrics import WorkerMetrics
 from support.synthetic_run import synthetic_manifest, synthetic_telemetry
+from support.synthetic_tasks import AGE, task_manifest, task_telemetry
 
 WINDOW = WindowCommitted(
     7,
@@ -114,7 +115,9 @@ def test_every_series_exists_at_the_start_but_those_of_which_0_would_be_a_claim(
 def test_every_metric_of_the_catalogue_is_shown(metrics: WorkerMetrics) -> None:
     for event in EVENTS:
         metrics(event)
-    shown = {name for name, _ in series(metrics)}
+    of_regression = WorkerMetrics("w0", task_manifest(AGE))
+    of_regression(TelemetryTaken("clinic/07", task_telemetry(AGE, 2), None))
+    shown = {name for name, _ in series(metrics) | series(of_regression)}
     for entry in METRICS:
         suffix = {Kind.HISTOGRAM: "_count", Kind.INFO: "_info"}.get(entry.kind, "")
         assert entry.name + suffix in shown

@@ -148,7 +148,11 @@ def test_every_kind_of_task_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "problem", "fix"),
     [
-        ('kind = "sorting"', "[task] has no known kind", 'set its kind to "classification", "multi-label" or "regress'),
+        (
+            'kind = "sorting"',
+            "[task] has no known kind",
+            'set its kind to "classification", "multi-label", "regression"',
+        ),
         ('classes = ["cat"]', "[task] classes = ['cat'] is refused", "at least 2 items"),
         ('kind = "multi-label"', "[task] classes is missing", "add [task] classes"),
         ('kind = "multi-label"\nclases = ["a"]', "unknown key [task] clases", "did you mean classes?"),
