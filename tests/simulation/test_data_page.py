@@ -55,7 +55,11 @@ def test_page_leads_from_a_folder_to_a_finished_run(tmp_path: Path) -> None:
         assert made.exit_code() == 0, made.text()
         planned = run(lines["cutlayer plan"][0], "plan.log")
         assert planned.exit_code(LONG_S) == 0, planned.text()
-        worker = run(lines["server-worker start"][0], "worker.log")
+        worker = run(lines["server-worker start"][0] + " --http-port 0", "worker.log")
+        worker.wait_for("serving run scans-")
+        doctor = run(lines["cutlayer doctor"][0], "doctor.log")
+        assert doctor.exit_code(LONG_S) == 0, doctor.text()
+        assert "./scans fits the run" in " ".join(doctor.text().split())
         agents = [run(line, f"agent{place}.log") for place, line in enumerate(lines["edge-agent start"])]
         assert len(agents) == 2
         assert [process.exit_code(LONG_S) for process in [*agents, worker]] == [0, 0, 0], worker.text()

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from cutlayer.broker.broker_settings import BrokerSettings
+from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.mqtt_packets import Protocol
 from cutlayer.broker.probe import probe_answers
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.compression.errors import CodecError
 from cutlayer.simulation.doctor_client import DoctorClient
+from cutlayer.simulation.doctor_data import SiteData, check_site_data
 from cutlayer.simulation.doctor_mqtt import check_credentials, check_features, check_packets
 from cutlayer.simulation.doctor_network import check_name, check_port, check_tls
 from cutlayer.simulation.doctor_report import EXIT_RUN, Finding, Verdict, problem, skipped
@@ -35,11 +37,13 @@ class DoctorSettings:
         broker: The broker, as an agent would reach it.
         topic: The agent's topic; None leaves out what needs one.
         timeout_s: Seconds that each answer is waited for.
+        data: The agent's data; None leaves them out.
     """
 
     broker: BrokerSettings
     topic: str | None = None
     timeout_s: float = 5.0
+    data: SiteData | None = None
 
 
 def examine(settings: DoctorSettings, announce: Callable[[str], None] = lambda _: None) -> Iterator[Finding]:
@@ -71,11 +75,13 @@ def examine(settings: DoctorSettings, announce: Callable[[str], None] = lambda _
         failed = check if finding.verdict is Verdict.PROBLEM else ""
     if protocol is None:
         yield from (skipped(check, f"the check `{failed}` has failed") for check in NEEDS_CONNECTION)
+        yield from _examine_data(settings, None, announce)
         return
     with DoctorClient(settings.broker, protocol, settings.timeout_s) as client:
         answer = client.open()
         if not answer.is_accepted:
             yield from (skipped(check, f"the connection ended: {answer.text}") for check in NEEDS_CONNECTION)
+            yield from _examine_data(settings, None, announce)
             return
         yield from _examine_broker(settings, client, topics, announce)
 
@@ -108,6 +114,15 @@ def _examine_broker(
     yield check_workers(scene)
     if (agent := check_agent(scene)) is not None:
         yield agent
+    yield from _examine_data(settings, scene.manifest, announce)
+
+
+def _examine_data(
+    settings: DoctorSettings, manifest: Manifest | None, announce: Callable[[str], None]
+) -> Iterator[Finding]:
+    if settings.data is not None:
+        announce("opening the data")
+        yield check_site_data(manifest, settings.data)
 
 
 def _examine_link(

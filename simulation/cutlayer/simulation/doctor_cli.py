@@ -36,6 +36,12 @@ Topic = Annotated[
         envvar="CUTLAYER_TOPIC",
     ),
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(help="The agent's data, as `edge-agent start` takes them; left out, they are not looked at."),
+]
+ShardText = Annotated[str, typer.Option("--shard", help="Which part of the data is this site's: INDEX/COUNT.")]
+DataOption = Annotated[list[str] | None, typer.Option(help="Option of the data as KEY=VALUE; may be repeated.")]
 Timeout = Annotated[float, typer.Option(min=0.5, max=120.0, help="Seconds that each answer is waited for.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object at the end, with all measured values.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and problems only.")]
@@ -44,6 +50,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks
 
 def doctor(
     topic: Topic = None,
+    data: Data = None,
+    shard: ShardText = "0/1",
+    data_option: DataOption = None,
     timeout: Timeout = 5.0,
     as_json: AsJson = False,
     broker: BrokerUrl = DEFAULT_BROKER,
@@ -72,6 +81,8 @@ def doctor(
 
     `cutlayer doctor --broker mqtts://hub --ca-file ca.pem --username clinic-07 --password-file FILE --topic clinic/07`
 
+    `cutlayer doctor --topic clinic/07 --data ./scans --data-option image=scan_path`
+
     `cutlayer doctor --topic clinic/07 --json > doctor.json`
     """
     configure_logging("text", quiet=True, debug=debug)
@@ -88,11 +99,15 @@ def doctor(
     )
     from rich.console import Console
 
+    from cutlayer.edge_agent.cli import parse_options
+    from cutlayer.edge_agent.partition import Shard
     from cutlayer.simulation.doctor import DoctorSettings, examine
+    from cutlayer.simulation.doctor_data import SiteData
     from cutlayer.simulation.doctor_report import Verdict, exit_code, print_finding, print_summary
     from cutlayer.simulation.doctor_report import as_json as to_json
 
     out = Console()
+    site = None if data is None else SiteData(data, Shard.parse(shard), parse_options(data_option or []))
     # One console for both where it can be: lines then go above what is being done.
     progress = out if out.is_terminal and not as_json else Console(stderr=True)
     findings: list[Finding] = []
@@ -106,7 +121,7 @@ def doctor(
             if status is not None:
                 status.update(f"{what} ...")
 
-        for finding in examine(DoctorSettings(broker=settings, topic=topic, timeout_s=timeout), announce):
+        for finding in examine(DoctorSettings(broker=settings, topic=topic, timeout_s=timeout, data=site), announce):
             findings.append(finding)
             if not as_json and not (quiet and finding.verdict not in (Verdict.WARNING, Verdict.PROBLEM)):
                 print_finding(out, finding, previous_fix=previous_fix)
