@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.messages import MAX_PARAMETERS
 from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec
 from cutlayer.server_worker.timm_import import VisionTransformer, create_model
-from cutlayer.server_worker.tokenizer_weights import initial_weights
+from cutlayer.server_worker.tokenizer_weights import MAX_TRAINED_BYTES, check_trainable, initial_weights
 from cutlayer.server_worker.torch_tokenizers import torch_tokenizer
 
 WIDTH = 64
@@ -91,3 +93,16 @@ def test_more_modalities_leave_the_weights_of_those_before_them_alone() -> None:
     torch.manual_seed(7)
     together = initial_weights(model, SPECS, pretrained=False)
     assert torch.equal(alone["audio.weight"], together["audio.weight"])
+
+
+def test_trained_weights_that_no_message_carries_are_refused() -> None:
+    width = 64
+    check_trainable({"text.embedding": torch.empty(MAX_TRAINED_BYTES // 4 // (4 * width), 4 * width)})
+    for rows, columns in ((70_000, 1), (MAX_TRAINED_BYTES // 4 // (4 * width) + 1, 4 * width)):
+        with pytest.raises(SettingsError, match=r"text.embedding \(\d+, \d+\) among them") as caught:
+            check_trainable({"text.embedding": torch.empty(rows, columns)})
+        assert "smaller vocabulary" in caught.value.fix
+
+
+def test_a_message_holds_the_parameters_of_as_many_modalities_as_a_run_may_have() -> None:
+    assert max(len(spec.parameter_shapes(1)) for spec in SPECS.values()) * 16 <= MAX_PARAMETERS

@@ -76,8 +76,8 @@ MAX_MASK_BYTES = MAX_DIMENSION // 8
 """A bit for each of them."""
 MAX_BASES_BYTES = 4 + MAX_DIMENSION
 """A checksum, and a byte for each sample."""
-MAX_PARAMETERS = 2 * MAX_MODALITIES
-"""Parameters of all tokenizers: a weight and a bias each."""
+MAX_PARAMETERS = 3 * MAX_MODALITIES
+"""Parameters of all tokenizers: a table's has a weight, a bias and an embedding, others have fewer."""
 MAX_DETAIL = 512
 MAX_RANGES = 4_096
 """Committed ranges in a Welcome. A ledger with more holes than this is sent without the last ones."""

@@ -15,7 +15,7 @@ from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.settings import ModelSettings, RunSettings
-from cutlayer.server_worker.tokenizer_weights import initial_weights
+from cutlayer.server_worker.tokenizer_weights import check_trainable, initial_weights
 from cutlayer.server_worker.tuning import num_trained, tune
 from cutlayer.server_worker.vocabulary_files import vocabulary_contents
 
@@ -86,6 +86,7 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
     }
     tokenizer_file = safetensors.torch.save({**tokenizers, **vocabularies})
     if settings.tokenizers.mode == "trainable":
+        check_trainable(tokenizers)
         encoder.tokenizers = HeldTokenizers(tokenizer_file, torch.float32)
     return BuiltModel(
         encoder=encoder.to(_DTYPES[settings.model.dtype]),

@@ -11,10 +11,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.messages import MAX_DIMENSION, MAX_MESSAGE_BYTES
 from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, TableSpec, TextSpec
+from cutlayer.broker.modality_spec import FLOAT32_BYTES
 from cutlayer.server_worker.timm_import import VisionTransformer, adapt_input_conv, resample_patch_embed
 
-__all__ = ["initial_weights"]
+__all__ = ["check_trainable", "initial_weights"]
+
+MAX_TRAINED_BYTES = MAX_MESSAGE_BYTES - (1 << 16)
+"""Of the weights of trained tokenizers, as float32; the rest of the message is names."""
 
 
 def initial_weights(
@@ -42,6 +48,23 @@ def initial_weights(
             parts = {part: scale * tensor for part, tensor in _random(spec, vit.embed_dim).items()}
         weights |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     return weights
+
+
+def check_trainable(weights: Mapping[str, Tensor]) -> None:
+    """Check that weights can go over the wire, which trained ones do in one message.
+
+    Raises:
+        SettingsError: When they are too large; the text names the largest.
+    """
+    num_bytes = sum(tensor.numel() * FLOAT32_BYTES for tensor in weights.values())
+    has_long = any(max(tensor.shape) > MAX_DIMENSION for tensor in weights.values())
+    if has_long or num_bytes > MAX_TRAINED_BYTES:
+        name, largest = max(weights.items(), key=lambda item: item[1].numel())
+        raise SettingsError(
+            f'[tokenizers] mode = "trainable": weights of {num_bytes:,} B, {name} {tuple(largest.shape)} among them, '
+            f"are over {MAX_TRAINED_BYTES:,} B or {MAX_DIMENSION:,} rows, which is what a message may carry",
+            'set it to "frozen", or take a smaller vocabulary',
+        )
 
 
 def _random(spec: ModalitySpec, width: int) -> dict[str, Tensor]:
