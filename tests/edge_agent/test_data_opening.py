@@ -96,6 +96,17 @@ def test_column_id_decides_the_split_and_files_may_then_move(tmp_path: Path) -> 
     assert for_testing("a.png", split_seed="1") != for_testing("a.png")
 
 
+def test_rows_of_one_id_stay_together_and_rows_that_look_alike_do_not(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    rows = [["a.png", row % 2, f"patient {row // 10}", "cat"] for row in range(100)]
+    path = write_table(tmp_path / "data.csv", ["image", "sex", "id", "label"], rows)
+    request = asked({"image": IMAGE, "person": TableSpec(columns=("sex",))})
+    assert open_user_data(str(path), request).num_samples("test") == 20
+    path.write_text(path.read_text().replace(",id,", ",patient,", 1))
+    batch = open_user_data(str(path), request).batch("test", np.arange(20))
+    assert set(batch.inputs["person"][:, 0].tolist()) == {0, 1}
+
+
 def test_label_that_is_mended_moves_no_row_of_another_class(tmp_path: Path) -> None:
     site(tmp_path, 40)
     before = open_user_data(str(tmp_path), asked()).batch("test", np.arange(8)).inputs["image"][:, 0, 0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -167,12 +168,18 @@ def _splits_of(table: Table, request: DataRequest, options: UserDataOptions, tar
     if column_of("split") in table.columns:
         return named_split(table, column_of("split"))
     if column_of("id") in table.columns:
-        identities: Sequence[str] = table.columns[column_of("id")]
+        identities = list(table.columns[column_of("id")])
     else:
         # Without what is to be learned: a label that is mended moves no row.
         apart = {column_of(name) for name in target_columns(request.task)}
         cells = [column for name, column in sorted(table.columns.items()) if name not in apart]
-        identities = ["\0".join(row) for row in zip(*cells, strict=True)]
+        # Rows that only look alike (few columns, few values) are told apart: else all of them would go one way.
+        alike: Counter[str] = Counter()
+        identities = []
+        for row in zip(*cells, strict=True):
+            text = "\0".join(row)
+            identities.append(f"{text}\0{alike[text]}")
+            alike[text] += 1
     is_number = isinstance(request.task, RegressionSpec)
     strata = ["" if is_number else str(target.tolist()) for target in targets]
     return hashed_split(identities, strata, test_share=options.test_share, seed=options.split_seed)

@@ -1,7 +1,7 @@
 """Which rows are for training and which for testing, where the table does not say.
 
 A row's place is decided by a hash of what it is, not by its number: it stays where it is when rows are sorted, and
-nearly always when others are added. Each class gives the same share, and rows that are the same are never parted.
+nearly always when others are added. Each class gives the same share, and rows of one `id` are never parted.
 """
 
 from __future__ import annotations
