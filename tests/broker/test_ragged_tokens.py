@@ -54,3 +54,14 @@ def test_a_sample_has_no_more_tokens_than_places() -> None:
     masks = pack_positions(places(8, 4, [{0, 1, 2, 3}]), 8)
     with pytest.raises(MalformedMessage, match="more than 3 of 8 tokens"):
         unpack_positions(masks, 1, 8, 3)
+
+
+def test_more_tokens_than_an_axis_may_have_travel_padded() -> None:
+    num_samples, num_tokens = 400, 200
+    positions_FK = np.tile(np.arange(num_tokens, dtype=np.intp), (num_samples, 1))
+    positions_FK[0, -1] = num_tokens
+    tokens_FKD = np.ones((num_samples, num_tokens, 1), np.float32)
+    tokens_FKD[0, -1] = 0
+    packed = pack_rows(tokens_FKD, positions_FK, num_tokens)
+    assert packed.shape == tensor_shape(positions_FK, num_tokens, 1) == (num_samples, num_tokens, 1)
+    assert np.array_equal(unpack_rows(packed, positions_FK, num_tokens), tokens_FKD)

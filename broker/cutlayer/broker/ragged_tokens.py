@@ -2,7 +2,7 @@
 
 Both ends hold them padded: `positions_FK` says which of a modality's N tokens each of the K places is, in ascending
 order, and N itself, "none", behind a sample's last token; tokens there are zeros. On the wire only what is there
-travels: the tokens of all samples in a row.
+travels: the tokens of all samples in a row, unless these are more than an axis of a tensor may have.
 
 Axes: F samples, N tokens of a modality, K places of a sample, R tokens of all samples that are there, D width.
 """
@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cutlayer.broker.messages import MAX_DIMENSION
 
 __all__ = ["is_ragged", "num_present", "pack_rows", "present", "tensor_shape", "unpack_rows"]
 
@@ -34,11 +36,15 @@ def is_ragged(positions_FK: NDArray[np.intp], num_tokens: int) -> bool:
     return bool(positions_FK.size) and bool(positions_FK[:, -1].max() >= num_tokens)
 
 
+def _goes_in_a_row(positions_FK: NDArray[np.intp], num_tokens: int) -> bool:
+    return is_ragged(positions_FK, num_tokens) and num_present(positions_FK, num_tokens) <= MAX_DIMENSION
+
+
 def tensor_shape(positions_FK: NDArray[np.intp], num_tokens: int, width: int) -> tuple[int, int, int]:
     """Return the shape that these tokens travel in: (F, K, D), or (1, R, D) where they are ragged."""
-    if is_ragged(positions_FK, num_tokens):
+    if _goes_in_a_row(positions_FK, num_tokens):
         return 1, num_present(positions_FK, num_tokens), width
-    return *positions_FK.shape, width
+    return positions_FK.shape[0], positions_FK.shape[1], width
 
 
 def pack_rows(tokens_FKD: NDArray[Value], positions_FK: NDArray[np.intp], num_tokens: int) -> NDArray[Value]:
@@ -49,14 +55,14 @@ def pack_rows(tokens_FKD: NDArray[Value], positions_FK: NDArray[np.intp], num_to
         positions_FK: Which tokens they hold, (F, K).
         num_tokens: N.
     """
-    if not is_ragged(positions_FK, num_tokens):
+    if not _goes_in_a_row(positions_FK, num_tokens):
         return tokens_FKD
     return np.ascontiguousarray(tokens_FKD[present(positions_FK, num_tokens)])[None]
 
 
 def unpack_rows(tokens: NDArray[Value], positions_FK: NDArray[np.intp], num_tokens: int) -> NDArray[Value]:
     """Return all places, (F, K, D), of what `pack_rows` gave, whose shape has been checked."""
-    if not is_ragged(positions_FK, num_tokens):
+    if not _goes_in_a_row(positions_FK, num_tokens):
         return tokens
     tokens_FKD: NDArray[Value] = np.zeros((*positions_FK.shape, tokens.shape[2]), tokens.dtype)
     tokens_FKD[present(positions_FK, num_tokens)] = tokens[0]
