@@ -96,7 +96,7 @@ class Worker:
                     case Kind.GAUGE:
                         self.store.set(entry.name, self.chance.uniform(0.1, 1e6), *labels)
                     case Kind.HISTOGRAM:
-                        # Where the first bucket is empty, Prometheus answers NaN for the share 0, which nobody asks for.
+                        # Where the first bucket is empty, Prometheus says NaN for the share 0, which nobody asks for.
                         self.store.observe(entry.name, 0.0, *labels)
                         for _ in range(5):
                             self.store.observe(entry.name, self.chance.lognormvariate(-2.0, 3.0), *labels)
