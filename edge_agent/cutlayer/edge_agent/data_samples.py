@@ -70,7 +70,7 @@ class UserDataset:
             _check_pair(name, request.task, self._columns)
         self._stand_ins: dict[tuple[Split, int], int] = {}
         self._rows = _divide(request, options, targets, splits)
-        own_rows = np.concatenate([self._rows[split] for split in SPLITS])
+        own_rows = np.sort(np.concatenate([self._rows[split] for split in SPLITS]))
         self.unreadable = UnreadableFiles(self._num_files(own_rows), options.max_unreadable)
         self._look_at_files(own_rows, is_full=options.check == "full")
         num_rows = own_rows.size
