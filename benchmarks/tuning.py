@@ -47,8 +47,8 @@ MODES: dict[str, tuple[dict[str, object], float]] = {
     "full": ({"mode": "full"}, 1e-3),
     "last 1": ({"mode": "last", "blocks": 1}, 1e-3),
     "last 1, no embeddings": ({"mode": "last", "blocks": 1, "embeddings": "none"}, 1e-3),
-    "LoRA, rank 8": ({"mode": "lora", "rank": 8}, 3e-3),
-    "LoRA, rank 8, all maps": ({"mode": "lora", "rank": 8, "targets": ["qkv", "proj", "fc1", "fc2"]}, 3e-3),
+    "LoRA, rank 8": ({"mode": "lora", "rank": 8}, 1e-2),
+    "LoRA, rank 8, all maps": ({"mode": "lora", "rank": 8, "targets": ["qkv", "proj", "fc1", "fc2"]}, 1e-2),
     "frozen": ({"mode": "frozen"}, 1e-2),
     "frozen, no embeddings": ({"mode": "frozen", "embeddings": "none"}, 1e-2),
 }
