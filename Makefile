@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-quick test-programs mosquitto dashboards dashboards-pictures screenshots \
 	bench bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel bench-store \
-	bench-codecs bench-uplink bench-compression bench-compression-page fuzz clean
+	bench-codecs bench-uplink bench-tuning bench-compression bench-compression-page fuzz clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -88,6 +88,10 @@ bench-codecs: $(READY) ## Each codec's speed and ratio on one core, bytes a samp
 	$(BIN)/python benchmarks/codec_speed.py
 	$(BIN)/python benchmarks/low_rank.py
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/encode_cost.py
+
+bench-tuning: $(READY) ## What each mode of [tuning] costs and reaches on the digits, and one linear map with LoRA
+	$(BIN)/python -m benchmarks.tuning
+	$(BIN)/python benchmarks/lora_map.py
 
 bench-uplink: $(READY) ## A limit of the uplink, a ladder of codecs and bytes a sample (two minutes)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/uplink_budget.py

@@ -193,7 +193,7 @@ def digits_manifest(**changes: object) -> Manifest:
 
 IMAGE = digits_settings().modalities["image"]
 UNFIT = {
-    "another modality": (digits_manifest(modalities={"smell": IMAGE}), "it needs the modality 'smell'"),
+    "another modality": (digits_manifest(modalities={"smell": IMAGE}), "its modalities are smell"),
     "another shape": (
         digits_manifest(modalities={"image": IMAGE.model_copy(update={"height": 16})}),
         "it needs image as",
