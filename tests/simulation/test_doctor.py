@@ -80,7 +80,7 @@ def test_a_topic_that_cannot_be_an_agents_is_refused_before_anything_is_sent() -
 
 def test_the_page_explains_every_check_and_verdict_with_its_limits() -> None:
     explained = re.findall(r"(?m)^\| `([a-z-]+)` \|", PAGE)
-    assert explained == [*Verdict, *ORDER[:4], "features", *ORDER[4:], "agent"]
+    assert explained == [*Verdict, *ORDER[:4], "features", *ORDER[4:], "agent", "data"]
     assert f"below {NEEDED_PACKET_BYTES:,} B no worker can publish a model" in PAGE
 
 

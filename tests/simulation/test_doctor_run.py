@@ -60,7 +60,7 @@ def test_a_visit_to_a_run_with_a_worker_finds_everything() -> None:
     clock = seen.one("clock").values
     assert abs(clock["ahead_s"]) <= clock["uncertainty_s"]  # type: ignore[operator, arg-type]
     assert "worker_median_s" in seen.one("round-trip").values
-    assert "16 samples" in seen.one("up").fact
+    assert "32 samples" in seen.one("up").fact
     assert "the model's" in seen.one("down").fact
 
 

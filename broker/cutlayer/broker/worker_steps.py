@@ -24,7 +24,7 @@ from cutlayer.broker.messages import (
     Resend,
     ResendReason,
 )
-from cutlayer.broker.ragged_tokens import present, tensor_shape
+from cutlayer.broker.ragged_tokens import is_ragged, present, tensor_shape
 from cutlayer.broker.sample_refs import unpack_bases, unpack_mask, unpack_numbers, unpack_positions
 from cutlayer.broker.states import ExchangeState, next_state
 from cutlayer.broker.tensors import check_tensor
@@ -143,6 +143,8 @@ class WorkerSteps:
         for name, masks in message.positions:
             num_tokens = manifest.modalities[name].num_tokens
             positions[name] = unpack_positions(masks, num_fresh, num_tokens, manifest.num_tokens(name))
+            if name not in manifest.reduction and not is_ragged(positions[name], num_tokens):
+                raise MalformedMessage(f"positions of {name}, whose tokens are all there")
         if positions and positions.keys() == given:
             empty_F = np.ones(num_fresh, bool)
             for name, places_FK in positions.items():

@@ -22,11 +22,14 @@ A modality that there is nothing of is left out. Written by Cutlayer, whose own 
 
 from __future__ import annotations
 
-from timm import create_model
-from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+{imports}
 
 '''
+_IMPORTS = (
+    "from timm import create_model",
+    "from timm.layers import resample_abs_pos_embed",
+    "from timm.models.vision_transformer import VisionTransformer",
+)
 _MODULES = (raw_features, torch_tokenizers, visible_tokens, pair_head, encoder, exported_model)
 
 
@@ -38,7 +41,8 @@ def portable_source(forms: dict[str, str]) -> str:
     """
     inputs = ", ".join(f'"{name}": {name}' for name in forms)
     lines = "".join(f"`{name}`: {form}.\n" for name, form in forms.items())
-    return _HEAD.format(inputs=inputs, forms=lines) + "\n\n".join(_body(module) for module in _MODULES)
+    head = _HEAD.format(inputs=inputs, forms=lines, imports="\n".join(_IMPORTS))
+    return head + "\n\n".join(_body(module) for module in _MODULES)
 
 
 def _body(module: ModuleType) -> str:
