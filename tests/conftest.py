@@ -10,6 +10,10 @@ from hypothesis import HealthCheck, settings
 
 from cutlayer.broker.launcher_mosquitto import INSTALL, find_mosquitto
 
+# Torch's threads wait for each other at every operation: with models as small as the tests' they gain nothing, and
+# where another process wants a core they stall (3 s became 89 s on two busy cores). Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Hypothesis fails an example after 200 ms, and a test whose data are made slowly: on a loaded machine both happen to
 # sound code. Where all tests run, the examples are the same each time: a change is then judged by what it changes.
 # Other examples, and with them what nobody has thought of, come with every run of a contributor's.
