@@ -277,7 +277,7 @@ def test_real_run_over_mosquitto_is_shown_as_text_as_json_and_in_a_terminal(tmp_
     assert document["workers"][0]["name"] == "w0"
     assert values["Agents", "agents"] == {"agents": 2}
     assert values["Wire up", "up"]["up"] > values["Wire down", "down"]["down"] > 0
-    assert 3 < values["Smaller by", "raw / wire"]["raw / wire"] < 5
+    assert values["Smaller by", "raw / wire"]["raw / wire"] > 5
     assert {agent["agent"] for agent in document["agents"]} == {"clinic/0", "clinic/1"}
     assert all(agent["wire_bytes_per_s"]["up"] > 0 for agent in document["agents"])
     stages = values["Where the time of a step goes", "{{stage}}"]
