@@ -7,6 +7,7 @@ it):
     import numpy as np
     from cutlayer.edge_agent.batches import Batch
 
+
     class Beats:
         name = "beats"
 
