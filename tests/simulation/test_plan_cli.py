@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,17 @@ def test_what_cannot_be_planned_is_an_error_with_a_fix(arguments: list[str], pro
     assert (done.returncode, done.stdout) == (2, "")
     assert problem in done.stderr
     assert fix in done.stderr.partition("fix:")[2]
+
+
+def test_retrieval_is_refused_with_what_to_plan_instead(tmp_path: Path) -> None:
+    text = (
+        DIGITS_FILE.read_text().replace('fusion = "early"', 'fusion = "late"').replace("modality_dropout = 0.3\n", "")
+    )
+    head, _, behind = text.partition("[task]")
+    task = '[task]\nkind = "retrieval"\nbetween = ["audio", "image"]\n\n[codecs]'
+    run = tmp_path / "pairs.toml"
+    run.write_text(head + task + behind.partition("[codecs]")[2])
+    done = plan("--run", str(run), "--samples", "100")
+    assert done.returncode == 2
+    assert 'task.kind = "retrieval" is not planned yet' in done.stderr
+    assert "fix: plan the run with a task of classes" in done.stderr

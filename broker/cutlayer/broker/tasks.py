@@ -6,6 +6,7 @@ metrics of these. A task says how wide the outputs are and what they are called,
 
 from __future__ import annotations
 
+import abc
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
@@ -29,7 +30,26 @@ MAX_TARGETS = 32
 """Of a regression: each has its own sums in every report."""
 
 
-class ClassificationSpec(Spec):
+class _SpecOfTask(Spec, abc.ABC):
+    """What every task's specification says of its outputs."""
+
+    @property
+    @abc.abstractmethod
+    def output_names(self) -> tuple[str, ...]:
+        """What each output stands for."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Width C of the outputs."""
+        return len(self.output_names)
+
+    @property
+    def num_train_outputs(self) -> int:
+        """Width of a training step's outputs."""
+        return self.num_outputs
+
+
+class ClassificationSpec(_SpecOfTask):
     """One label of `classes` a sample: softmax cross-entropy.
 
     Attributes:
@@ -45,18 +65,8 @@ class ClassificationSpec(Spec):
         """What each output stands for."""
         return self.classes
 
-    @property
-    def num_outputs(self) -> int:
-        """Width C of the outputs."""
-        return len(self.classes)
 
-    @property
-    def num_train_outputs(self) -> int:
-        """Width of a training step's outputs."""
-        return self.num_outputs
-
-
-class MultiLabelSpec(Spec):
+class MultiLabelSpec(_SpecOfTask):
     """Any number of `classes` a sample, none of them included: a binary cross-entropy each.
 
     Attributes:
@@ -83,16 +93,6 @@ class MultiLabelSpec(Spec):
         """What each output stands for."""
         return self.classes
 
-    @property
-    def num_outputs(self) -> int:
-        """Width C of the outputs."""
-        return len(self.classes)
-
-    @property
-    def num_train_outputs(self) -> int:
-        """Width of a training step's outputs."""
-        return self.num_outputs
-
 
 class TargetSpec(Spec):
     """A number that is to be predicted.
@@ -114,7 +114,7 @@ class TargetSpec(Spec):
     unit: Annotated[str, Field(max_length=32, pattern=PRINTABLE)] = ""
 
 
-class RegressionSpec(Spec):
+class RegressionSpec(_SpecOfTask):
     """One number or several a sample: squared error of the standardized targets, or Huber's loss.
 
     Attributes:
@@ -138,18 +138,8 @@ class RegressionSpec(Spec):
         """What each output stands for."""
         return tuple(target.name for target in self.targets)
 
-    @property
-    def num_outputs(self) -> int:
-        """Width C of the outputs."""
-        return len(self.targets)
 
-    @property
-    def num_train_outputs(self) -> int:
-        """Width of a training step's outputs."""
-        return self.num_outputs
-
-
-class RetrievalSpec(Spec):
+class RetrievalSpec(_SpecOfTask):
     """Which sample of one modality belongs to which of another: pairs are implied by position, so nobody names them.
 
     InfoNCE (arXiv 1807.03748) with a learned temperature, in both directions.

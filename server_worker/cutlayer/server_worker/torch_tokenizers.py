@@ -7,6 +7,7 @@ Axes: B batch, N tokens, P values of a patch, V tokens of a vocabulary, F column
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 __all__ = ["TorchTokenizer", "torch_tokenizer"]
 
 
-class TorchTokenizer(nn.Module):
+class TorchTokenizer(nn.Module, abc.ABC):
     """One modality's map from features to tokens.
 
     Args:
@@ -33,9 +34,9 @@ class TorchTokenizer(nn.Module):
         del features
         return None
 
+    @abc.abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """Return tokens (B, N, D); zeros where there is none."""
-        raise NotImplementedError
 
 
 class _Patches(TorchTokenizer):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.plan import Conditions, RunPlan, Site, SitePlan, plan_run, transfer_s
 from cutlayer.simulation.plan_agent_process import agent_process_bytes
@@ -86,6 +88,11 @@ def make_report(
         CutlayerError: When the run cannot be planned.
     """
     manifest = model.manifest
+    if isinstance(manifest.task, RetrievalSpec):
+        raise SettingsError(
+            'task.kind = "retrieval" is not planned yet',
+            "plan the run with a task of classes and late fusion: its activations are the same, and they are nearly all",
+        )
     is_measured = isinstance(data, DataChoice)
     if isinstance(data, DataChoice):
         sites = list(sites_from_data(model, data, worker=worker, announce=announce))
