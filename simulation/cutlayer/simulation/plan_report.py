@@ -91,7 +91,7 @@ def make_report(
     if isinstance(manifest.task, RetrievalSpec):
         raise SettingsError(
             'task.kind = "retrieval" is not planned yet',
-            "plan the run with a task of classes and late fusion: its activations are the same, and they are nearly all",
+            "plan the run with a task of classes and late fusion: its activations are the same",
         )
     is_measured = isinstance(data, DataChoice)
     if isinstance(data, DataChoice):
