@@ -33,7 +33,7 @@ PACKAGES = "podman runc netavark aardvark-dns catatonit iptables mmdebstrap debi
 BASE_SUITE, BASE_PYTHON = "bookworm", "3.11"
 BASE_PACKAGES = "ca-certificates,python3,python3-venv,mosquitto,mosquitto-clients,prometheus,busybox"
 """Of the base: what python:3.12-slim has of it, and the programs of the stand-ins, in one go."""
-EXTRAS = ("server", "pool", "digits", "text")
+EXTRAS = ("server", "pool", "data", "digits", "text")
 COMMANDS = ("podman", "runc", "catatonit", "iptables", "mmdebstrap")
 
 
