@@ -178,7 +178,8 @@ class WorkerRoster:
             return RejectReason.ENDED, "its training is over, and this worker serves evaluations and predictions only"
         if is_visit and lease is not None and not lease.is_visit:
             # Its lease would be taken, and with it the steps that are under way, by what trains nothing.
-            return RejectReason.CONTENT, f"{hello.agent} takes part in the training: a visit needs a topic of its own"
+            detail = f"{hello.agent} takes part in the training: a visit needs a topic of its own (another --topic)"
+            return RejectReason.CONTENT, detail
         return None
 
     def _grant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections.abc import Iterable, Sequence
@@ -104,7 +105,8 @@ class PredictionFile:
         """Remove what is written, unless it is finished."""
         if self._is_open:
             self._is_open = False
-            self._writer.close()
+            with contextlib.suppress(OSError):  # a full disk, which was said
+                self._writer.close()
             self._partial.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> SettingsError:

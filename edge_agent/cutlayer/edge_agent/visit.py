@@ -95,6 +95,14 @@ class Visit(abc.ABC):
             raise SettingsError("there is no sample to send", "give data that have some (--data, --split)")
         choices = self._start(enrolled)
         self._num_done, self._num_passes = 0, num_samples * len(choices)
+        log.info(
+            "what leaves this site: activations of %d samples (%s, each time anew, as %s) and counts of bytes; no gradient, "
+            "so nothing that tells labels. A server can infer the data from activations as in training, and computes the "
+            "outputs. Labels, predictions, losses and metrics stay here",
+            num_samples,
+            " and ".join(enrolled.client.modalities),
+            enrolled.manifest.codecs.activations,
+        )
         for start in range(0, num_samples, num_together):
             indices_B = np.arange(start, min(start + num_together, num_samples), dtype=np.int64)
             for given in choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import signal
 import time
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from cutlayer.edge_agent.visit import Visit
 
 __all__ = ["add_visits"]
+
+log = logging.getLogger(__name__)
 
 SplitText = Annotated[
     str, typer.Option("--split", help="Which rows: test, train, val (as for training, docs/data.md), or all.")
@@ -140,6 +143,7 @@ def evaluate(
     runtime = _runtime(topic, settings, opener.open, visit, connect_timeout, max_uplink)
     stop = _run(runtime, visit, is_shown=not quiet and log_format == "text")
     if not visit.is_complete:
+        log.warning("stopped before all samples were answered: there is no result")
         raise KeyboardInterrupt
     if json is not None:
         content = evaluation_as_json(visit, runtime.wire, data, split)
@@ -221,6 +225,7 @@ def predict(
     try:
         stop = _run(runtime, visit, is_shown=not quiet and log_format == "text")
         if not visit.is_complete:
+            log.warning("stopped before all samples were answered: %s is not written", output)
             raise KeyboardInterrupt
         path = visit.finish()
     finally:

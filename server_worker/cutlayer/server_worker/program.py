@@ -188,12 +188,12 @@ class Program:
         if not self._only_visits:
             _keep_earlier(self._output / RUN_FILE, manifest.run_id)
         tuned = self.disclosure.tuned
+        trains = f"{tuned.mode}: {tuned.trained_parameters} train"
         log.info(
-            "model %s: %d parameters; %s: %d train",
+            "model %s: %d parameters; %s",
             manifest.model,
             tuned.all_parameters,
-            tuned.mode,
-            tuned.trained_parameters,
+            f"of window {self.session.window}, as they stay" if self._only_visits else trains,
         )
         log.info("%s", self._budget)
         for problem in self._budget_problems:
