@@ -34,6 +34,7 @@ from cutlayer.edge_agent.visit_prediction import PredictionVisit
 from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.export import export_model
 from cutlayer.server_worker.exported_model import load
+from cutlayer.server_worker.memory_pool import MemoryLighthouse
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import CLASSES, small_dataset, small_settings
@@ -304,6 +305,26 @@ def test_each_row_is_there_once_over_a_link_that_loses_doubles_and_reorders(
     agent = add_visit(network, VISIT, visit, small_dataset(1, 100))
     network.run(lambda: agent.is_finished)
     assert predicted_rows(visit.finish()) == list(range(1, 141))
+
+
+def test_a_pool_that_trains_answers_a_visit_and_ends_as_if_there_were_none(predicting: Predict) -> None:
+    finals = []
+    for is_visited in (False, True):
+        network = VirtualNetwork(LinkFaults(delay_s=0.02))
+        lighthouse = MemoryLighthouse(network.clock, join_timeout_s=5.0)
+        settings = small_settings(run={"min_agents": 2, "epochs": 4})
+        workers = [Worker(network, settings, computes=True, name=name, lighthouse=lighthouse) for name in ("w0", "w1")]
+        agents = [network.add_agent(f"site/{index}", small_dataset(index)) for index in range(2)]
+        network.run(lambda: workers[0].session.window >= 2)  # noqa: B023 - it is over before the next
+        if is_visited:
+            visit = predicting(network)
+            agents.append(add_visit(network, VISIT, visit, small_dataset(5, 8, 8)))
+        network.run(lambda: all(member.is_finished for member in agents))  # noqa: B023
+        network.run(lambda: all(worker.runtime.is_finished for worker in workers))  # noqa: B023
+        assert workers[0].session.ledger.to_bytes() == workers[1].session.ledger.to_bytes()
+        finals.append((workers[0].session.ledger.to_bytes(), dict(workers[0].session.known_samples)))
+    assert predicted_rows(visit.finish()) == list(range(1, 17))
+    assert finals[0] == finals[1]
 
 
 def test_a_worker_that_serves_keeps_its_weights_and_refuses_to_train(store: CheckpointStore) -> None:

@@ -96,9 +96,9 @@ class Visit(abc.ABC):
         choices = self._start(enrolled)
         self._num_done, self._num_passes = 0, num_samples * len(choices)
         log.info(
-            "what leaves this site: activations of %d samples (%s, each time anew, as %s) and counts of bytes; no gradient, "
-            "so nothing that tells labels. A server can infer the data from activations as in training, and computes the "
-            "outputs. Labels, predictions, losses and metrics stay here",
+            "what leaves this site: activations of %d samples (%s, each time anew, as %s) and counts of bytes; "
+            "no gradient, nor anything else made from labels. A server can infer the data from activations as in "
+            "training, and computes the outputs. Labels, predictions, losses and metrics stay here",
             num_samples,
             " and ".join(enrolled.client.modalities),
             enrolled.manifest.codecs.activations,
