@@ -69,6 +69,7 @@ class Visit(abc.ABC):
         self._mode = mode
         self._clock = clock
         self._num_done = self._num_passes = 0
+        self._counted = "samples"
         self._told_at = clock()
 
     @property
@@ -95,6 +96,8 @@ class Visit(abc.ABC):
             raise SettingsError("there is no sample to send", "give data that have some (--data, --split)")
         choices = self._start(enrolled)
         self._num_done, self._num_passes = 0, num_samples * len(choices)
+        self._counted = "samples" if len(choices) == 1 else f"passes ({num_samples} samples, {len(choices)} each)"
+        self._told_at = self._clock()
         log.info(
             "what leaves this site: activations of %d samples (%s, each time anew, as %s) and counts of bytes; "
             "no gradient, nor anything else made from labels. A server can infer the data from activations as in "
@@ -152,7 +155,7 @@ class Visit(abc.ABC):
         if now >= self._told_at + TOLD_EVERY_S or self.is_complete:
             self._told_at = now
             share = self._num_done / self._num_passes
-            log.info("%d of %d samples are answered (%.0f %%)", self._num_done, self._num_passes, 100 * share)
+            log.info("%d of %d %s are answered (%.0f %%)", self._num_done, self._num_passes, self._counted, 100 * share)
 
     @abc.abstractmethod
     def _start(self, enrolled: Enrolled) -> list[tuple[str, ...]]:
