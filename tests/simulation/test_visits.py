@@ -342,6 +342,16 @@ def test_a_worker_that_serves_keeps_its_weights_and_refuses_to_train(store: Chec
     assert not worker.book.latest()
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(2, "is training this run"), (3, "already serves another run")])
+def test_a_worker_does_not_serve_beside_one_that_trains(store: CheckpointStore, epochs: int, said: str) -> None:
+    network = VirtualNetwork()
+    worker = Worker(network, small_settings(run={"epochs": epochs}), name="trains")
+    network.run(lambda: worker.transport.wire.sent_packets > 0 and "cutlayer/run" in network.broker.retained)
+    serving(network, store)
+    with pytest.raises(RunError, match=said):
+        network.run(lambda: False, max_virtual_s=30.0)
+
+
 def test_trained_tokenizers_come_with_the_lease(tmp_path: Path, predicting: Predict) -> None:
     settings = small_settings(tokenizers={"mode": "trainable"}, activations={"mode": "every-step"})
     store = trained_store(tmp_path / "store", settings, [small_dataset(0)])
