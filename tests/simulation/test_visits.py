@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
 from cutlayer.broker.errors import Rejected, RunError
 from cutlayer.broker.faults import LinkFaults
@@ -29,6 +32,7 @@ from cutlayer.broker.messages import (
 from cutlayer.broker.tasks import RegressionSpec, RetrievalSpec
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import SPLITS
+from cutlayer.edge_agent.evaluation_text import evaluation_as_json, evaluation_table
 from cutlayer.edge_agent.visit_evaluation import EvaluationVisit
 from cutlayer.edge_agent.visit_prediction import PredictionVisit
 from cutlayer.server_worker.checkpoint import CheckpointStore
@@ -118,6 +122,13 @@ def test_evaluation_is_that_of_the_exported_model(tmp_path: Path, store: Checkpo
     network.run(lambda: agent.is_finished)
     export_model(tmp_path, small_settings(), worker.built, "# A model\n", with_onnx=False)
     model, inputs = load(tmp_path), {name: values[16:] for name, values in everything(dataset).items()}
+    told = json.loads(evaluation_as_json(visit, agent.wire, "small", "test"))
+    assert list(told["given"]) == ["joint", "audio", "image"]
+    assert told["weights_versions"] == [worker.engine.version] * 2
+    assert told["bytes"] == {"up": agent.wire.sent_bytes, "down": agent.wire.received_bytes}
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(evaluation_table(visit, agent.wire))
+    assert f"{100 * told['given']['image']['metrics']['accuracy']:.1f} %" in shown.getvalue()
     results = {each.given: each for each in visit.results()}
     assert list(results) == [("audio", "image"), ("audio",), ("image",)]
     for given, each in results.items():
@@ -387,6 +398,15 @@ def test_a_run_without_a_worker_is_said_with_what_to_start(store: CheckpointStor
     add_visit(network, VISIT, visit, small_dataset(1))
     with pytest.raises(RunError, match=r"(?s)run small-0 is announced, and no worker serves it.*server-worker serve"):
         network.run(lambda: False, max_virtual_s=60.0)
+
+
+def test_data_that_take_long_to_open_use_up_no_patience(store: CheckpointStore, predicting: Predict) -> None:
+    network = VirtualNetwork()
+    serving(network, store)
+    visit = predicting(network, patience_s=20.0)
+    agent = add_visit(network, VISIT, visit, small_dataset(1), opens_in_s=100.0)
+    network.run(lambda: agent.is_finished)
+    assert predicted_rows(visit.finish()) == list(range(1, 57))
 
 
 def test_only_activations_and_counts_of_bytes_leave_the_site(store: CheckpointStore) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cutlayer.broker.faults import NO_FAULTS, LinkFaults
+from cutlayer.broker.manifest import Manifest
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.data_request import Rows
 from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
@@ -29,17 +30,23 @@ def add_visit(
     dataset: Dataset,
     rows: Rows = "all",
     faults: LinkFaults = NO_FAULTS,
+    opens_in_s: float = 0.0,
 ) -> AgentRuntime:
-    """Start a visit with these samples."""
+    """Start a visit with these samples, which take some time to open."""
     visited = VisitedDataset(dataset, rows)
     if isinstance(visit, PredictionVisit):
         visit.names = visited.names
+
+    def open_data(_: Manifest) -> Dataset:
+        network.clock.now_s += opens_in_s
+        return visited
+
     transport = network.transport(topic, up=faults, down=faults)
     agent = AgentRuntime(
         transport,
         topic,
         network.next_incarnation(),
-        lambda _: visited,
+        open_data,
         options=AgentOptions(visit=visit),
         clock=network.clock,
     )

@@ -270,6 +270,7 @@ class AgentRuntime:
                 case RunManifest():
                     if self._enrolment.read_manifest(message, is_bound=self._was_leased):
                         self._bench = None
+                        self._unserved_since = self._clock()  # opening the data may have taken long
                 case ModelChunk():
                     enrolled = self._enrolment.read_model(message)
                     if enrolled is not None:
