@@ -45,6 +45,7 @@ class Worker:
         lighthouse: Where it meets the other workers of its pool; None for a worker that trains alone.
         watches: Whether it asks its broker for figures and publishes its own, as a worker process does.
         kept_in: Keeps activations; None for nothing.
+        only_visits: Whether it serves its checkpoint and trains nothing.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Worker:
         lighthouse: MemoryLighthouse | None = None,
         watches: bool = False,
         kept_in: ActivationStore | None = None,
+        only_visits: bool = False,
     ) -> None:
         self.name = name
         self._network = network
@@ -71,7 +73,7 @@ class Worker:
         # The workers of a pool find out which of them names the run.
         self.manifest = make_manifest(settings, self.built, run_id="small-0" if lighthouse is None else f"small-{name}")
         resumed = None
-        if resumes:
+        if resumes or only_visits:
             assert store is not None
             resumed = resume_from(store, engine, self.manifest)
         self.session = make_session(
@@ -83,6 +85,7 @@ class Worker:
             version=engine.version,
             incarnation=network.next_incarnation(),
             lease_seed=network.next_incarnation(),
+            only_visits=only_visits,
         )
         self.book = RunBook(self.manifest, self.built.num_tokenizer_parameters)
         self.metrics = WorkerMetrics(
@@ -100,7 +103,7 @@ class Worker:
             engine,
             self.built.tokenizer_file,
             self.book,
-            checkpoints=store,
+            checkpoints=None if only_visits else store,
             pool=self.pool,
             on_event=self._take,
             reports=WorkerReports(self.metrics.store, self.metrics.agents) if watches else None,

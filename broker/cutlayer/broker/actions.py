@@ -167,7 +167,7 @@ class PhaseReached:
 
 @dataclass(frozen=True, slots=True)
 class AgentJoined:
-    """To the worker: an agent has a lease."""
+    """To the worker: an agent has a lease; without training samples it is a visit."""
 
     agent: str
     num_samples: int

@@ -22,7 +22,7 @@ class Lease:
         agent: The agent's topic.
         lease: Its number on the wire.
         incarnation: The agent's process.
-        num_samples: Its training samples.
+        num_samples: Its training samples; 0 for a visit, which has evaluations and predictions only.
         total_steps: Its training steps in all epochs.
         codecs: The codecs agreed on.
         heard_at: When it last said anything.
@@ -40,12 +40,20 @@ class Lease:
     absent_since: float | None = None
     is_done: bool = False
 
+    @property
+    def is_visit(self) -> bool:
+        """Whether it takes no part in the training."""
+        return self.num_samples == 0
+
 
 class LeaseTable:
     """All leases of one worker.
 
     Args:
         new_number: Draws a lease number that no other worker uses (random).
+
+    Attributes:
+        num_visits: Leases of agents that take no part in the training.
     """
 
     def __init__(self, new_number: Callable[[], int]) -> None:
@@ -53,13 +61,19 @@ class LeaseTable:
         self._by_agent: dict[str, Lease] = {}
         self._by_number: dict[int, Lease] = {}
         self._training: dict[str, Lease] = {}
-        self._former: dict[int, str] = {}
+        self._former: dict[int, Lease] = {}
+        self.num_visits = 0
 
     def __iter__(self) -> Iterator[Lease]:
         return iter(self._by_agent.values())
 
     def __len__(self) -> int:
         return len(self._by_agent)
+
+    @property
+    def num_taking_part(self) -> int:
+        """Leases without those of visits: the run goes by these alone."""
+        return len(self) - self.num_visits
 
     def of(self, agent: str) -> Lease | None:
         """Return an agent's lease."""
@@ -91,6 +105,7 @@ class LeaseTable:
             number = self._new_number()
         lease = Lease(hello.agent, number, hello.incarnation, hello.num_samples, total_steps, codecs, now)
         self._by_agent[hello.agent] = self._by_number[number] = lease
+        self.num_visits += lease.is_visit
         self.set_done(lease, is_done=is_done)
         return lease
 
@@ -100,13 +115,14 @@ class LeaseTable:
         if lease is not None:
             self._training.pop(agent, None)
             del self._by_number[lease.lease]
-            self._former[lease.lease] = agent
+            self.num_visits -= lease.is_visit
+            self._former[lease.lease] = lease
             if len(self._former) > MAX_FORMER:
                 del self._former[next(iter(self._former))]
         return lease
 
-    def former(self, number: int) -> str | None:
-        """Return the agent that a lease belonged to before it was dropped, as far as is remembered."""
+    def former(self, number: int) -> Lease | None:
+        """Return the lease that had this number before it was dropped, as far as is remembered."""
         return self._former.get(number)
 
 

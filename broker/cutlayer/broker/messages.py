@@ -192,7 +192,8 @@ class Hello:
         agent: The agent's topic.
         incarnation: Start of the agent's process, in milliseconds since the epoch.
         manifest_digest: SHA-256 of the manifest the agent has read.
-        num_samples: Its training samples.
+        num_samples: Its training samples. 0 for a visit: it has evaluations and predictions only, and the run neither
+            waits for it nor counts it.
         codecs: Tensor codecs that it knows.
         byte_stages: Byte stages that it knows.
         software: Its version, for the log.

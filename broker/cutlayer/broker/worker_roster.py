@@ -157,9 +157,8 @@ class WorkerRoster:
                 return [Refused("incarnation", f"a late Hello of {hello.agent}'s earlier process")]
         if hello.incarnation == self._departed.get(hello.agent):
             return [Refused("departed", f"a late Hello of {hello.agent}, which has said Goodbye")]
-        if run.phase is RunPhase.ENDED:
-            reject = Reject(run.name, hello.incarnation, RejectReason.ENDED, f"the run has ended: {run.reason}")
-            return [Publish(topics.down_control, reject)]
+        if (refusal := self._refusal(hello, lease)) is not None:
+            return [Publish(topics.down_control, Reject(run.name, hello.incarnation, *refusal))]
         try:
             codecs = negotiate_codecs(run.manifest.codecs, hello.codecs, hello.byte_stages)
         except ValueError as error:
@@ -169,6 +168,19 @@ class WorkerRoster:
             busy = Busy(run.name, hello.incarnation, run.limits.absence_grace_s)
             return [Publish(topics.down_control, busy), Refused("busy", f"no room for {hello.agent}")]
         return self._grant(hello, codecs, lease, topics, now)
+
+    def _refusal(self, hello: Hello, lease: Lease | None) -> tuple[RejectReason, str] | None:
+        """Return why an agent is refused for good; None where it is not."""
+        run, is_visit = self._run, hello.num_samples == 0
+        if run.phase is RunPhase.ENDED:
+            return RejectReason.ENDED, f"the run has ended: {run.reason}"
+        if run.limits.only_visits and not is_visit:
+            return RejectReason.ENDED, "its training is over, and this worker serves evaluations and predictions only"
+        if is_visit and lease is not None and not lease.is_visit:
+            # Its lease would be taken, and with it the steps that are under way, by what trains nothing.
+            detail = f"{hello.agent} takes part in the training: a visit needs a topic of its own (another --topic)"
+            return RejectReason.CONTENT, detail
+        return None
 
     def _grant(
         self, hello: Hello, codecs: NegotiatedCodecs, before: Lease | None, topics: AgentTopics, now: float
@@ -180,8 +192,9 @@ class WorkerRoster:
         total_steps = num_training_steps(run.manifest, hello.num_samples)
         is_done = len(run.ledger.of(hello.agent)) >= total_steps
         lease = run.leases.grant(hello, codecs, total_steps, now, is_done=is_done)
-        run.known_samples[hello.agent] = hello.num_samples
-        self._awaited.discard(hello.agent)
+        if not lease.is_visit:  # under the topic of an agent that trained before, it is not that agent come back
+            run.known_samples[hello.agent] = hello.num_samples
+            self._awaited.discard(hello.agent)
         self._check_by(lease)
         joined = AgentJoined(hello.agent, hello.num_samples, is_returning)
         advance = self._advance()  # before the Welcome, which says where the run stands
@@ -230,7 +243,7 @@ class WorkerRoster:
             return [Refused("lease", "Telemetry of an unknown agent")]
         if lease is not None and lease.incarnation == message.incarnation:
             lease.heard_at = now
-        return [TelemetryReceived(agent, message)]
+        return _counted(lease, agent, message)
 
     # Going ----------------------------------------------------------------------------------------------------
 
@@ -250,7 +263,7 @@ class WorkerRoster:
     def goodbye(self, lease: Lease, message: Goodbye) -> list[WorkerAction]:
         """Take a lease back that an agent returns, with its last counters."""
         actions: list[WorkerAction] = [
-            TelemetryReceived(lease.agent, message.telemetry),
+            *_counted(lease, lease.agent, message.telemetry),
             self.answer_goodbye(lease.agent, lease.lease),
         ]
         reason = "it left" if message.reason is GoodbyeReason.LEFT else "it has finished"
@@ -259,14 +272,15 @@ class WorkerRoster:
 
     def late_goodbye(self, message: Goodbye) -> list[WorkerAction]:
         """Answer a Goodbye under a lease that is gone already."""
-        agent = self._run.leases.former(message.lease)
-        if agent is None:
+        former = self._run.leases.former(message.lease)
+        if former is None:
             return [Refused("lease", "Goodbye under an unknown lease")]
+        agent = former.agent
         answer = self.answer_goodbye(agent, message.lease)
         lease = self._run.leases.of(agent)
         if lease is not None and lease.incarnation == message.telemetry.incarnation:
             return [*self.goodbye(lease, message), answer]  # it does not know of its new lease yet
-        return [Duplicate("Goodbye"), TelemetryReceived(agent, message.telemetry), answer]
+        return [Duplicate("Goodbye"), *_counted(former, agent, message.telemetry), answer]
 
     def answer_goodbye(self, agent: str, lease: int) -> Publish:
         """Return the message that ends a Goodbye."""
@@ -284,11 +298,17 @@ class WorkerRoster:
         run.scheduler.abandon(lease.agent)
         run.leases.drop(lease.agent)
         run.commits.forget(lease.agent)
-        # Schedules do not count on what it has not trained on; if it comes back, its Hello says how much there is.
-        steps = len(run.ledger.of(lease.agent))
-        committed = min(steps * run.manifest.microbatch_samples, lease.num_samples * run.manifest.epochs)
-        run.known_samples[lease.agent] = committed // run.manifest.epochs
+        if not lease.is_visit:
+            # Schedules do not count on what it has not trained on; if it comes back, its Hello says how much there is.
+            steps = len(run.ledger.of(lease.agent))
+            committed = min(steps * run.manifest.microbatch_samples, lease.num_samples * run.manifest.epochs)
+            run.known_samples[lease.agent] = committed // run.manifest.epochs
         topics = AgentTopics(lease.agent)
         left = AgentLeft(lease.agent, reason)
         self._is_state_old = True
         return [Unsubscribe(topics.up_to(run.name)), Unsubscribe(topics.state), left]
+
+
+def _counted(lease: Lease | None, agent: str, telemetry: Telemetry) -> list[WorkerAction]:
+    """Return that counters have come; those of a visit are no part of the run's."""
+    return [] if lease is not None and lease.is_visit else [TelemetryReceived(agent, telemetry)]

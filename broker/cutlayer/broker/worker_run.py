@@ -31,6 +31,7 @@ class WorkerLimits:
         min_agents: Training starts when so many hold leases.
         max_agents: Leases granted at once; a Hello beyond is answered with Busy.
         is_service: The run never ends by itself.
+        only_visits: Nothing is trained: whoever comes has the finished model evaluate or predict.
     """
 
     credits: int = 2
@@ -40,6 +41,7 @@ class WorkerLimits:
     min_agents: int = 1
     max_agents: int = 10_000
     is_service: bool = False
+    only_visits: bool = False
 
 
 @dataclass(slots=True)
@@ -84,6 +86,8 @@ class WorkerRun:
 
     def __post_init__(self) -> None:
         self.commits = CommitMemory(self.limits.credits)
+        if self.limits.only_visits:
+            self.phase = RunPhase.EVALUATING
 
     @property
     def is_first(self) -> bool:
@@ -97,7 +101,8 @@ class WorkerRun:
     @property
     def planned_samples(self) -> int | None:
         """Samples that the agents known so far will have trained on in all epochs; None for a service."""
-        return None if self.limits.is_service else self.manifest.epochs * sum(self.known_samples.values())
+        is_endless = self.limits.is_service or self.limits.only_visits
+        return None if is_endless else self.manifest.epochs * sum(self.known_samples.values())
 
     def activation_codecs(self, lease: Lease) -> frozenset[str]:
         """Return the codecs that activations may come in: the lease's, and those of the budget's ladder."""
@@ -112,7 +117,7 @@ class WorkerRun:
             incarnation=self.incarnation,
             manifest_digest=self.digest,
             phase=self.phase,
-            agents=len(self.leases) if is_online else 0,
+            agents=self.leases.num_taking_part if is_online else 0,
             version=self.scheduler.version,
             reason=self.reason,
             is_draining=self.is_draining,

@@ -138,6 +138,11 @@ class WorkerSession:
         return self._run.manifest
 
     @property
+    def only_visits(self) -> bool:
+        """Whether nothing is trained here."""
+        return self._run.limits.only_visits
+
+    @property
     def ledger(self) -> Ledger:
         """What is committed."""
         return self._run.ledger
@@ -423,7 +428,10 @@ class WorkerSession:
         lost = run.scheduler.start_over(window, version, committed_samples)
         run.manifest, run.ledger = manifest, ledger
         run.digest = bytes.fromhex(manifest.digest())
-        run.known_samples = {**known_samples, **{lease.agent: lease.num_samples for lease in self.leases}}
+        run.known_samples = {
+            **known_samples,
+            **{lease.agent: lease.num_samples for lease in self.leases if not lease.is_visit},
+        }
         for lease in self.leases:
             run.leases.set_done(lease, is_done=len(ledger.of(lease.agent)) >= lease.total_steps)
         if run.members is not None:
@@ -536,23 +544,26 @@ class WorkerSession:
         After a resume the ledger's agents are waited for: some may have left for good, and the first to come back may
         be the one that has done all its steps. Nobody is waited for longer than the grace period. A worker that joins
         a pool trains as soon as the others do, and ends with them when no agent has come to it.
+        Visits count for nothing.
         """
-        run, leases = self._run, self.leases
+        run, num_agents = self._run, self.leases.num_taking_part
+        if run.limits.only_visits:
+            return []
         others, reason = (RunPhase.WAITING, "") if run.members is None else run.members.furthest_phase()
         if self.phase is RunPhase.WAITING:
             num_needed = 1 if self._roster.is_resumed and not self._roster.awaits else run.limits.min_agents
-            if len(leases) >= num_needed or others is not RunPhase.WAITING:
+            if num_agents >= num_needed or others is not RunPhase.WAITING:
                 return self._enter(RunPhase.TRAINING, "")
             return []
         if run.limits.is_service or self._roster.awaits:
             return []
-        others_train = run.members is not None and run.members.num_training_agents > len(leases)
-        if self.phase is RunPhase.TRAINING and len(leases) and not leases.training() and not others_train:
+        others_train = run.members is not None and run.members.num_training_agents > num_agents
+        if self.phase is RunPhase.TRAINING and num_agents and not self.leases.training() and not others_train:
             # With nobody left the run is not over: it waits for whoever comes (back).
             return self._enter(RunPhase.EVALUATING, "all agents have done their epochs")
-        if self.phase is RunPhase.EVALUATING and not len(leases):
+        if self.phase is RunPhase.EVALUATING and not num_agents:
             return self._enter(RunPhase.ENDED, "all agents have done their epochs")
-        if self.phase is not RunPhase.ENDED and others is RunPhase.ENDED and not len(leases):
+        if self.phase is not RunPhase.ENDED and others is RunPhase.ENDED and not num_agents:
             return self._enter(RunPhase.ENDED, reason)
         return []
 

@@ -29,7 +29,23 @@ from cutlayer.broker.broker_flags import (
 )
 from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
-from cutlayer.edge_agent.rate_text import RATE_FORMS, parse_rate
+from cutlayer.edge_agent.cli_flags import (
+    ConnectTimeout,
+    Data,
+    DataOption,
+    Debug,
+    LogFormat,
+    MaxUnreadable,
+    MaxUplink,
+    Quiet,
+    ShardText,
+    Topic,
+    client_identifier,
+    data_options,
+    parse_options,
+)
+from cutlayer.edge_agent.rate_text import parse_rate
+from cutlayer.edge_agent.visit_cli import add_visits
 
 __all__ = ["app", "client_identifier", "main", "parse_options"]
 
@@ -44,47 +60,12 @@ app = typer.Typer(
 )
 
 ACTIVATION_CHOICES = ("as-the-run", "every-step")
-
-Topic = Annotated[
-    str, typer.Option(help="This agent's own MQTT topic and identity, such as clinic/07.", envvar="CUTLAYER_TOPIC")
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="This site's data: a folder or file with a table (data.csv, data.parquet), a folder a class, a .npz file, "
-        "`package.module:factory` (docs/data.md); or demo:digits (spoken and written digits, made on the spot)."
-    ),
-]
-ShardText = Annotated[str, typer.Option("--shard", help="Which part of the data set is this site's: INDEX/COUNT.")]
-DataOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Option of the data as KEY=VALUE, such as image=scan_path (the column with what the run calls image), "
-        "fit=pad or alpha=0.5 (label skew); may be repeated."
-    ),
-]
-MaxUnreadable = Annotated[
-    float | None,
-    typer.Option(
-        min=0.0,
-        max=1.0,
-        help="Share of the data's files that may be unreadable: they are named and left out. 0.01 when left out.",
-    ),
-]
 Activations = Annotated[
     str,
     typer.Option(
         help="`as-the-run`: workers may keep this site's activations where the run does (deleted with it), and later "
         "epochs send references. `every-step`: nothing of this site is kept, and each epoch sends them again.",
         envvar="CUTLAYER_ACTIVATIONS",
-    ),
-]
-MaxUplink = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Send no more than this on average, such as {RATE_FORMS}: new microbatches wait for it. With a ladder of "
-        "codecs in the run the agent goes down in precision, as far as the run allows, before it waits.",
-        envvar="CUTLAYER_MAX_UPLINK",
     ),
 ]
 MetricsPort = Annotated[
@@ -97,10 +78,6 @@ MetricsPort = Annotated[
     ),
 ]
 MetricsHost = Annotated[str, typer.Option(help="Address of that port. Nothing there is protected by a password.")]
-ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.", min=0.0)]
-LogFormat = Annotated[str, typer.Option(help="text or json (one object a line).")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks.")]
 
 
 @app.callback()
@@ -163,9 +140,7 @@ def start(
         raise SettingsError(f"--activations {activations!r} is unknown", f"use {' or '.join(ACTIVATION_CHOICES)}")
     limit = None if max_uplink is None else parse_rate(max_uplink, name="--max-uplink")
     part = Shard.parse(shard)
-    options = parse_options(data_option or [])
-    if max_unreadable is not None:
-        options["max_unreadable"] = max_unreadable
+    options = data_options(data_option, max_unreadable)
     AgentTopics(topic)
     check_data(data, shard=part, options=options)  # a wrong flag shows now, not when a run begins
     settings = broker_settings(
@@ -210,28 +185,7 @@ def start(
         raise KeyboardInterrupt
 
 
-def client_identifier(topic: str, incarnation: int) -> str:
-    """Return an agent's MQTT client identifier, without a slash, which ACL patterns refuse.
-
-    Each process has its own: two of one topic could otherwise only take the MQTT session from each other, and the
-    first could not tell the second that the topic is taken. Sessions end with their connections, so none stays behind.
-    """
-    return f"cutlayer-agent-{topic.replace('/', ':')}-{incarnation}"
-
-
-def parse_options(pairs: list[str]) -> dict[str, object]:
-    """Read a data set's options, `KEY=VALUE` each.
-
-    Raises:
-        SettingsError: When one has another form.
-    """
-    options: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise SettingsError(f"--data-option {pair!r} is no KEY=VALUE", "write it as in --data-option alpha=0.5")
-        options[key] = value
-    return options
+add_visits(app)
 
 
 def main() -> None:

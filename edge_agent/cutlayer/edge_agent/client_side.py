@@ -62,6 +62,7 @@ class ClientSide:
         manifest: The run.
         tokenizer_file: Weights of the tokenizers, safetensors.
         dataset: The agent's samples.
+        is_visit: Whether nothing is trained on them: there need be none for training, and some may have nothing at all.
 
     Raises:
         ManifestUnsatisfiable: When the data have no modality of the run or other classes, or a codec is unknown here.
@@ -70,8 +71,9 @@ class ClientSide:
         modalities: Those of the run that this agent's data have, sorted.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer_file: bytes, dataset: Dataset) -> None:
-        check_satisfiable(manifest, dataset)
+    def __init__(self, manifest: Manifest, tokenizer_file: bytes, dataset: Dataset, *, is_visit: bool = False) -> None:
+        check_satisfiable(manifest, dataset, is_visit=is_visit)
+        self._is_visit = is_visit
         self.modalities = tuple(sorted(manifest.modalities.keys() & dataset.modalities.keys()))
         self._dataset = dataset
         self._seed = manifest.seed
@@ -144,6 +146,8 @@ class ClientSide:
 
     def targets(self, split: Split, indices: NDArray[np.int64]) -> Targets:
         """Return what is true of samples; those seen before cost nothing to look up."""
+        if self._is_visit:
+            return self._task.batch([sample.target for sample in self._read(split, indices)])
         unseen = [int(index) for index in indices if (split, int(index)) not in self._targets]
         if unseen:
             self._read(split, np.array(unseen, dtype=np.int64))
@@ -166,9 +170,26 @@ class ClientSide:
         Raises:
             WireError: When the outputs are no (B, C) tensor under the agreed codec.
         """
+        outputs_BC = self.outputs(outputs, len(targets), codec, is_training=is_training)
+        return self._task.loss_and_gradient(outputs_BC, targets)
+
+    def outputs(
+        self, outputs: EncodedTensor, num_samples: int, codec: str, *, is_training: bool = False
+    ) -> NDArray[np.float32]:
+        """Decode outputs, (B, C).
+
+        Args:
+            outputs: What came down.
+            num_samples: Samples B that they are of.
+            codec: What they have to be encoded as.
+            is_training: Whether they are a training step's.
+
+        Raises:
+            WireError: When they are no (B, C) tensor under the agreed codec.
+        """
         num_outputs = self._num_train_outputs if is_training else self._num_outputs
-        check_tensor(outputs, shape=(len(targets), num_outputs), codec=codec, what="outputs")
-        return self._task.loss_and_gradient(decode_tensor(outputs, what="outputs"), targets)
+        check_tensor(outputs, shape=(num_samples, num_outputs), codec=codec, what="outputs")
+        return decode_tensor(outputs, what="outputs")
 
     def _read(self, split: Split, indices: NDArray[np.int64]) -> list[_Sample]:
         """Return samples as features of each modality that they have, from the cache where they are in it."""
@@ -180,7 +201,8 @@ class ClientSide:
             features = self._features(batch)
             for place, index in enumerate(missing):
                 fresh[index] = _Sample(features[place], np.array(batch.targets[place]))
-                self._targets[split, index] = fresh[index].target
+                if not self._is_visit:
+                    self._targets[split, index] = fresh[index].target
                 self._keep(split, index, fresh[index])
         return [fresh.get(index) or self._samples[split, index] for index in wanted]
 
@@ -203,7 +225,7 @@ class ClientSide:
                 if present_bN is None or present_bN[place].any():
                     # A copy each, or one sample kept would keep the whole batch.
                     found[row][name] = features[place].copy()
-        if (num_empty := sum(not features for features in found)) > 0:
+        if (num_empty := sum(not features for features in found)) > 0 and not self._is_visit:
             raise SettingsError(
                 f"{self._dataset.name} has samples without any modality of the run: {num_empty} of {len(found)}",
                 "leave such samples out of the data",
@@ -226,6 +248,10 @@ class ClientSide:
         return tokens_BND, present_BN
 
     def _keep(self, split: Split, index: int, sample: _Sample) -> None:
+        while self._is_visit and self._samples and self._cached_bytes + sample.nbytes > CACHE_BYTES:
+            # A visit reads its samples in order and comes back to none: the last ones are what is asked for again.
+            oldest = next(iter(self._samples))
+            self._cached_bytes -= self._samples.pop(oldest).nbytes
         if self._cached_bytes + sample.nbytes <= CACHE_BYTES:
             self._samples[split, index] = sample
             self._cached_bytes += sample.nbytes
@@ -246,8 +272,13 @@ def _spread(gradient_BKD: NDArray[np.float32], positions_BK: NDArray[np.intp], n
     return gradient_BSD[:, :num_tokens]
 
 
-def check_satisfiable(manifest: Manifest, dataset: Dataset) -> None:
+def check_satisfiable(manifest: Manifest, dataset: Dataset, *, is_visit: bool = False) -> None:
     """Check that an agent with these data can take part in a run.
+
+    Args:
+        manifest: The run.
+        dataset: The agent's samples.
+        is_visit: Whether it trains nothing.
 
     Raises:
         ManifestUnsatisfiable: When it cannot; the text names the first thing that is missing and the fix.
@@ -285,5 +316,5 @@ def check_satisfiable(manifest: Manifest, dataset: Dataset) -> None:
             raise ManifestUnsatisfiable(
                 f"it encodes {kind} as {codec!r}: {error}", "install a newer release"
             ) from error
-    if dataset.num_samples("train") < 1:
+    if not is_visit and dataset.num_samples("train") < 1:
         raise ManifestUnsatisfiable(f"{dataset.name} has no training sample", "give data that have some (--data)")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cutlayer.edge_agent.data_readers import array_problem, column_of_arrays
 from cutlayer.edge_agent.data_table import Table
 from cutlayer.edge_agent.data_targets import LABELS_SEPARATOR, ColumnOf, read_targets
 
-__all__ = ["ArrayFile", "array_column", "targets_of_arrays", "texts_of_array"]
+__all__ = ["ArrayFile", "array_column", "num_rows_of_arrays", "targets_of_arrays", "texts_of_array"]
 
 _TARGETS = {"classification": "label", "multi-label": "labels", "regression": "targets"}
 _LOCAL_HEADER = struct.Struct("<26xHH")
@@ -129,6 +130,16 @@ def texts_of_array(file: ArrayFile, name: str, num_rows: int) -> list[str]:
             f"{file.path}, array {name!r} is {values.shape} {values.dtype}", "give one text a row, as an array of str"
         )
     return [str(value) for value in values.tolist()]
+
+
+def num_rows_of_arrays(file: ArrayFile, names: Sequence[str]) -> int:
+    """Return how many rows the first of some arrays has that is there; 0 where none is.
+
+    Raises:
+        SettingsError: When it is broken.
+    """
+    found = next((file.array(name) for name in names if name in file.names), None)
+    return len(found) if found is not None and found.ndim else 0
 
 
 def targets_of_arrays(file: ArrayFile, task: TaskSpec, array_of: ColumnOf) -> Targets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +15,21 @@ from cutlayer.broker.manifest import AudioSpec, ImageSpec, SeriesSpec
 from cutlayer.broker.tasks import RegressionSpec
 from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.data_columns import Column, FileColumn
-from cutlayer.edge_agent.data_npz import ArrayFile, array_column, targets_of_arrays, texts_of_array
+from cutlayer.edge_agent.data_npz import (
+    ArrayFile,
+    array_column,
+    num_rows_of_arrays,
+    targets_of_arrays,
+    texts_of_array,
+)
 from cutlayer.edge_agent.data_options import OPTION_NAMES, UserDataOptions, user_data_options
 from cutlayer.edge_agent.data_readers import cell_names, column_of_table, file_reader, suffixes_of
 from cutlayer.edge_agent.data_request import DataRequest
 from cutlayer.edge_agent.data_samples import UserDataset
 from cutlayer.edge_agent.data_split import hashed_split, named_split
 from cutlayer.edge_agent.data_table import TABLE_NAMES, Table, read_header, read_table
-from cutlayer.edge_agent.data_targets import ColumnOf, read_targets, target_columns
-from cutlayer.edge_agent.data_tree import read_tree
+from cutlayer.edge_agent.data_targets import ColumnOf, no_targets, read_targets, target_columns
+from cutlayer.edge_agent.data_tree import read_files, read_tree
 
 __all__ = ["check_user_data", "open_user_data"]
 
@@ -100,8 +106,12 @@ def _open_table(name: str, path: Path, request: DataRequest, options: UserDataOp
     columns = _columns_of_table(table, request, options)
     if not columns:
         raise _has_none(path, request, names)
-    targets = read_targets(table, request.task, column_of)
-    return UserDataset(name, request, options, columns, targets, _splits_of(table, request, options, targets))
+    if _needs_targets(request, table.columns, column_of):
+        targets = read_targets(table, request.task, column_of)
+    else:
+        targets = no_targets(request.task, table.num_rows)
+    splits = _splits_of(table, request, options, targets)
+    return UserDataset(name, request, options, columns, targets, splits, _texts_of(table, columns, column_of))
 
 
 def _columns_of_table(table: Table, request: DataRequest, options: UserDataOptions) -> dict[str, Column]:
@@ -115,7 +125,7 @@ def _columns_of_table(table: Table, request: DataRequest, options: UserDataOptio
 
 def _open_tree(name: str, path: Path, request: DataRequest, options: UserDataOptions) -> UserDataset:
     _check_columns(path, options, ())
-    if request.task.kind != "classification":
+    if request.task.kind != "classification" and request.wants_targets:
         raise SettingsError(
             f"--data {name} is a folder of classes, one a sample, and the run's task is {request.task.kind}",
             f"write a table: {path / TABLE_NAMES[0]}",
@@ -131,16 +141,15 @@ def _open_tree(name: str, path: Path, request: DataRequest, options: UserDataOpt
     spec = request.modalities[chosen]
     assert isinstance(spec, ImageSpec | AudioSpec | SeriesSpec), "it comes in files"
     reader = file_reader(spec, options)
-    table = read_tree(path, request.task.classes, suffixes_of(spec), chosen)
-    targets = read_targets(table, request.task, lambda column: column)
-    return UserDataset(
-        name,
-        request,
-        options,
-        {chosen: FileColumn(table, chosen, reader)},
-        targets,
-        _splits_of(table, request, options, targets),
-    )
+    if not request.wants_targets and request.rows == "all":
+        table = read_files(path, suffixes_of(spec), chosen)
+        targets = no_targets(request.task, table.num_rows)
+    else:
+        table = read_tree(path, request.task.output_names, suffixes_of(spec), chosen)
+        targets = read_targets(table, request.task, lambda column: column)
+    columns = {chosen: FileColumn(table, chosen, reader)}
+    splits = _splits_of(table, request, options, targets)
+    return UserDataset(name, request, options, columns, targets, splits, {"file": table.columns[chosen]})
 
 
 def _open_arrays(name: str, path: Path, request: DataRequest, options: UserDataOptions) -> UserDataset:
@@ -148,7 +157,10 @@ def _open_arrays(name: str, path: Path, request: DataRequest, options: UserDataO
     _check_columns(path, options, file.names)
     _check_keys(request, options)
     array_of = _column_of(options)
-    targets = targets_of_arrays(file, request.task, array_of)
+    if _needs_targets(request, file.names, array_of):
+        targets = targets_of_arrays(file, request.task, array_of)
+    else:
+        targets = no_targets(request.task, num_rows_of_arrays(file, [array_of(name) for name in request.modalities]))
     columns: dict[str, Column] = {}
     for modality, spec in request.modalities.items():
         if array_of(modality) in file.names:
@@ -160,11 +172,28 @@ def _open_arrays(name: str, path: Path, request: DataRequest, options: UserDataO
     else:
         cells = {"row": [str(row) for row in range(len(targets))]}
     splits = _splits_of(Table(path, cells, path.parent), request, options, targets)
-    return UserDataset(name, request, options, columns, targets, splits)
+    texts = {"id": texts_of_array(file, array_of("id"), len(targets))} if array_of("id") in file.names else {}
+    return UserDataset(name, request, options, columns, targets, splits, texts)
+
+
+def _needs_targets(request: DataRequest, names: Collection[str], column_of: ColumnOf) -> bool:
+    """Return whether targets are read: they are of use, or decide which rows are for testing."""
+    is_divided = request.rows != "all" and column_of("split") not in names
+    return request.wants_targets or is_divided
+
+
+def _texts_of(table: Table, columns: Mapping[str, Column], column_of: ColumnOf) -> dict[str, Sequence[str]]:
+    """Return what names rows besides their numbers: the column `id`; without one, their files."""
+    if column_of("id") in table.columns:
+        return {"id": table.columns[column_of("id")]}
+    in_files = [modality for modality, column in columns.items() if isinstance(column, FileColumn)]
+    return {f"{modality} file": table.columns[column_of(modality)] for modality in in_files}
 
 
 def _splits_of(table: Table, request: DataRequest, options: UserDataOptions, targets: Targets) -> NDArray[np.str_]:
     column_of = _column_of(options)
+    if request.rows == "all":
+        return np.full(len(targets), "test", dtype=np.str_)
     if column_of("split") in table.columns:
         return named_split(table, column_of("split"))
     if column_of("id") in table.columns:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cutlayer.broker.manifest import ModalitySpec, TaskSpec
 from cutlayer.edge_agent.partition import Shard
 
-__all__ = ["DataRequest"]
+__all__ = ["ROWS", "DataRequest", "Rows"]
+
+Rows = Literal["train", "val", "test", "all"]
+ROWS: tuple[Rows, ...] = ("train", "val", "test", "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,9 @@ class DataRequest:
         shard: Which part of the data is this agent's.
         seed: The run's seed; partitions derive from it.
         options: `--data-option`, by key.
+        rows: Which rows a visit asks for: all of these count as for testing, in their order, and none as for training.
+            None for training.
+        wants_targets: Whether targets are of use; if not, there may be none, and any value will do.
     """
 
     modalities: Mapping[str, ModalitySpec]
@@ -28,3 +35,5 @@ class DataRequest:
     shard: Shard = field(default_factory=Shard)
     seed: int = 0
     options: Mapping[str, object] = field(default_factory=dict)
+    rows: Rows | None = None
+    wants_targets: bool = True

@@ -14,7 +14,7 @@ Axes: B samples of a batch, R rows of the whole data set, S rows of this agent's
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from cutlayer.edge_agent.data_progress import with_progress
 from cutlayer.edge_agent.data_request import DataRequest
 from cutlayer.edge_agent.data_unreadable import Unreadable, UnreadableFiles
 from cutlayer.edge_agent.partition import partition
+from cutlayer.edge_agent.row_names import RowNames
 
 __all__ = ["UserDataset"]
 
@@ -46,6 +47,7 @@ class UserDataset:
         columns: Each modality of all rows, by its name.
         targets: Of all rows, in the form of `batches.Batch`.
         splits: `train`, `val` or `test` for each row, str (R).
+        texts: What names a row besides its number: `id`, or where its files are.
 
     Raises:
         SettingsError: When no row is for training, or too many files cannot be read.
@@ -59,7 +61,9 @@ class UserDataset:
         columns: Mapping[str, Column],
         targets: Targets,
         splits: NDArray[np.str_],
+        texts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        self._texts = dict(texts or {})
         self._name = name
         self._request = request
         self._columns = dict(sorted(columns.items()))
@@ -74,16 +78,26 @@ class UserDataset:
         self.unreadable = UnreadableFiles(self._num_files(own_rows), options.max_unreadable)
         self._look_at_files(own_rows, is_full=options.check == "full")
         num_rows = own_rows.size
-        for split in SPLITS:
+        # A visit keeps all its rows: what becomes of each is said.
+        for split in SPLITS if request.rows is None else ():
             rows_S = self._rows[split]
             self._rows[split] = rows_S[self._are_samples(rows_S)]
         self.num_skipped = num_rows - sum(rows_S.size for rows_S in self._rows.values())
-        if self._rows["train"].size == 0:
+        if request.rows is None and self._rows["train"].size == 0:
             raise SettingsError(
                 f"{name}: no row for training is left in shard {request.shard} of {len(targets)} rows",
                 "give rows with the split `train` and with a modality of the run",
             )
-        log.info("%s", self._summary(splits))
+        if request.rows is None:
+            log.info("%s", self._summary(splits))
+        else:
+            log.info("%s: %d rows", name, self._rows["test"].size)
+
+    @property
+    def row_names(self) -> RowNames:
+        """What the rows of a visit are called, by the numbers of its samples."""
+        rows_S = self._rows["test"]
+        return RowNames(rows_S + 1, {name: [texts[row] for row in rows_S] for name, texts in self._texts.items()})
 
     @property
     def name(self) -> str:
@@ -133,6 +147,8 @@ class UserDataset:
     def _sample(self, split: Split, index: int) -> tuple[int, dict[str, NDArray[Any]]]:
         """Return a number's row, and what there is of it."""
         rows_S = self._rows[split]
+        if self._request.rows is not None:  # nothing stands in for what cannot be read: the row would get its answer
+            return int(rows_S[index]), self._read_row(int(rows_S[index]))
         first = self._stand_ins.get((split, index), index)
         for step in range(rows_S.size):
             number = (first + step) % rows_S.size
@@ -236,6 +252,8 @@ def _divide(
 ) -> dict[Split, NDArray[np.int64]]:
     """Return this agent's rows of each split: by the table alone, so that shards agree whatever they can read."""
     shard = request.shard
+    if request.rows is not None:
+        return _visited_rows(request, splits)
     names: dict[Split, str] = {"train": "train", "test": "test" if (splits == "test").any() else "val"}
     is_classification = isinstance(request.task, ClassificationSpec)
     if options.alpha is not None and not is_classification:
@@ -255,6 +273,20 @@ def _divide(
         alpha = options.alpha if split == "train" else None
         rows[split] = rows_R[partition(labels, shard.count, seed=request.seed, alpha=alpha)[shard.index]]
     return rows
+
+
+def _visited_rows(request: DataRequest, splits: NDArray[np.str_]) -> dict[Split, NDArray[np.int64]]:
+    """Return the rows of a visit, all of them as if for testing; a shard has every so many of them."""
+    wanted = request.rows
+    if wanted == "all":
+        chosen_R = np.ones(splits.size, np.bool_)
+    else:
+        has_test = bool((splits == "test").any())
+        chosen_R = splits == ("val" if wanted == "test" and not has_test else wanted)
+    rows_S = np.flatnonzero(chosen_R).astype(np.int64)[request.shard.index :: request.shard.count]
+    if rows_S.size == 0:
+        raise SettingsError(f"no row is for {wanted!r} in shard {request.shard}", "choose other rows: --split all")
+    return {"train": rows_S[:0], "test": rows_S}
 
 
 def _stacked(values: list[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, Regression
 from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.data_table import Table
 
-__all__ = ["LABELS_SEPARATOR", "ColumnOf", "number_in", "read_targets", "target_columns"]
+__all__ = ["LABELS_SEPARATOR", "ColumnOf", "no_targets", "number_in", "read_targets", "target_columns"]
 
 LABELS_SEPARATOR = ";"
 
@@ -30,6 +30,13 @@ def target_columns(task: TaskSpec) -> tuple[str, ...]:
     if isinstance(task, MultiLabelSpec):
         return ("labels", *task.classes)
     return task.output_names  # of retrieval: none
+
+
+def no_targets(task: TaskSpec, num_rows: int) -> Targets:
+    """Return targets that mean nothing, for rows that are only predicted; read-only, and as large as one of them."""
+    if isinstance(task, ClassificationSpec | RetrievalSpec):
+        return np.broadcast_to(np.int64(0), (num_rows,))
+    return np.broadcast_to(np.float32(0), (num_rows, task.num_outputs))
 
 
 def read_targets(table: Table, task: TaskSpec, column_of: ColumnOf) -> Targets:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cutlayer.broker.errors import SettingsError
 from cutlayer.edge_agent.data_table import Table
 
-__all__ = ["SPLIT_FOLDERS", "has_split_folders", "read_tree"]
+__all__ = ["SPLIT_FOLDERS", "has_split_folders", "read_files", "read_tree"]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,26 @@ def read_tree(folder: Path, classes: Sequence[str], suffixes: Collection[str], m
         log.info("%s: no sample of %s", folder, ", ".join(lacking[:12]))
     columns = {modality: paths, "label": labels}
     return Table(folder, columns | {"split": splits} if has_splits else columns, folder)
+
+
+def read_files(folder: Path, suffixes: Collection[str], modality: str) -> Table:
+    """List the files below a folder, whatever folders they are in: nobody asks for their classes.
+
+    Args:
+        folder: The folder.
+        suffixes: Endings of the files that count, in small letters.
+        modality: What they are; the name of their column.
+
+    Returns:
+        A table with the column `modality`, in the order of the paths.
+
+    Raises:
+        SettingsError: When there is none.
+    """
+    found = [path for path in _files(folder) if path.suffix.lower() in suffixes]
+    if not found:
+        raise SettingsError(f"{folder} has no {modality} file", f"files end in {', '.join(suffixes)}")
+    return Table(folder, {modality: [os.path.relpath(path, folder) for path in found]}, folder)
 
 
 def _check_folders(tops: Sequence[Path], classes: Sequence[str]) -> None:

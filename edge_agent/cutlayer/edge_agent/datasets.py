@@ -24,7 +24,7 @@ from cutlayer.edge_agent.batches import SPLITS, Batch, Dataset, Split
 from cutlayer.edge_agent.data_factory import find_factory, is_factory, open_from_factory
 from cutlayer.edge_agent.data_opening import check_user_data, open_user_data
 from cutlayer.edge_agent.data_options import user_data_options
-from cutlayer.edge_agent.data_request import DataRequest
+from cutlayer.edge_agent.data_request import DataRequest, Rows
 from cutlayer.edge_agent.digits import DIGITS_NAME, DigitsDataset, DigitsOptions
 from cutlayer.edge_agent.partition import Shard
 
@@ -62,6 +62,8 @@ def open_dataset(
     seed: int = 0,
     options: Mapping[str, object] | None = None,
     manifest: Manifest | None = None,
+    rows: Rows | None = None,
+    wants_targets: bool = True,
 ) -> Dataset:
     """Open one agent's part of a data set.
 
@@ -71,6 +73,8 @@ def open_dataset(
         seed: The run's seed, 0 or more; the same at every agent, or shards overlap.
         options: The data set's own options, typed or as text (`{"alpha": "0.5"}`).
         manifest: The run, which a user's own data are opened for; those that are made here need none.
+        rows: Which rows a visit asks for; None for training.
+        wants_targets: Whether targets are of use.
 
     Raises:
         SettingsError: When the name or an option is unknown, an option is out of range, a package is missing, the
@@ -85,7 +89,7 @@ def open_dataset(
         return _BUILDERS[name](shard, seed, options)
     if manifest is None:
         raise SettingsError(f"{name} is opened for a run, and none is given", "give the run's manifest")
-    request = DataRequest(manifest.modalities, manifest.task, shard, seed, options)
+    request = DataRequest(manifest.modalities, manifest.task, shard, seed, options, rows, wants_targets)
     return open_from_factory(name, request) if is_factory(name) else open_user_data(name, request)
 
 

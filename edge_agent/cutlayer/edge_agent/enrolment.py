@@ -51,9 +51,13 @@ class Enrolment:
         agent: The agent's topic.
         open_data: Opens the agent's samples for a run.
         transport: The connection.
+        is_visit: Whether the agent trains nothing.
     """
 
-    def __init__(self, agent: str, open_data: Callable[[Manifest], Dataset], transport: Transport) -> None:
+    def __init__(
+        self, agent: str, open_data: Callable[[Manifest], Dataset], transport: Transport, *, is_visit: bool = False
+    ) -> None:
+        self._is_visit = is_visit
         self.due_at: float | None = None
         self._agent = agent
         self._open_data = open_data
@@ -81,13 +85,19 @@ class Enrolment:
         self.due_at = now + self._ask_s
         self._transport.subscribe(RUN)
         self._transport.subscribe(WORKER_STATES)
-        if self._manifest is None:
-            self._tell("no run is announced on this broker; waiting for one")
-        elif self._assembler is not None:
+        if self._manifest is not None and self._assembler is not None:
             self._transport.subscribe(model_chunks(self._manifest.tokenizers.digest))
-            self._tell(f"run {self._manifest.run_id}: waiting for the weights of its tokenizers")
-        else:
-            self._tell(f"run {self._manifest.run_id}: waiting for a worker that serves it")
+        self._tell(f"{self.lacking}; waiting{' for one' if self._manifest is None else ''}")
+
+    @property
+    def lacking(self) -> str:
+        """What the agent still needs, for people."""
+        if self._manifest is None:
+            return "no run is announced on this broker"
+        run = f"run {self._manifest.run_id}"
+        if self._assembler is not None:
+            return f"{run} is announced, and the weights of its tokenizers have not come"
+        return f"{run} is announced, and no worker serves it"
 
     def read_manifest(self, message: RunManifest, *, is_bound: bool) -> bool:
         """Take a run manifest.
@@ -116,17 +126,14 @@ class Enrolment:
         if known is not None and self._assembler is not None:
             self._transport.unsubscribe(model_chunks(known.tokenizers.digest))
         dataset = self._open_data(manifest)
-        check_satisfiable(manifest, dataset)
+        check_satisfiable(manifest, dataset, is_visit=self._is_visit)
         self._manifest, self._dataset = manifest, dataset
         self._assembler = ModelAssembler(manifest.tokenizers)
-        log.info(
-            "run %s: %s, %d epochs over %d own samples, activations as %s",
-            manifest.run_id,
-            manifest.model,
-            manifest.epochs,
-            dataset.num_samples("train"),
-            manifest.codecs.activations,
-        )
+        what = f"{manifest.epochs} epochs over {dataset.num_samples('train')} own samples"
+        if self._is_visit:
+            what = f"a visit with {dataset.num_samples('test')} own samples"
+        codec = manifest.codecs.activations
+        log.info("run %s: %s, %s, activations as %s", manifest.run_id, manifest.model, what, codec)
         self._transport.subscribe(model_chunks(manifest.tokenizers.digest))
         return True
 
@@ -153,7 +160,7 @@ class Enrolment:
             dataset.num_samples("test"),
             manifest.microbatch_samples,
         )
-        return Enrolled(manifest, ClientSide(manifest, weights, dataset), plan)
+        return Enrolled(manifest, ClientSide(manifest, weights, dataset, is_visit=self._is_visit), plan)
 
     def _tell(self, what: str) -> None:
         if what != self._told:

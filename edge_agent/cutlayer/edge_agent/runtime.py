@@ -7,6 +7,7 @@ same driver runs over MQTT in a process of its own and, hundreds at a time, in a
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ from cutlayer.broker.messages import (
 )
 from cutlayer.broker.telemetry import activation_bytes
 from cutlayer.broker.topics import AgentTopics
-from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
+from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will, WireCount
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.byte_plan import BytePlan
 from cutlayer.edge_agent.codec_ladder import CodecLadder
@@ -54,6 +55,7 @@ from cutlayer.edge_agent.enrolment import Enrolled, Enrolment
 from cutlayer.edge_agent.ledger_check import LedgerCheck
 from cutlayer.edge_agent.reporter import Reporter
 from cutlayer.edge_agent.uplink import Uplink
+from cutlayer.edge_agent.visit import Visit
 from cutlayer.edge_agent.workbench import Workbench
 
 __all__ = ["AgentOptions", "AgentRuntime"]
@@ -77,6 +79,7 @@ class AgentOptions:
         software: Version for the worker's log.
         may_be_kept: Whether workers may keep this site's activations, where the run lets them.
         max_uplink_bytes_per_s: Limit of what it sends; None for none.
+        visit: What it has the model do with its samples, where it trains nothing; None for taking part in the run.
     """
 
     connect_timeout_s: float = 20.0
@@ -84,6 +87,7 @@ class AgentOptions:
     software: str = ""
     may_be_kept: bool = True
     max_uplink_bytes_per_s: float | None = None
+    visit: Visit | None = None
 
 
 class AgentRuntime:
@@ -126,9 +130,11 @@ class AgentRuntime:
         self._problem = ""
         self._sent_bytes = 0
         self._ledger_check = LedgerCheck(self._options.deadlines.hello_s)
-        self._enrolment = Enrolment(topic, open_data, transport)
+        self._visit = self._options.visit
+        self._enrolment = Enrolment(topic, open_data, transport, is_visit=self._visit is not None)
         self._bench: Workbench | None = None
         self._was_leased = False
+        self._unserved_since = self._started_at
         self._told_done = False
         self._is_leaving = False
         self.is_finished = False
@@ -139,6 +145,11 @@ class AgentRuntime:
     def is_leased(self) -> bool:
         """Whether a worker serves this agent."""
         return bool(self._session.leased_workers)
+
+    @property
+    def wire(self) -> WireCount:
+        """All that has crossed the connection."""
+        return self._transport.wire
 
     def start(self) -> None:
         """Start connecting, with a will that says offline."""
@@ -228,6 +239,8 @@ class AgentRuntime:
         self._do(self._session.tick(now), now)
         if not self._is_leaving:
             self._enrolment.tick(now)
+            if self._visit is not None:
+                self._check_patience(self._visit, now)
             self._submit_work(now)
             if self.reporter.is_due(now, self._session.lease_s / 3):
                 self._report(now)
@@ -237,6 +250,8 @@ class AgentRuntime:
         if not self._is_leaving:
             if self._bench is not None and self._bench.weights is not None:
                 deadlines.append(self._bench.weights.next_ask)
+            if self._visit is not None and not self.is_leased:
+                deadlines.append(self._unserved_since + self._visit.patience_s)
             deadlines += [self._enrolment.due_at, self.reporter.due_at, self._uplink.next_deadline(now)]
         return min(time for time in deadlines if time is not None)
 
@@ -255,6 +270,7 @@ class AgentRuntime:
                 case RunManifest():
                     if self._enrolment.read_manifest(message, is_bound=self._was_leased):
                         self._bench = None
+                        self._unserved_since = self._clock()  # opening the data may have taken long
                 case ModelChunk():
                     enrolled = self._enrolment.read_model(message)
                     if enrolled is not None:
@@ -277,13 +293,17 @@ class AgentRuntime:
 
     def _enrolled(self, enrolled: Enrolled, now: float) -> None:
         self._bench = Workbench(
-            enrolled, self.reporter, may_be_kept=self._options.may_be_kept, ladder=self._ladder(enrolled)
+            enrolled,
+            self.reporter,
+            may_be_kept=self._options.may_be_kept,
+            ladder=self._ladder(enrolled),
+            visit=self._visit,
         )
         self._courier.traffic.sample_bytes = activation_bytes(enrolled.manifest)
         missing = enrolled.manifest.modalities.keys() - set(enrolled.client.modalities)
         if missing:
             log.info(
-                "this site has %s, and nothing of the run's %s: it trains with what it has",
+                "this site has %s, and nothing of the run's %s: what it has is used",
                 " and ".join(enrolled.client.modalities),
                 " and ".join(sorted(missing)),
             )
@@ -295,7 +315,7 @@ class AgentRuntime:
         """Make what chooses the codec of activations; None where there is nothing to choose and nothing to meet."""
         manifest, uplink = enrolled.manifest, self._uplink
         budget, limit, plan = manifest.budget, manifest.budget.bytes_per_sample, None
-        if not budget.ladder and limit is None:
+        if self._visit is not None or (not budget.ladder and limit is None):
             return None
         if limit is not None:
             plan = BytePlan(limit, enrolled.plan, manifest, len(enrolled.client.modalities))
@@ -329,6 +349,7 @@ class AgentRuntime:
                 case LeaseLost():
                     log.warning("lost the lease with worker %s: %s", action.worker, action.reason)
                     if not self.is_leased:
+                        self._unserved_since = now
                         self._enrolment.wait(now)
                 case LedgerTold():
                     self._enrolment.stop_waiting()
@@ -340,6 +361,8 @@ class AgentRuntime:
                 case Refused():
                     self._courier.refuse(action.label)
                     log.debug("refused: %s", action.detail)
+                case Fail() if self._visit is not None:
+                    raise self._visit.explained(action.error)
                 case Fail():
                     raise action.error
 
@@ -349,7 +372,9 @@ class AgentRuntime:
         items = self._bench.items
         if not self._was_leased:
             self._was_leased = True
-            self.reporter.start(items, self._bench.telemetry_s, now, share=self._bench.telemetry_share)
+            # Nobody counts what a visit does: it tells its bytes to the worker with its goodbye, and nothing before.
+            every_s = self._bench.telemetry_s if self._visit is None else math.inf
+            self.reporter.start(items, every_s, now, share=self._bench.telemetry_share)
         self._enrolment.stop_waiting()
         if self._bench.weights is not None:
             self._bench.weights.leased(now)
@@ -358,18 +383,14 @@ class AgentRuntime:
         self._uplink.begin(now)
         if self._bench.ladder is not None:
             self._bench.ladder.begin(len(items.committed))
-        log.info(
-            "worker %s serves this agent; %d of %d steps are committed",
-            action.worker,
-            len(items.committed),
-            items.plan.total_steps,
-        )
+        done = f"; {len(items.committed)} of {items.plan.total_steps} steps are committed"
+        log.info("worker %s serves this agent%s", action.worker, done if self._visit is None else "")
         self._submit_work(now)
 
     def _go_by(self, told: LeaseGranted | LedgerTold, now: float) -> None:
         """Go by a worker's ledger: what the run has lost is done again, before anything further on."""
         bench, check = self._bench, self._ledger_check
-        if bench is None:
+        if bench is None or self._visit is not None:
             return
         lacking = bench.items.first_lacking(told.committed)
         suspected = check.suspected(told.worker)
@@ -395,7 +416,10 @@ class AgentRuntime:
     def _submit_paced(self, now: float) -> None:
         phase, bench = self._session.phase, self._bench
         is_held = bench is not None and bench.weights is not None and bench.weights.holds
-        if bench is None or is_held or phase not in (RunPhase.TRAINING, RunPhase.EVALUATING):
+        is_served = phase in (RunPhase.TRAINING, RunPhase.EVALUATING)
+        if self._visit is not None:
+            is_served = phase is not RunPhase.ENDED
+        if bench is None or is_held or not is_served:
             self._uplink.stop_waiting(now)
             return
         # Once the others evaluate, the weights stay as they are.
@@ -450,6 +474,9 @@ class AgentRuntime:
             self._courier.send(self._session.offline())
             self.is_finished = True
         bench = self._bench
+        if bench is not None and self._visit is not None and not self._is_leaving:
+            self._finish_visit(self._visit, bench, now)
+            return
         if bench is None or not self.is_leased or self._is_leaving:
             return
         if bench.items.is_training_done and not self._told_done:
@@ -460,6 +487,17 @@ class AgentRuntime:
             self._submit_work(now)
         if self._session.phase is RunPhase.ENDED or bench.is_finished:
             self.leave(GoodbyeReason.COMPLETED, now)
+
+    def _finish_visit(self, visit: Visit, bench: Workbench, now: float) -> None:
+        if bench.is_finished:
+            self.leave(GoodbyeReason.COMPLETED, now)
+        elif self._session.phase is RunPhase.ENDED:
+            raise visit.ended("the run has ended before all samples were answered")
+
+    def _check_patience(self, visit: Visit, now: float) -> None:
+        """Give up when nobody has served a visit for too long: somebody waits for it."""
+        if not self.is_leased and now >= self._unserved_since + visit.patience_s:
+            raise visit.ended(f"{self._enrolment.lacking}, after {visit.patience_s:g} s")
 
     def _report(self, now: float) -> None:
         telemetry = self.reporter.telemetry(now, num_repeats=self._session.num_repeats, is_final=False)

@@ -62,7 +62,7 @@ class WorkItem:
     """One microbatch to send.
 
     Attributes:
-        mode: Train or eval.
+        mode: What it is for.
         step: Its number in this mode.
         split: Split of its samples.
         indices: Its samples, int64 (B).
@@ -127,6 +127,8 @@ class WorkItems:
     @property
     def epoch(self) -> int:
         """Epochs committed."""
+        if not self.plan.total_steps:  # a visit
+            return 0
         # The ledger may hold steps of an earlier process of this agent that had more samples.
         return min(len(self.committed) // self.plan.steps_per_epoch, self.plan.epochs)
 
@@ -201,6 +203,11 @@ class WorkItems:
             choices += [(name,) for name in self._modalities]
         for given in choices:
             self._evaluate(self.epoch, given, self.plan.num_test, is_final=True)
+
+    def queue(self, mode: Mode, indices: NDArray[np.int64], given: tuple[str, ...]) -> None:
+        """Queue a microbatch of a visit: some of the samples, given some modalities."""
+        self._evaluations.append(WorkItem(mode, self._next_eval_step, "test", indices, given))
+        self._next_eval_step += 1
 
     def _skip_taken(self) -> None:
         while self._next_step in self.committed or self._next_step in self._outstanding:

@@ -26,6 +26,7 @@ from cutlayer.edge_agent.loss_result import NO_RESULT
 from cutlayer.edge_agent.reporter import Reporter
 from cutlayer.edge_agent.sample_changes import SampleChanges, SentChanges
 from cutlayer.edge_agent.tokenizer_trainer import TokenizerTrainer
+from cutlayer.edge_agent.visit import Visit
 from cutlayer.edge_agent.weights_wait import WeightsWait
 from cutlayer.edge_agent.work_items import WorkItem, WorkItems
 
@@ -38,7 +39,7 @@ class Microbatch:
 
     Attributes:
         step: Its number in its mode.
-        mode: Train or eval.
+        mode: What it is for.
         num_samples: Samples B.
         tensors: (modality, tokens (F, K, D)) of each modality given, of the samples that are fresh.
         refs: What goes up of the samples besides.
@@ -69,6 +70,7 @@ class Workbench:
         may_be_kept: Whether workers may keep this site's activations, where the run lets them.
         ladder: Chooses the codec of activations; None for the lease's.
         change_bytes: Memory for what workers have of samples, where changes go up.
+        visit: What a site that trains nothing has the model do; None for one that takes part.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Workbench:
         may_be_kept: bool = True,
         ladder: CodecLadder | None = None,
         change_bytes: int = DEFAULT_MAX_BYTES,
+        visit: Visit | None = None,
     ) -> None:
         manifest = enrolled.manifest
         self.ladder = ladder
@@ -86,7 +89,8 @@ class Workbench:
         self._num_tokens = {name: spec.num_tokens for name, spec in manifest.modalities.items()}
         self._num_sent = {name: manifest.num_tokens(name) for name in self._all_modalities}
         self._num_train = enrolled.plan.num_train
-        self._may_be_kept = may_be_kept and manifest.activations != "every-step"
+        # Under the topic of an agent that trained, a visit's samples would pass for those of the same numbers.
+        self._may_be_kept = may_be_kept and manifest.activations != "every-step" and visit is None
         num_samples = enrolled.plan.num_train + enrolled.plan.num_test
         self._kept = KeptSamples(num_samples)
         self._changes = SampleChanges(num_samples, change_bytes) if manifest.activations == "delta" else None
@@ -101,8 +105,11 @@ class Workbench:
         )
         self.telemetry_s = manifest.telemetry_s
         self.telemetry_share = manifest.telemetry_share
-        self.is_finishing = False
-        """Whether the evaluations of the finished model have begun."""
+        self.is_finishing = visit is not None
+        """Whether the evaluations of the finished model, or of a visit, have begun."""
+        self._visit = visit
+        if visit is not None:
+            visit.begin(enrolled, self.items)
         self._client = enrolled.client
         self._reporter = reporter
         reporter.task = manifest.task
@@ -170,12 +177,16 @@ class Workbench:
     def _next_item(self, *, may_train: bool) -> WorkItem | None:
         """Return what is next; of an evaluation given some modalities, the samples that have one of these."""
         while (item := self.items.next(may_train=may_train)) is not None:
-            if item.evaluation is None or item.given == self._all_modalities:
+            is_whole = item.mode is Mode.TRAIN or item.given == self._all_modalities
+            if is_whole and self._visit is None:
                 return item
             has_B = self._client.has_some(item.split, item.indices, item.given)
+            if self._visit is not None:
+                self._visit.left_out(item, item.indices[~has_B])
             if has_B.any():
                 return replace(item, indices=item.indices[has_B])
-            self._reporter.evaluated(item.evaluation, NO_RESULT)
+            if item.evaluation is not None:
+                self._reporter.evaluated(item.evaluation, NO_RESULT)
         return None
 
     def again(self, wanted: TensorsWanted) -> Microbatch | None:
@@ -324,6 +335,10 @@ class Workbench:
             flight.is_answered = True
             self._reporter.answered(received.round_trip_s, received.server_s)
         try:
+            if self._visit is not None:
+                del self._in_flight[received.mode, received.step]
+                self._visit.answered(flight.item, received, flight.targets)
+                return
             with self._reporter.stage("loss"):
                 result = self._client.loss(
                     received.outputs,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -28,8 +26,23 @@ from cutlayer.broker.broker_flags import (
 )
 from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, VersionOption, configure_logging, run_app
 from cutlayer.broker.errors import SettingsError
+from cutlayer.server_worker.cli_flags import (
+    ConnectTimeout,
+    Debug,
+    HttpAllowHost,
+    HttpHost,
+    HttpPort,
+    LogFormat,
+    Name,
+    Quiet,
+    RunFile,
+    Set,
+    parse_setting,
+    worker_name,
+)
 from cutlayer.server_worker.disclosure import Disclosure
 from cutlayer.server_worker.export_cli import add_export
+from cutlayer.server_worker.serve_cli import add_serve
 
 __all__ = ["app", "main", "parse_setting"]
 
@@ -41,10 +54,6 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-RunFile = Annotated[Path, typer.Option("--run", help="Run settings (TOML), such as examples/digits.toml.")]
-Name = Annotated[
-    str | None, typer.Option(help="This worker's name; worker-HOST when left out.", envvar="CUTLAYER_WORKER")
-]
 Output = Annotated[
     Path | None, typer.Option(help="Folder for run.json and checkpoints; runs/NAME of the run when left out.")
 ]
@@ -80,28 +89,6 @@ Weights = Annotated[
 MinAgents = Annotated[int | None, typer.Option(help="Training starts when so many agents are there.", min=1)]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, data order and splits.", min=0)]
 Epochs = Annotated[int | None, typer.Option(help="Passes of each agent over its own samples.", min=1)]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any run setting as SECTION.KEY=VALUE, such as optimizer.lr=3e-4; may be repeated."),
-]
-HttpPort = Annotated[
-    int, typer.Option(help="Port of the live page, /metrics and /healthz; 0 takes a free one.", min=0, max=65_535)
-]
-HttpHost = Annotated[str, typer.Option(help="Address of that port. Nothing there is protected by a password.")]
-HttpAllowHost = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--http-allow-host",
-        help="Host name under which the live page may be opened, besides localhost; may be repeated. Without any, "
-        "loopback takes its own names and other addresses take all. /metrics is served under every name.",
-        envvar="CUTLAYER_HTTP_ALLOW_HOST",
-        metavar="NAME",
-    ),
-]
-ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.", min=0.0)]
-LogFormat = Annotated[str, typer.Option(help="text or json (one object a line).")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Everything, and tracebacks.")]
 
 
 @app.callback()
@@ -183,7 +170,7 @@ def start(
     program = Program(
         run,
         overrides,
-        name=name or f"worker-{socket.gethostname().split('.')[0]}",
+        name=name or worker_name(),
         broker=broker_at,
         output=output,
         resume=resume,
@@ -230,6 +217,7 @@ def vocabulary(
 
 
 add_export(app)
+add_serve(app)
 
 
 def _print_disclosure(disclosure: Disclosure) -> None:
@@ -248,21 +236,6 @@ def _print_summary(path: Path) -> None:
 
     Console().print(summary(parse_run(load_run(path), str(path))))
     typer.echo(path)
-
-
-def parse_setting(pair: str) -> tuple[str, object]:
-    """Read one run setting, `SECTION.KEY=VALUE`, the value as TOML has it, or as text.
-
-    Raises:
-        SettingsError: When it has another form.
-    """
-    key, equals, value = pair.partition("=")
-    if not key or not equals:
-        raise SettingsError(f"--set {pair!r} is no SECTION.KEY=VALUE", "write it as in --set optimizer.lr=3e-4")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value  # text, which TOML would want in quotes
 
 
 def main() -> None:

@@ -119,6 +119,7 @@ def disclose(manifest: Manifest, num_tokenizer_parameters: int, *, goes_back_thr
     stays = [
         "The raw data themselves, their names, and what no tokenizer takes in.",
         "Labels of test samples: of their losses and metrics only sums leave.",
+        "Of a visit (edge-agent evaluate, predict) its labels, losses, metrics and predictions, sums of them included.",
     ]
     return Disclosure(tuned, _sent(manifest, num_tokenizer_parameters), tuple(inferred), tuple(stays))
 

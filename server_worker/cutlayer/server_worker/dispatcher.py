@@ -21,7 +21,7 @@ from cutlayer.broker.actions import (
 )
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import IdentityTaken, RunError, WireError
-from cutlayer.broker.messages import Probe, WindowState, WorkerState
+from cutlayer.broker.messages import Probe, RunPhase, WindowState, WorkerState
 from cutlayer.broker.probe import ProbeDesk
 from cutlayer.broker.transport import Received, Transport
 from cutlayer.broker.worker_session import WorkerSession
@@ -116,13 +116,28 @@ class Dispatcher:
         if state.worker == self._session.name:
             self._own_state(state)
             return
-        if state.online and not self.is_serving and not (self._is_pooled and state.pool_generation):
+        if state.online and not self.is_serving and self._session.only_visits:
+            self._other_server(state)
+        elif state.online and not self.is_serving and not (self._is_pooled and state.pool_generation):
             raise RunError(
                 f"worker {state.worker} already serves a run on this broker\n"
                 "  fix: stop it, use another broker, or start all workers of the run with --pool"
             )
         if self._is_pooled:
             self.do(self._session.receive(topic, state, now))
+
+    def _other_server(self, state: WorkerState) -> None:
+        """Check that another worker serves the same finished run: several may, since nothing is trained."""
+        if state.manifest_digest != bytes.fromhex(self._session.manifest.digest()):
+            raise RunError(
+                f"worker {state.worker} already serves another run on this broker\n"
+                "  fix: stop it, or use another broker"
+            )
+        if state.phase in (RunPhase.WAITING, RunPhase.TRAINING):
+            raise RunError(
+                f"worker {state.worker} is training this run, and answers evaluations and predictions itself\n"
+                "  fix: send them there, or serve when it has ended"
+            )
 
     def _own_state(self, state: WorkerState) -> None:
         own = self._session.incarnation
@@ -150,17 +165,11 @@ class Dispatcher:
                 case Unsubscribe():
                     self._transport.unsubscribe(action.topic_filter)
                 case AgentJoined():
-                    log.info(
-                        "agent %s %s with %d samples",
-                        action.agent,
-                        "is back" if action.returning else "joined",
-                        action.num_samples,
-                    )
-                    self._emit(AgentCountChanged(len(self._session.leases)))
+                    self._joined(action)
                 case AgentLeft():
                     log.info("agent %s left: %s", action.agent, action.reason)
                     self._courier.forget(action.agent)
-                    self._emit(AgentCountChanged(len(self._session.leases)))
+                    self._emit(AgentCountChanged(self._session.leases.num_taking_part))
                 case TelemetryReceived():
                     self._telemetry(action)
                 case PhaseReached():
@@ -171,6 +180,14 @@ class Dispatcher:
                     self._refused(action.label, action.detail)
                 case Fail():
                     raise action.error
+
+    def _joined(self, action: AgentJoined) -> None:
+        if action.num_samples:
+            how = "is back" if action.returning else "joined"
+            log.info("agent %s %s with %d samples", action.agent, how, action.num_samples)
+        else:
+            log.info("agent %s visits: evaluations and predictions only", action.agent)
+        self._emit(AgentCountChanged(self._session.leases.num_taking_part))
 
     def _telemetry(self, action: TelemetryReceived) -> None:
         previous = self._book.of(action.agent, action.telemetry.incarnation)

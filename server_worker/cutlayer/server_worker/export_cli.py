@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cutlayer.broker.command_line import EXIT_CODES, configure_logging
+from cutlayer.server_worker.cli_flags import parse_setting
 
 __all__ = ["add_export"]
 
@@ -45,7 +46,6 @@ def export(
     `server-worker export --run examples/digits.toml --from runs/digits --to digits-model`
     """
     configure_logging("text", quiet=quiet, debug=debug)
-    from cutlayer.server_worker.cli import parse_setting
     from cutlayer.server_worker.exporting import export_run
 
     overrides = dict(parse_setting(pair) for pair in settings or [])

@@ -24,7 +24,7 @@ from cutlayer.server_worker.agent_table import MAX_TOP
 from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.clients_route import clients_route
 from cutlayer.server_worker.disclosure import disclose
-from cutlayer.server_worker.events import BudgetComputed
+from cutlayer.server_worker.events import BudgetComputed, PhaseChanged
 from cutlayer.server_worker.http_routes import health_route, metrics_route, page_route, stats_route
 from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
@@ -42,6 +42,7 @@ from cutlayer.server_worker.run_parts import (
 )
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.server_worker.settings import load_run_settings
+from cutlayer.server_worker.store_keeper import StoreKeeper
 from cutlayer.server_worker.tuning import goes_back_through_all
 from cutlayer.server_worker.worker_reports import WorkerReports
 
@@ -67,6 +68,7 @@ class Program:
         http_port: Port; 0 for a free one.
         http_allowed_hosts: Host names under which the page is served, besides those of loopback.
         connect_timeout_s: How long the first connection is tried.
+        only_visits: Whether it trains nothing: it loads a checkpoint, evaluates and predicts, and writes nothing.
 
     Attributes:
         disclosure: What the run tunes and sends, and what a server can infer from that.
@@ -90,6 +92,7 @@ class Program:
         http_port: int,
         http_allowed_hosts: Sequence[str] = (),
         connect_timeout_s: float,
+        only_visits: bool = False,
     ) -> None:
         WorkerTopics(name)
         settings = load_run_settings(run_file, overrides)
@@ -97,16 +100,24 @@ class Program:
         torch.set_num_threads(num_threads(settings))
         runs = Path("runs") / settings.run.name
         # The replicas of a pool have each a folder of their own: several may run on one machine.
-        self._output = _writable(output or (runs if pool is None else runs / name))
+        wanted = output or (runs if pool is None else runs / name)
+        self._output = wanted if only_visits else _writable(wanted)
+        self._only_visits = only_visits
         store = CheckpointStore(self._output / "checkpoints")
         built = build(settings, settings.run.seed)
         manifest = make_manifest(settings, built)
         engine = make_engine(settings, built)
-        resumed = resume_from(store, engine, manifest) if resume else Resumed(manifest)
+        resumed = resume_from(store, engine, manifest) if resume or only_visits else Resumed(manifest)
         self._name = name
         self._version = versions().get("cutlayer", "")
         self.session = make_session(
-            settings, resumed.manifest, name, is_pooled=pool is not None, resumed=resumed, version=engine.version
+            settings,
+            resumed.manifest,
+            name,
+            is_pooled=pool is not None,
+            resumed=resumed,
+            version=engine.version,
+            only_visits=only_visits,
         )
         self.disclosure = disclose(
             resumed.manifest,
@@ -125,8 +136,10 @@ class Program:
             name,
             resumed.manifest,
             num_client_parameters=built.num_tokenizer_parameters,
-            joins_run=resume or pool is not None,
+            joins_run=resume or only_visits or pool is not None,
         )
+        if only_visits:  # it enters no phase
+            self._metrics(PhaseChanged(self.session.phase))
         self._metrics(BudgetComputed(self._budget.total_bytes, self._budget.agent_bytes))
         transport = MqttTransport(broker, client_id=f"cutlayer-worker-{name}", identity=name)
         self._runtime = WorkerRuntime(
@@ -135,12 +148,12 @@ class Program:
             engine,
             built.tokenizer_file,
             RunBook(resumed.manifest, built.num_tokenizer_parameters),
-            checkpoints=store,
+            checkpoints=None if only_visits else store,
             pool=None if pool is None else make_pool(settings, pool, name, built.encoder.head.weight.device),
             on_event=self._metrics,
             reports=WorkerReports(self._metrics.store, self._metrics.agents),
             url=broker.url,
-            keeper=make_keeper(settings, self._output),
+            keeper=StoreKeeper() if only_visits else make_keeper(settings, self._output),
             options=WorkerOptions(
                 connect_timeout_s=connect_timeout_s,
                 checkpoint_every_windows=settings.worker.checkpoint_every_windows,
@@ -169,17 +182,18 @@ class Program:
         """Serve until the run has ended or `should_stop` says so, then write run.json.
 
         Returns:
-            Path of run.json, or None where nothing was committed and so nothing is written.
+            Path of run.json, or None where nothing is written: nothing was committed, or nothing is trained here.
         """
         manifest = self.session.manifest
-        _keep_earlier(self._output / RUN_FILE, manifest.run_id)
+        if not self._only_visits:
+            _keep_earlier(self._output / RUN_FILE, manifest.run_id)
         tuned = self.disclosure.tuned
+        trains = f"{tuned.mode}: {tuned.trained_parameters} train"
         log.info(
-            "model %s: %d parameters; %s: %d train",
+            "model %s: %d parameters; %s",
             manifest.model,
             tuned.all_parameters,
-            tuned.mode,
-            tuned.trained_parameters,
+            f"of window {self.session.window}, as they stay" if self._only_visits else trains,
         )
         log.info("%s", self._budget)
         for problem in self._budget_problems:
@@ -192,7 +206,7 @@ class Program:
         finally:
             self._stats.finish()
             self._http.close()
-        if not self.session.window:
+        if self._only_visits or not self.session.window:
             return None
         path = self._output / RUN_FILE
         write_json(path, self._summary())
@@ -234,7 +248,7 @@ class Program:
             "connected": self._runtime.is_connected,
             "run": self.session.manifest.run_id,
             "phase": self.session.phase.value,
-            "agents": len(self.session.leases),
+            "agents": self.session.leases.num_taking_part,
             "window": self.session.window,
         }
         return self._runtime.is_connected, facts

@@ -124,6 +124,7 @@ def make_session(
     version: int = 0,
     incarnation: int | None = None,
     lease_seed: int | None = None,
+    only_visits: bool = False,
 ) -> WorkerSession:
     """Build a worker's side of the conversation.
 
@@ -136,6 +137,7 @@ def make_session(
         version: Version of the weights.
         incarnation: Start of the process in milliseconds since the epoch; now when left out.
         lease_seed: Makes lease numbers reproducible, for simulations.
+        only_visits: Whether it trains nothing, and evaluates and predicts with what it starts from.
     """
     limits = WorkerLimits(
         credits=settings.worker.credits,
@@ -144,6 +146,7 @@ def make_session(
         absence_grace_s=settings.run.absence_grace_s,
         min_agents=settings.run.min_agents,
         is_service=settings.run.service,
+        only_visits=only_visits,
     )
     numbers = random.SystemRandom() if lease_seed is None else random.Random(lease_seed)  # noqa: S311 - names, no secrets
     resumed = resumed or Resumed(manifest)
