@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cutlayer.broker.learning_rate import learning_rate_factor
 from cutlayer.server_worker.engine import Engine, EngineState, Forwarded, ForwardItem
 from cutlayer.server_worker.model_builder import BuiltModel
-from cutlayer.server_worker.schedule import learning_rate_factor
 from cutlayer.server_worker.settings import OptimizerSettings
 from cutlayer.server_worker.whole_model import WholeModel
 from server_worker.small_model import (

@@ -14,12 +14,14 @@ import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cutlayer.broker.errors import MalformedMessage
+from cutlayer.broker.head_spec import HeadSpec
 from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec
 from cutlayer.broker.spec_base import Dimension, Name, Spec
 from cutlayer.broker.tasks import (
     ClassificationSpec,
     MultiLabelSpec,
     RegressionSpec,
+    RetrievalSpec,
     TargetSpec,
     TaskSpec,
     without_kind,
@@ -35,6 +37,7 @@ __all__ = [
     "ClassificationSpec",
     "CodecNames",
     "EvaluationSpec",
+    "HeadSpec",
     "ImageSpec",
     "Manifest",
     "ModalitySpec",
@@ -184,6 +187,7 @@ class Manifest(Spec):
             references; `delta` sends their change since the sample's last visit. A site may always send every step.
         reduction: Token reduction, by modality; those not named send all tokens.
         budget: How far agents may go down in precision.
+        head: The head of each agent's own; None where the server has the only one. What comes down is then features.
     """
 
     format: Literal[1] = MANIFEST_FORMAT
@@ -208,6 +212,7 @@ class Manifest(Spec):
     activations: ActivationMode = "every-step"
     reduction: Annotated[dict[Name, TokenReduction], Field(max_length=16)] = Field(default_factory=dict)
     budget: BudgetSpec = BudgetSpec()
+    head: HeadSpec | None = None
 
     @model_validator(mode="after")
     def _reduces_its_modalities(self) -> Manifest:
@@ -226,6 +231,22 @@ class Manifest(Spec):
             if any(reduction.kind == "merge" for reduction in self.reduction.values()):
                 raise ValueError("merged tokens have no gradient of single tokens, which trainable tokenizers need")
         return self
+
+    @model_validator(mode="after")
+    def _has_a_head_where_it_can_be(self) -> Manifest:
+        if self.head is not None and isinstance(self.task, RetrievalSpec):
+            raise ValueError("what is matched goes through one head, at the worker")
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of what comes down: outputs, or the features that an agent's own head makes outputs of."""
+        return self.task.num_outputs if self.head is None else self.width
+
+    @property
+    def num_train_outputs(self) -> int:
+        """The same of a training step."""
+        return self.task.num_train_outputs if self.head is None else self.width
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each parameter of the tokenizers, as the file of their weights names them."""

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,6 +88,15 @@ MaxUplink = Annotated[
         envvar="CUTLAYER_MAX_UPLINK",
     ),
 ]
+HeadFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--head",
+        help="Keep this agent's own head in a file, where the run has its heads at the agents ([model] head): saved "
+        "with each step, read again when the agent is started again. safetensors; never sent.",
+        dir_okay=False,
+    ),
+]
 MetricsPort = Annotated[
     int | None,
     typer.Option(
@@ -117,6 +127,7 @@ def start(
     max_unreadable: MaxUnreadable = None,
     activations: Activations = "as-the-run",
     max_uplink: MaxUplink = None,
+    head: HeadFile = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     connect_timeout: ConnectTimeout = 20.0,
@@ -158,6 +169,7 @@ def start(
     from cutlayer.edge_agent.datasets import check_data, open_dataset
     from cutlayer.edge_agent.partition import Shard
     from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+    from cutlayer.edge_agent.site_parts import SiteParts
 
     if activations not in ACTIVATION_CHOICES:
         raise SettingsError(f"--activations {activations!r} is unknown", f"use {' or '.join(ACTIVATION_CHOICES)}")
@@ -191,6 +203,7 @@ def start(
             software=f"cutlayer {importlib.metadata.version('cutlayer')}",
             may_be_kept=activations != "every-step",
             max_uplink_bytes_per_s=limit,
+            site=SiteParts(head=head),
         ),
     )
     with ExitStack() as stack:

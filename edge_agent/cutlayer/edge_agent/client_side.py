@@ -20,6 +20,8 @@ from cutlayer.broker.tensors import check_tensor, decode_tensor
 from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.edge_agent.batches import Batch, Dataset, Split, Targets
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
+from cutlayer.edge_agent.private_head import PrivateHead
+from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.token_reduction import reduce_present_tokens, reduce_tokens
 from cutlayer.edge_agent.tokenizers import load_tokenizers, parts_of
 
@@ -62,22 +64,32 @@ class ClientSide:
         manifest: The run.
         tokenizer_file: Weights of the tokenizers, safetensors.
         dataset: The agent's samples.
+        site: What the site has of the model by itself.
 
     Raises:
         ManifestUnsatisfiable: When the data have no modality of the run or other classes, or a codec is unknown here.
+        SettingsError: When what the site has of the model does not fit the run.
 
     Attributes:
         modalities: Those of the run that this agent's data have, sorted.
+        head: The agent's own head; None where the worker has the only one.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer_file: bytes, dataset: Dataset) -> None:
+    def __init__(
+        self, manifest: Manifest, tokenizer_file: bytes, dataset: Dataset, site: SiteParts | None = None
+    ) -> None:
+        site = site or SiteParts()
         check_satisfiable(manifest, dataset)
         self.modalities = tuple(sorted(manifest.modalities.keys() & dataset.modalities.keys()))
         self._dataset = dataset
         self._seed = manifest.seed
         self._reduction = manifest.reduction
         self._task = task_from_spec(manifest.task)
-        self._num_outputs, self._num_train_outputs = manifest.task.num_outputs, manifest.task.num_train_outputs
+        self._num_outputs, self._num_train_outputs = manifest.num_outputs, manifest.num_train_outputs
+        self.head: PrivateHead | None = None
+        if manifest.head is not None:
+            planned = manifest.epochs * dataset.num_samples("train")
+            self.head = PrivateHead(manifest, site.agent, planned, site.head)
         self._tokenizers = load_tokenizers(manifest.modalities, tokenizer_file)
         self._samples: dict[tuple[Split, int], _Sample] = {}
         self._targets: dict[tuple[Split, int], Targets] = {}
@@ -154,21 +166,33 @@ class ClientSide:
         samples = self._read(split, indices)
         return np.array([any(name in sample.features for name in given) for sample in samples], np.bool_)
 
-    def loss(self, outputs: EncodedTensor, targets: Targets, codec: str, *, is_training: bool = True) -> LossResult:
-        """Compute loss and gradient of some samples from their outputs.
+    def loss(
+        self,
+        outputs: EncodedTensor,
+        targets: Targets,
+        codec: str,
+        *,
+        is_training: bool = True,
+        step: int | None = None,
+    ) -> LossResult:
+        """Compute loss and gradient of some samples from their outputs, or from their features with a head of its own.
 
         Args:
             outputs: What came down.
             targets: What is true of the samples.
             codec: What the outputs have to be encoded as.
             is_training: Whether they are a training step's.
+            step: The training step that the agent's own head learns from; None for none.
 
         Raises:
             WireError: When the outputs are no (B, C) tensor under the agreed codec.
         """
         num_outputs = self._num_train_outputs if is_training else self._num_outputs
         check_tensor(outputs, shape=(len(targets), num_outputs), codec=codec, what="outputs")
-        return self._task.loss_and_gradient(decode_tensor(outputs, what="outputs"), targets)
+        values = decode_tensor(outputs, what="outputs")
+        if self.head is None:
+            return self._task.loss_and_gradient(values, targets)
+        return self.head.loss(values, lambda outputs_BC: self._task.loss_and_gradient(outputs_BC, targets), step)
 
     def _read(self, split: Split, indices: NDArray[np.int64]) -> list[_Sample]:
         """Return samples as features of each modality that they have, from the cache where they are in it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cutlayer.broker.errors import RunError
 from cutlayer.broker.manifest import Manifest
@@ -19,6 +19,7 @@ from cutlayer.broker.transport import Transport
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.client_side import ClientSide, check_satisfiable
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.site_parts import SiteParts
 
 __all__ = ["Enrolled", "Enrolment"]
 
@@ -51,9 +52,17 @@ class Enrolment:
         agent: The agent's topic.
         open_data: Opens the agent's samples for a run.
         transport: The connection.
+        site: What the site has of the model by itself.
     """
 
-    def __init__(self, agent: str, open_data: Callable[[Manifest], Dataset], transport: Transport) -> None:
+    def __init__(
+        self,
+        agent: str,
+        open_data: Callable[[Manifest], Dataset],
+        transport: Transport,
+        site: SiteParts | None = None,
+    ) -> None:
+        self._site = replace(site or SiteParts(), agent=agent)
         self.due_at: float | None = None
         self._agent = agent
         self._open_data = open_data
@@ -153,7 +162,7 @@ class Enrolment:
             dataset.num_samples("test"),
             manifest.microbatch_samples,
         )
-        return Enrolled(manifest, ClientSide(manifest, weights, dataset), plan)
+        return Enrolled(manifest, ClientSide(manifest, weights, dataset, self._site), plan)
 
     def _tell(self, what: str) -> None:
         if what != self._told:

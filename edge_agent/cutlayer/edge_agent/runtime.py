@@ -53,6 +53,7 @@ from cutlayer.edge_agent.codec_ladder import CodecLadder
 from cutlayer.edge_agent.enrolment import Enrolled, Enrolment
 from cutlayer.edge_agent.ledger_check import LedgerCheck
 from cutlayer.edge_agent.reporter import Reporter
+from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.uplink import Uplink
 from cutlayer.edge_agent.workbench import Workbench
 
@@ -77,6 +78,7 @@ class AgentOptions:
         software: Version for the worker's log.
         may_be_kept: Whether workers may keep this site's activations, where the run lets them.
         max_uplink_bytes_per_s: Limit of what it sends; None for none.
+        site: What the site has of the model by itself.
     """
 
     connect_timeout_s: float = 20.0
@@ -84,6 +86,7 @@ class AgentOptions:
     software: str = ""
     may_be_kept: bool = True
     max_uplink_bytes_per_s: float | None = None
+    site: SiteParts = field(default_factory=SiteParts)
 
 
 class AgentRuntime:
@@ -126,7 +129,7 @@ class AgentRuntime:
         self._problem = ""
         self._sent_bytes = 0
         self._ledger_check = LedgerCheck(self._options.deadlines.hello_s)
-        self._enrolment = Enrolment(topic, open_data, transport)
+        self._enrolment = Enrolment(topic, open_data, transport, self._options.site)
         self._bench: Workbench | None = None
         self._was_leased = False
         self._told_done = False

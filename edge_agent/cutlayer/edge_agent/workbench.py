@@ -130,6 +130,8 @@ class Workbench:
         for mode, step in list(self._in_flight):
             if mode is Mode.TRAIN and step in self.items.committed:  # its commit was under the lease before
                 self.committed(step)
+        if self._client.head is not None:
+            self._client.head.resume(committed, lacks_steps=lacks_steps)
         if lacks_steps and self._trainer is not None:
             self._trainer.forget()
         if lacks_steps:
@@ -330,6 +332,7 @@ class Workbench:
                     flight.targets,
                     received.codecs.outputs,
                     is_training=flight.item.evaluation is None,
+                    step=received.step if flight.item.evaluation is None else None,
                 )
         except WireError as error:
             raise RunError(
@@ -356,6 +359,10 @@ class Workbench:
             WireError: When these are not what the manifest says; the step is committed all the same.
         """
         self.items.commit(step)
+        if self._client.head is not None:
+            self._client.head.committed(step)
+            if self.items.is_training_done:
+                self._client.head.save()
         flight = self._in_flight.pop((Mode.TRAIN, step), None)
         if flight is not None:
             self._reporter.num_samples += len(flight.item.indices)

@@ -109,7 +109,7 @@ class SplitEncoder(nn.Module):
         vit: A plain timm VisionTransformer (`cutlayer.server_worker.backbone.create_vit`). It is taken over: its
             patch embedding, position embedding, prefix tokens and head are removed from it.
         grids: Tokens down and across of each modality, by name.
-        num_classes: C.
+        num_classes: C; 0 for no head, where each agent has its own: outputs are then the mean features, (B, D).
         fusion: `early` or `late`.
         pair: The task where two modalities are to be matched; None otherwise.
         orders: What the places of a modality's tokens are; a modality that is not here has a grid.
@@ -119,7 +119,7 @@ class SplitEncoder(nn.Module):
         names: Modalities, in the order of the sequence.
         num_tokens: N of each modality.
         width: D.
-        num_classes: C.
+        num_classes: C; 0 for no head.
         tokenizers: The tokenizers, where they are trained; no part of the forward pass.
     """
 
@@ -156,13 +156,21 @@ class SplitEncoder(nn.Module):
         self.token_norm = vit.patch_embed.norm  # an identity in all but a few models
         self.vit = _without_ends(vit)
         self.tokenizers: HeldTokenizers | None = None
-        self.head: nn.Linear | PairHead
+        self.head: nn.Linear | PairHead | nn.Identity
         if pair is not None:
             self.head = PairHead(self.width, pair.between, pair.dimensions)
+            return
+        if num_classes == 0:
+            self.head = nn.Identity()
             return
         self.head = nn.Linear(self.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def any_parameter(self) -> Tensor:
+        """A parameter: its device and dtype are those of all."""
+        return next(self.vit.parameters())
 
     def no_weight_decay(self) -> set[str]:
         """Return patterns of the parameters that weight decay spares, as timm's models do: tokens, embeddings."""
@@ -186,7 +194,8 @@ class SplitEncoder(nn.Module):
 
         Returns:
             Logits (B, C): the head over the mean feature of the modalities kept. The head is linear, so this is
-            the mean of the modalities' logits too. Of a pair the embeddings of both (`PairHead`).
+            the mean of the modalities' logits too. Of a pair the embeddings of both (`PairHead`). Without a head that
+            mean feature, (B, D).
         """
         names = [name for name in self.names if name in tokens]
         places = positions or {}

@@ -1,6 +1,6 @@
 """From a run's checkpoint to a folder that a user takes home: weights, a loader in plain PyTorch, ONNX, a model card.
 
-model.safetensors    tokenizers, encoder and head; LoRA's additions are in the weights
+model.safetensors    tokenizers, encoder and head; LoRA's additions are in the weights. Heads at agents stay there
 config.json          modalities, model and task
 load_model.py        loads both with torch, timm and safetensors
 model.onnx           the same for all modalities at once, where `onnx` and `onnxscript` are installed
@@ -122,6 +122,7 @@ def _config(settings: RunSettings) -> dict[str, Any]:
         "modalities": {name: _described(spec) for name, spec in settings.modalities.items()},
         "task": settings.task.model_dump(mode="json"),
         "num_outputs": settings.task.num_outputs,
+        "head": model.head,
     }
 
 
@@ -224,7 +225,7 @@ def _write_onnx(path: Path, model: ExportedModel, inputs: Mapping[str, Tensor]) 
             dynamo=True,
             opset_version=OPSET,
             input_names=list(model.names),
-            output_names=["outputs"],
+            output_names=["features" if model.is_headless else "outputs"],
             dynamic_shapes={"inputs": tuple({0: batch} for _ in arguments)},
             external_data=False,
             verbose=False,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import safetensors.torch
 import torch
 
+from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
@@ -67,7 +68,7 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         encoder = SplitEncoder(
             vit,
             {name: spec.grid for name, spec in settings.modalities.items()},
-            num_classes=settings.task.num_outputs,
+            num_classes=settings.task.num_outputs if settings.model.head == "server" else 0,
             fusion=settings.model.fusion,
             orders={name: spec.order for name, spec in settings.modalities.items()},
             missing=settings.model.missing,
@@ -80,6 +81,11 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         known = [name for name, spec in settings.modalities.items() if has_weights and spec.kind == "image"]
         tune(encoder, settings.tuning, known)
     num_trained_parameters = num_trained(encoder)
+    if num_trained_parameters == 0 and settings.tokenizers.mode == "frozen":
+        raise SettingsError(
+            f'[model] head = "agent" and [tuning] mode = "{settings.tuning.mode}" leave nothing that the worker trains',
+            'set [tuning] mode to "last" or "lora", or embeddings to "all"',
+        )
     vocabularies = {
         f"{name}.vocabulary": torch.frombuffer(bytearray(content), dtype=torch.uint8)
         for name, content in vocabulary_contents(settings.modalities, settings.vocabularies).items()

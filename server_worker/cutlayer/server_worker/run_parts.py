@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.head_spec import HeadSpec
 from cutlayer.broker.leases import LeaseTable
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.model_chunks import describe_model
@@ -86,6 +87,20 @@ def make_manifest(settings: RunSettings, built: BuiltModel, *, run_id: str | Non
         activations=settings.activations.mode,
         reduction=dict(settings.activations.reduction),
         budget=settings.budget,
+        head=_head(settings),
+    )
+
+
+def _head(settings: RunSettings) -> HeadSpec | None:
+    """Return what agents have to know of their heads: they train them as the worker does the encoder."""
+    if settings.model.head == "server":
+        return None
+    of_encoder = settings.optimizer.model_dump()
+    return HeadSpec(
+        start=settings.model.head_start,
+        optimizer=of_encoder.pop("name"),
+        is_endless=settings.run.service,
+        **of_encoder,
     )
 
 

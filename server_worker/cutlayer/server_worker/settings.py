@@ -253,6 +253,11 @@ class RunSettings(Section):
         if not isinstance(self.task, RetrievalSpec):
             return self
         between = " and ".join(self.task.between)
+        if self.model.head == "agent":
+            raise ValueError(
+                f'task.kind = "retrieval" matches {between} by one head, at the worker, and model.head = "agent" gives '
+                'it none: set model.head to "server"'
+            )
         if set(self.task.between) != self.modalities.keys():
             raise ValueError(
                 f"task.between matches {between}, and the run's modalities are {', '.join(sorted(self.modalities))}: "
