@@ -30,11 +30,11 @@ _LABELS = {
 _WITH_OWN_HEAD = {
     "classification": "Which training samples of a site have the same label: feature gradients differ by label.",
     "multi-label": "Which training samples of a site have alike labels: feature gradients differ by labels.",
-    "regression": "Each training sample's error but for a factor: feature gradients are in proportion to it.",
+    "regression": "Each training sample's error but for a factor: feature gradients are proportional.",
 }
 _FOLLOWED = (
-    "The head itself, and with it labels and outputs, by following it from its first weights, which the run's seed tells; "
-    'not with [model] head_start = "secret".'
+    "The head itself, and with it labels and outputs, by following it from its first weights, which the run's seed "
+    'tells; not with [model] head_start = "secret".'
 )
 
 
