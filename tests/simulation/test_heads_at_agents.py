@@ -151,7 +151,7 @@ def test_many_agents_with_heads_of_their_own_learn_digits_asynchronously() -> No
     options = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 48, "depth": 2, "num_heads": 3}
     settings = RunSettings.model_validate(
         {
-            "run": {"epochs": 6, "microbatch_samples": 20, "min_agents": 5},
+            "run": {"epochs": 10, "microbatch_samples": 20, "min_agents": 5},
             "model": {"options": options | {"weight_init": "jax"}, "head": "agent"},
             "modalities": {"image": DIGIT.model_dump()},
             "task": {"classes": [str(digit) for digit in range(10)]},
