@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-from cutlayer.broker.head_spec import HeadSpec
 from cutlayer.broker.learning_rate import learning_rate_factor
+from cutlayer.broker.site_optimizer import SiteOptimizer
 from cutlayer.edge_agent.head_optimizer import HeadGradient, HeadState, stepped
 
 SPECS = {
-    "adamw": HeadSpec(lr=0.01, weight_decay=0.1, warmup_ratio=0.2),
-    "adamw, clipped": HeadSpec(lr=0.01, weight_decay=0.1, clip_norm=0.5),
-    "sgd": HeadSpec(optimizer="sgd", lr=0.1, weight_decay=0.1, warmup_ratio=0.2),
-    "sgd without momentum, clipped": HeadSpec(optimizer="sgd", lr=0.1, momentum=0.0, clip_norm=0.5),
-    "endless": HeadSpec(lr=0.01, warmup_ratio=0.5, is_endless=True),
+    "adamw": SiteOptimizer(lr=0.01, weight_decay=0.1, warmup_ratio=0.2),
+    "adamw, clipped": SiteOptimizer(lr=0.01, weight_decay=0.1, clip_norm=0.5),
+    "sgd": SiteOptimizer(name="sgd", lr=0.1, weight_decay=0.1, warmup_ratio=0.2),
+    "sgd without momentum, clipped": SiteOptimizer(name="sgd", lr=0.1, momentum=0.0, clip_norm=0.5),
+    "endless": SiteOptimizer(lr=0.01, warmup_ratio=0.5, is_endless=True),
 }
 PLANNED = 40
 
 
-def torch_optimizer(spec: HeadSpec, head: torch.nn.Linear) -> torch.optim.Optimizer:
+def torch_optimizer(spec: SiteOptimizer, head: torch.nn.Linear) -> torch.optim.Optimizer:
     groups = [
         {"params": [head.weight], "weight_decay": spec.weight_decay},
         {"params": [head.bias], "weight_decay": 0.0},
     ]
-    if spec.optimizer == "adamw":
+    if spec.name == "adamw":
         return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas)
     return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
 
@@ -58,7 +58,7 @@ def test_it_is_the_step_of_torch(name: str) -> None:
 def test_a_gradient_that_is_not_finite_changes_nothing_but_what_is_done() -> None:
     before = HeadState({"weight": np.ones((2, 2)), "bias": np.ones(2)})
     broken = HeadGradient({"weight": np.full((2, 2), np.inf), "bias": np.zeros(2)}, 4)
-    after = stepped(HeadSpec(lr=0.1), before, broken, 8)
+    after = stepped(SiteOptimizer(lr=0.1), before, broken, 8)
     assert after.parts is before.parts
     assert (after.num_steps, after.num_samples) == (0, 4)
 
@@ -66,6 +66,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_what_is_done() -> Non
 def test_a_step_leaves_the_head_before_it_as_it_was() -> None:
     before = HeadState({"weight": np.ones((2, 2)), "bias": np.ones(2)})
     gradient = HeadGradient({"weight": np.ones((2, 2)), "bias": np.ones(2)}, 4)
-    after = stepped(HeadSpec(lr=0.1), before, gradient, 8)
+    after = stepped(SiteOptimizer(lr=0.1), before, gradient, 8)
     assert (before.parts["weight"] == 1.0).all()
     assert (after.parts["weight"] != 1.0).all()

@@ -10,27 +10,28 @@ import pytest
 from numpy.typing import NDArray
 
 from cutlayer.broker.errors import SettingsError
-from cutlayer.broker.manifest import HeadSpec, Manifest
+from cutlayer.broker.manifest import Manifest, SiteOptimizer
+from cutlayer.broker.site_optimizer import HeadStart
 from cutlayer.edge_agent.cross_entropy import CrossEntropy
 from cutlayer.edge_agent.loss_result import LossResult
 from cutlayer.edge_agent.private_head import PrivateHead, first_head
 from support.small_side import small_manifest
 
-SPEC = HeadSpec(lr=0.05)
+OPTIMIZER = SiteOptimizer(lr=0.05)
 RNG = np.random.default_rng(3)
 WIDTH = small_manifest().width
 FEATURES = {step: RNG.normal(size=(4, WIDTH)).astype(np.float32) for step in range(6)}
 LABELS = {step: RNG.integers(0, 3, 4) for step in range(6)}
 
 
-def manifest(spec: HeadSpec = SPEC, run_id: str = "small-0") -> Manifest:
-    return small_manifest().model_copy(update={"head": spec, "run_id": run_id})
+def manifest(start: HeadStart = "alike", run_id: str = "small-0") -> Manifest:
+    return small_manifest().model_copy(update={"head": start, "site_optimizer": OPTIMIZER, "run_id": run_id})
 
 
 def head_at(
-    path: Path | None = None, spec: HeadSpec = SPEC, agent: str = "site/0", run_id: str = "small-0"
+    path: Path | None = None, start: HeadStart = "alike", agent: str = "site/0", run_id: str = "small-0"
 ) -> PrivateHead:
-    return PrivateHead(manifest(spec, run_id), agent, 24, path)
+    return PrivateHead(manifest(start, run_id), agent, 24, path)
 
 
 def learn(head: PrivateHead, step: int) -> LossResult:
@@ -55,9 +56,8 @@ def assert_same(head: PrivateHead, other: PrivateHead) -> None:
 
 def test_heads_begin_alike_and_secret_ones_do_not() -> None:
     assert_same(head_at(), head_at())
-    secret = HeadSpec(lr=0.05, start="secret")
-    assert not np.array_equal(head_at(spec=secret).parts["weight"], head_at(spec=secret).parts["weight"])
-    assert not np.array_equal(first_head(SPEC, 0, 3, 16)["weight"], first_head(SPEC, 1, 3, 16)["weight"])
+    assert not np.array_equal(head_at(start="secret").parts["weight"], head_at(start="secret").parts["weight"])
+    assert not np.array_equal(first_head("alike", 0, 3, 16)["weight"], first_head("alike", 1, 3, 16)["weight"])
 
 
 def test_the_gradient_at_the_features_is_that_of_the_loss() -> None:

@@ -251,7 +251,7 @@ def test_predictions_are_in_the_users_terms(tmp_path: Path) -> None:
 
 
 def test_the_folder_says_what_goes_in() -> None:
-    forms = raw_forms(EVERY_KIND)
+    forms = raw_forms(EVERY_KIND, 16)
     assert forms["image"] == "(B, 4, 4, 1), uint8 or float from 0 to 1"
     assert forms["table"] == "(B, 4) float: age, pulse, sex, ward; NaN for empty cells"
     assert json.dumps(forms)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from cutlayer.broker.learning_rate import learning_rate_factor
-from cutlayer.broker.manifest import HeadSpec
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.private_head import first_head
@@ -70,7 +69,7 @@ def train_with_heads(settings: RunSettings, sites: dict[str, ArrayDataset]) -> t
 
 class _Head:
     def __init__(self, settings: RunSettings, planned: int) -> None:
-        first = first_head(HeadSpec(lr=1.0), settings.run.seed, settings.task.num_outputs, _width(settings))
+        first = first_head("alike", settings.run.seed, settings.task.num_outputs, _width(settings))
         self.linear = torch.nn.Linear(_width(settings), settings.task.num_outputs, dtype=torch.float64)
         self.linear.load_state_dict({name: torch.from_numpy(value) for name, value in first.items()})
         own = settings.optimizer

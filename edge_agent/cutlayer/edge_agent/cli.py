@@ -97,6 +97,26 @@ HeadFile = Annotated[
         dir_okay=False,
     ),
 ]
+OwnTokenizer = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tokenizer",
+        help="This site's own tokenizer of a modality of kind tokens, as MODALITY=package.module:callable: called with "
+        "specification, width and seed, it returns a torch.nn.Module (docs/tokenizers.md). May be repeated.",
+    ),
+]
+OwnWeights = Annotated[
+    list[str] | None,
+    typer.Option("--tokenizer-weights", help="What it begins with, as MODALITY=FILE (safetensors). May be repeated."),
+]
+OwnState = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tokenizer-state",
+        help="Where it keeps what it learns, as MODALITY=FILE, in a run that trains tokenizers: read again when the "
+        "agent is started again. May be repeated.",
+    ),
+]
 MetricsPort = Annotated[
     int | None,
     typer.Option(
@@ -128,6 +148,9 @@ def start(
     activations: Activations = "as-the-run",
     max_uplink: MaxUplink = None,
     head: HeadFile = None,
+    tokenizer: OwnTokenizer = None,
+    tokenizer_weights: OwnWeights = None,
+    tokenizer_state: OwnState = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     connect_timeout: ConnectTimeout = 20.0,
@@ -167,6 +190,7 @@ def start(
     from cutlayer.broker.mqtt import MqttTransport
     from cutlayer.broker.topics import AgentTopics
     from cutlayer.edge_agent.datasets import check_data, open_dataset
+    from cutlayer.edge_agent.own_tokenizers import check_sources, parse_sources
     from cutlayer.edge_agent.partition import Shard
     from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
     from cutlayer.edge_agent.site_parts import SiteParts
@@ -180,6 +204,8 @@ def start(
         options["max_unreadable"] = max_unreadable
     AgentTopics(topic)
     check_data(data, shard=part, options=options)  # a wrong flag shows now, not when a run begins
+    tokenizers = parse_sources(tokenizer or (), tokenizer_weights or (), tokenizer_state or ())
+    check_sources(tokenizers)
     settings = broker_settings(
         broker,
         username,
@@ -203,7 +229,7 @@ def start(
             software=f"cutlayer {importlib.metadata.version('cutlayer')}",
             may_be_kept=activations != "every-step",
             max_uplink_bytes_per_s=limit,
-            site=SiteParts(head=head),
+            site=SiteParts(head=head, tokenizers=tokenizers),
         ),
     )
     with ExitStack() as stack:

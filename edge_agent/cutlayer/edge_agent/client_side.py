@@ -20,6 +20,7 @@ from cutlayer.broker.tensors import check_tensor, decode_tensor
 from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.edge_agent.batches import Batch, Dataset, Split, Targets
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
+from cutlayer.edge_agent.own_tokenizers import open_own_tokenizers
 from cutlayer.edge_agent.private_head import PrivateHead
 from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.token_reduction import reduce_present_tokens, reduce_tokens
@@ -87,10 +88,11 @@ class ClientSide:
         self._task = task_from_spec(manifest.task)
         self._num_outputs, self._num_train_outputs = manifest.num_outputs, manifest.num_train_outputs
         self.head: PrivateHead | None = None
+        planned = manifest.epochs * dataset.num_samples("train")
         if manifest.head is not None:
-            planned = manifest.epochs * dataset.num_samples("train")
             self.head = PrivateHead(manifest, site.agent, planned, site.head)
-        self._tokenizers = load_tokenizers(manifest.modalities, tokenizer_file)
+        self._own = open_own_tokenizers(manifest, self.modalities, site, planned)
+        self._tokenizers = {**load_tokenizers(manifest.modalities, tokenizer_file), **self._own}
         self._samples: dict[tuple[Split, int], _Sample] = {}
         self._targets: dict[tuple[Split, int], Targets] = {}
         self._cached_bytes = 0
@@ -129,6 +131,8 @@ class ClientSide:
     ) -> dict[str, NDArray[np.float32]]:
         """Return the gradients of the tokenizers' parameters, by name, for those at the cut.
 
+        Tokenizers of the site's own learn from theirs at once, and are not among them.
+
         Args:
             split: `train` or `test`.
             indices: Sample numbers, int64 (B).
@@ -146,6 +150,9 @@ class ClientSide:
             if name in positions:
                 gradient_BND = _spread(gradient_BKD, positions[name], tokenizer.num_tokens)
             of_parts = tokenizer.gradients(features, gradient_BND[has_B])
+            if name in self._own:
+                self._own[name].learn(of_parts, len(samples))
+                continue
             found |= {f"{name}.{part}": gradient for part, gradient in of_parts.items()}
         return found
 
@@ -153,6 +160,17 @@ class ClientSide:
         """Tokenize with other weights from now on: all parameters of all tokenizers, in their shapes."""
         for name, tokenizer in self._tokenizers.items():
             tokenizer.take_weights(parts_of(name, weights))
+
+    def save(self) -> None:
+        """Write what was learned here to the site's own files.
+
+        Raises:
+            SettingsError: When one cannot be written.
+        """
+        if self.head is not None:
+            self.head.save()
+        for tokenizer in self._own.values():
+            tokenizer.save()
 
     def targets(self, split: Split, indices: NDArray[np.int64]) -> Targets:
         """Return what is true of samples; those seen before cost nothing to look up."""

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.broker.head_spec import HeadSpec
-from cutlayer.broker.learning_rate import learning_rate_factor
+from cutlayer.broker.site_optimizer import SiteOptimizer
 
 __all__ = ["EPSILON", "HeadGradient", "HeadState", "stepped"]
 
@@ -56,7 +55,7 @@ class HeadState:
     num_samples: int = 0
 
 
-def stepped(spec: HeadSpec, state: HeadState, gradient: HeadGradient, planned_samples: int) -> HeadState:
+def stepped(spec: SiteOptimizer, state: HeadState, gradient: HeadGradient, planned_samples: int) -> HeadState:
     """Return a head after one step on the mean gradient.
 
     A mean gradient that is not finite changes nothing, as at the worker.
@@ -75,17 +74,16 @@ def stepped(spec: HeadSpec, state: HeadState, gradient: HeadGradient, planned_sa
     if spec.clip_norm is not None:
         factor = min(spec.clip_norm / (norm + _CLIP_EPSILON), 1.0)
         mean = {name: part * factor for name, part in mean.items()}
-    progress = None if spec.is_endless else num_samples / planned_samples
-    rate = spec.lr * learning_rate_factor(progress, warmup_ratio=spec.warmup_ratio, min_lr_ratio=spec.min_lr_ratio)
+    rate = spec.rate(num_samples, planned_samples)
     after = replace(state, num_steps=state.num_steps + 1, num_samples=num_samples)
-    return _adamw(spec, after, mean, rate) if spec.optimizer == "adamw" else _sgd(spec, after, mean, rate)
+    return _adamw(spec, after, mean, rate) if spec.name == "adamw" else _sgd(spec, after, mean, rate)
 
 
-def _decay(spec: HeadSpec, name: str) -> float:
+def _decay(spec: SiteOptimizer, name: str) -> float:
     return spec.weight_decay if name == "weight" else 0.0  # biases are spared, as timm does
 
 
-def _adamw(spec: HeadSpec, state: HeadState, mean: Parts, rate: float) -> HeadState:
+def _adamw(spec: SiteOptimizer, state: HeadState, mean: Parts, rate: float) -> HeadState:
     (beta1, beta2), step = spec.betas, state.num_steps
     parts, first, second = {}, {}, {}
     for name, gradient in mean.items():
@@ -97,7 +95,7 @@ def _adamw(spec: HeadSpec, state: HeadState, mean: Parts, rate: float) -> HeadSt
     return replace(state, parts=parts, first=first, second=second)
 
 
-def _sgd(spec: HeadSpec, state: HeadState, mean: Parts, rate: float) -> HeadState:
+def _sgd(spec: SiteOptimizer, state: HeadState, mean: Parts, rate: float) -> HeadState:
     parts, first = {}, {}
     for name, gradient in mean.items():
         decayed = gradient + _decay(spec, name) * state.parts[name]

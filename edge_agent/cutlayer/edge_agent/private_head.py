@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.broker.head_spec import HeadSpec
 from cutlayer.broker.ledger import StepRanges
 from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.site_optimizer import HeadStart
 from cutlayer.edge_agent.head_file import HeadFile, SavedHead
 from cutlayer.edge_agent.head_optimizer import HeadGradient, HeadState, stepped
 from cutlayer.edge_agent.loss_result import LossResult
@@ -38,9 +38,9 @@ _PURPOSE = 0x48454144
 """Sets these draws apart from others of the same seed."""
 
 
-def first_head(spec: HeadSpec, seed: int, num_outputs: int, width: int) -> dict[str, NDArray[np.float64]]:
+def first_head(start: HeadStart, seed: int, num_outputs: int, width: int) -> dict[str, NDArray[np.float64]]:
     """Return the head that a run begins with: `weight`, float64 (C, D), and `bias`, (C)."""
-    rng = np.random.default_rng([seed, _PURPOSE] if spec.start == "alike" else None)
+    rng = np.random.default_rng([seed, _PURPOSE] if start == "alike" else None)
     return {"weight": rng.normal(0.0, FIRST_STD, (num_outputs, width)), "bias": np.zeros(num_outputs)}
 
 
@@ -59,14 +59,15 @@ class PrivateHead:
 
     def __init__(self, manifest: Manifest, agent: str, planned_samples: int, path: Path | None) -> None:
         assert manifest.head is not None
-        self._spec = manifest.head
+        assert manifest.site_optimizer is not None
+        self._optimizer = manifest.site_optimizer
         self._planned_samples = planned_samples
         shape = (manifest.task.num_outputs, manifest.width)
         shapes: dict[str, tuple[int, ...]] = {"weight": shape, "bias": shape[:1]}
         self._file = None if path is None else HeadFile(path, manifest.run_id, agent, shapes)
         saved = None if self._file is None else self._file.read()
         self._begins_anew = saved is None
-        self._base = HeadState(first_head(self._spec, manifest.seed, *shape)) if saved is None else saved.state
+        self._base = HeadState(first_head(manifest.head, manifest.seed, *shape)) if saved is None else saved.state
         self._pending = {} if saved is None else dict(saved.pending)
         self._now: HeadState | None = None
         if self._file is None:
@@ -75,7 +76,7 @@ class PrivateHead:
             log.info(
                 "this site's head is in %s%s", self._file.path, "" if saved is None else ", and goes on from there"
             )
-            self._save()
+            self.save()
 
     @property
     def parts(self) -> dict[str, NDArray[np.float64]]:
@@ -109,14 +110,14 @@ class PrivateHead:
             parts = {"weight": gradient_BC.T @ features_BD, "bias": gradient_BC.sum(axis=0)}
             self._pending[step] = HeadGradient(parts, len(features_BD))
             self._now = None
-            self._save()
+            self.save()
         return replace(result, gradient_BC=(gradient_BC @ state.parts["weight"]).astype(np.float32))
 
     def committed(self, step: int) -> None:
         """Take notice of a committed step."""
         gradient = self._pending.pop(step, None)
         if gradient is not None:
-            self._base = stepped(self._spec, self._base, gradient, self._planned_samples)
+            self._base = stepped(self._optimizer, self._base, gradient, self._planned_samples)
             self._now = None
 
     def resume(self, committed: tuple[tuple[int, int], ...], *, lacks_steps: bool) -> None:
@@ -146,9 +147,6 @@ class PrivateHead:
         Raises:
             SettingsError: When it cannot be written.
         """
-        self._save()
-
-    def _save(self) -> None:
         if self._file is not None:
             self._file.write(SavedHead(self._base, self._pending))
 
@@ -162,7 +160,7 @@ class PrivateHead:
         state = self._base
         for step, gradient in self._pending.items():
             if step != left_out:
-                state = stepped(self._spec, state, gradient, self._planned_samples)
+                state = stepped(self._optimizer, state, gradient, self._planned_samples)
         return state
 
 

@@ -361,8 +361,6 @@ class Workbench:
         self.items.commit(step)
         if self._client.head is not None:
             self._client.head.committed(step)
-            if self.items.is_training_done:
-                self._client.head.save()
         flight = self._in_flight.pop((Mode.TRAIN, step), None)
         if flight is not None:
             self._reporter.num_samples += len(flight.item.indices)
@@ -370,6 +368,8 @@ class Workbench:
             self._trainer.gradients.committed(step)
             if flight is not None and tensors:
                 self._trainer.learn(flight.item, flight.positions, tensors, codec)
+        if self.items.is_training_done:
+            self._client.save()
 
     def take_weights(self, received: WeightsReceived) -> None:
         """Take weights of the tokenizers, if they are newer.

@@ -125,6 +125,7 @@ def disclose(manifest: Manifest, num_tokenizer_parameters: int, *, goes_back_thr
         "How many samples each site has, which of them a microbatch holds, and which modalities they lack.",
     ]
     stays = [
+        *(f"The tokenizer of {name}." for name, spec in sorted(manifest.modalities.items()) if spec.kind == "tokens"),
         "The raw data themselves, their names, and what no tokenizer takes in.",
         "Labels of test samples: of their losses and metrics only sums leave.",
     ]
@@ -144,7 +145,7 @@ def _of_outputs(manifest: Manifest) -> list[str]:
         _WITH_OWN_HEAD[manifest.task.kind],
         "The features of every sample, test samples included: it computes them.",
     ]
-    return [*same, _FOLLOWED] if manifest.head.start == "alike" else same
+    return [*same, _FOLLOWED] if manifest.head == "alike" else same
 
 
 def _in_words(tuning: TuningSpec, *, has_head: bool) -> str:
@@ -181,6 +182,7 @@ def _sent(manifest: Manifest, num_tokenizer_parameters: int) -> tuple[Sent, ...]
             Sent(f"activation gradients of {name}", "down", shape, codecs.activation_gradients, "each step")
             for name, shape in shapes.items()
         ]
+    if manifest.tokenizers.mode == "trainable" and num_tokenizer_parameters:
         shape, tokenizers = (num_tokenizer_parameters,), manifest.tokenizers
         sent += [
             Sent("tokenizers' gradients", "up", shape, codecs.output_gradients, f"each {tokenizers.every_steps} steps"),
@@ -197,6 +199,8 @@ def _of_inputs(manifest: Manifest, name: str) -> str:
     but = "" if manifest.codecs.activations == "identity" else ", up to the codec's error"
     if spec.kind == "text":
         return f"{name}: every subword{share}, by comparing tokens with the embedding table."
+    if spec.kind == "tokens":
+        return f"{name}: what the site's own tokenizer lets through{share}; the server does not have its weights{but}."
     if spec.kind == "table":
         return f"{name}: every cell{share}: a token is its column's vector times its number, or its category's{but}."
     num_values = spec.parameter_shapes(width)["weight"][0]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cutlayer.broker.head_spec import HeadStart
+from cutlayer.broker.site_optimizer import HeadStart
 from cutlayer.server_worker.settings_section import Section, Share
 
 __all__ = ["ModelSettings"]
