@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.broker.modalities import TokensSpec
+from cutlayer.edge_agent.torch_blocks import FirstBlocks
+from cutlayer.server_worker.timm_import import create_model
 
-__all__ = ["Convolutions", "build", "fails", "gives_nothing", "no_module", "too_few"]
+__all__ = ["Convolutions", "build", "fails", "gives_nothing", "no_module", "small_vit", "too_few", "two_blocks"]
 
 
 class Convolutions(nn.Module):
@@ -61,3 +63,15 @@ def too_few(spec: TokensSpec, width: int, seed: int) -> nn.Module:
 def gives_nothing(spec: TokensSpec, width: int, seed: int) -> nn.Module:
     del spec, width, seed
     return _Wrong(0.0)
+
+
+def small_vit() -> Any:
+    """Return a ViT of the small run's kind, of three blocks; drawn from torch's global generator."""
+    return create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=4, patch_size=2, in_chans=1, embed_dim=16, depth=3, num_heads=2
+    )
+
+
+def two_blocks(spec: TokensSpec, width: int, seed: int) -> nn.Module:
+    del spec, width, seed
+    return FirstBlocks(small_vit(), 2)

@@ -120,6 +120,7 @@ def _config(settings: RunSettings) -> dict[str, Any]:
             "options": model.options,
             "fusion": model.fusion,
             "missing": model.missing,
+            "first_block": model.first_block,
         },
         "modalities": {name: _described(spec) for name, spec in settings.modalities.items()},
         "task": settings.task.model_dump(mode="json"),

@@ -60,6 +60,7 @@ class ExportedModel(nn.Module):
             orders={name: spec.order for name, spec in specs.items()},
             missing=model["missing"],
             pair=cast("Any", SimpleNamespace(**self.task)) if is_pair else None,
+            first_block=model.get("first_block", 0),
         )
         self.names = self.encoder.names
         of_tokenizers = _below("tokenizers.", weights)

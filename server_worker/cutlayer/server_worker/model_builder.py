@@ -16,6 +16,7 @@ from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.settings import ModelSettings, RunSettings
+from cutlayer.server_worker.timm_import import VisionTransformer
 from cutlayer.server_worker.tokenizer_weights import check_trainable, initial_weights
 from cutlayer.server_worker.tuning import num_trained, tune
 from cutlayer.server_worker.vocabulary_files import vocabulary_contents
@@ -63,6 +64,7 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vit = create_vit(settings.model)
+        _check_first_block(vit, settings)
         has_weights = settings.model.pretrained or settings.model.weights is not None
         tokenizers = initial_weights(vit, settings.modalities, pretrained=has_weights)
         encoder = SplitEncoder(
@@ -73,6 +75,7 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
             orders={name: spec.order for name, spec in settings.modalities.items()},
             missing=settings.model.missing,
             pair=settings.task if isinstance(settings.task, RetrievalSpec) else None,
+            first_block=settings.model.first_block,
         )
         if not has_weights:
             _spread_positions(encoder)
@@ -103,6 +106,21 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         width=encoder.width,
         name=_name_for_people(settings.model),
     )
+
+
+def _check_first_block(vit: VisionTransformer, settings: RunSettings) -> None:
+    first, depth, num_prefix = settings.model.first_block, len(vit.blocks), vit.num_prefix_tokens
+    if first >= depth:
+        raise SettingsError(
+            f"[model] first_block = {first}, and {settings.model.name} has {depth} blocks", f"choose 0 to {depth - 1}"
+        )
+    for name, spec in settings.modalities.items():
+        if first and spec.num_tokens <= num_prefix:
+            raise SettingsError(
+                f"[modalities.{name}] num_tokens = {spec.num_tokens} has no place for the {num_prefix} prefix tokens "
+                "that [model] first_block brings",
+                "count them, too",
+            )
 
 
 def _spread_positions(encoder: SplitEncoder) -> None:

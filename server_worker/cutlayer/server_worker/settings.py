@@ -249,6 +249,22 @@ class RunSettings(Section):
         return self
 
     @model_validator(mode="after")
+    def _begins_where_tokens_are(self) -> RunSettings:
+        if not self.model.first_block:
+            return self
+        for name, spec in self.modalities.items():
+            if spec.kind != "tokens":
+                raise ValueError(
+                    f"model.first_block = {self.model.first_block} takes tokens that have been through blocks, and "
+                    f'those of {name} have not: set its kind to "tokens"'
+                )
+        if self.activations.reduction:
+            raise ValueError(
+                "activations.reduction could drop prefix tokens, which model.first_block needs: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _matches_what_does_not_see_each_other(self) -> RunSettings:
         if not isinstance(self.task, RetrievalSpec):
             return self
