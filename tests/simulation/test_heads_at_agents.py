@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.faults import NO_FAULTS, LinkFaults
 from cutlayer.broker.manifest import ImageSpec
 from cutlayer.edge_agent.array_dataset import ArrayDataset
-from cutlayer.edge_agent.batches import Batch
+from cutlayer.edge_agent.batches import Batch, Split
 from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.server_worker.activation_store import MemoryActivationStore
 from cutlayer.server_worker.model_builder import build
@@ -138,10 +139,10 @@ def digits(index: int, count: int) -> ArrayDataset:
     found = load_digits()
     images = (found.images * 15).astype(np.uint8)[:, :, :, None]
     rows, tests = np.arange(index, 1_400, count), np.arange(1_400 + index, len(images), count)
-    splits = {
-        split: Batch({"image": images[rows_B]}, found.target[rows_B].astype(np.int64))
-        for split, rows_B in (("train", rows), ("test", tests))
-    }
+    splits: dict[Split, Batch] = {}
+    chosen: tuple[tuple[Split, NDArray[np.int64]], ...] = (("train", rows), ("test", tests))
+    for split, rows_B in chosen:
+        splits[split] = Batch({"image": images[rows_B]}, found.target[rows_B].astype(np.int64))
     names = tuple(str(digit) for digit in range(10))
     return ArrayDataset("scans", names, {"image": DIGIT}, splits)
 

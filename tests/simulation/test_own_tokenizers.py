@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from cutlayer.broker.faults import LinkFaults
 from cutlayer.broker.learning_rate import learning_rate_factor
@@ -14,6 +16,7 @@ from cutlayer.broker.manifest import TokensSpec
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.site_parts import SiteParts, TokenizerSource
+from cutlayer.edge_agent.torch_blocks import FirstBlocks
 from cutlayer.server_worker.activation_store import MemoryActivationStore
 from cutlayer.server_worker.export import export_model
 from cutlayer.server_worker.exported_model import load
@@ -21,7 +24,7 @@ from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.optimizer import make_optimizer
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork
-from support.own_tokenizers import Convolutions
+from support.own_tokenizers import Convolutions, small_vit
 from support.small_run import AUDIO, IMAGE, SmallWorker, small_dataset, small_settings
 from support.torch_losses import torch_losses
 
@@ -59,12 +62,14 @@ def images(seed: int, num_train: int = 20) -> ArrayDataset:
     )
 
 
-def train_in_one_place(settings: RunSettings, data: ArrayDataset, topic: str) -> tuple[Weights, Weights]:
+def train_in_one_place(
+    settings: RunSettings, data: ArrayDataset, topic: str, make: Callable[[int], nn.Module] = Convolutions
+) -> tuple[Weights, Weights]:
     """Return the weights of encoder and tokenizer, trained as one model of two optimizers in plain PyTorch."""
     built = build(settings, settings.run.seed)
     encoder, own = built.encoder, settings.optimizer
     torch.manual_seed(settings.run.seed)
-    module = Convolutions(built.width)
+    module = make(built.width).eval()
     optimizers: list[torch.optim.Optimizer] = [make_optimizer(encoder, own)]
     trains = settings.tokenizers.mode == "trainable"
     if trains:
@@ -77,7 +82,7 @@ def train_in_one_place(settings: RunSettings, data: ArrayDataset, topic: str) ->
         for optimizer in optimizers:
             optimizer.zero_grad()
         outputs_BC = encoder({"image": module(torch.from_numpy(batch.inputs["image"]))})
-        torch_losses(settings.task, outputs_BC, batch.targets).mean().backward()
+        torch_losses(settings.task, outputs_BC, batch.targets).mean().backward()  # type: ignore[no-untyped-call]
         done += len(batch.targets)
         rate = own.lr * learning_rate_factor(
             done / planned, warmup_ratio=own.warmup_ratio, min_lr_ratio=own.min_lr_ratio
@@ -111,6 +116,24 @@ def test_split_equals_whole_with_a_tokenizer_of_the_sites_own(tmp_path: Path, *,
     assert (tmp_path / "image.safetensors").exists() is is_trained
     if is_trained:
         assert_same(safetensors.torch.load_file(tmp_path / "image.safetensors"), tokenizer)
+
+
+@pytest.mark.parametrize("is_trained", [False, True], ids=["frozen", "trained"])
+def test_split_equals_whole_with_the_first_blocks_at_the_agent(tmp_path: Path, *, is_trained: bool) -> None:
+    base, data, state = settings_of(is_trained=is_trained, with_sound=False), images(0), tmp_path / "image.safetensors"
+    model = base.model.model_dump() | {"options": base.model.options | {"depth": 3}, "first_block": 2}
+    tokens = TOKENS.model_dump() | {"num_tokens": 5, "layout": "set", "rows": None}
+    settings = RunSettings.model_validate(base.model_dump() | {"model": model, "modalities": {"image": tokens}})
+    network = VirtualNetwork()
+    worker = SmallWorker(network, settings)
+    source = TokenizerSource("support.own_tokenizers:two_blocks", state=state)
+    agent = network.add_agent("site/0", data, site=SiteParts(tokenizers={"image": source}))
+    network.run(lambda: worker.runtime.is_finished and agent.is_finished)
+    assert worker.session.window == 20
+    encoder, first = train_in_one_place(settings, data, "site/0", lambda _: FirstBlocks(small_vit(), 2))
+    assert_same(dict(worker.built.encoder.named_parameters()), encoder)
+    if is_trained:
+        assert_same(safetensors.torch.load_file(state), first)
 
 
 def test_own_and_common_tokenizers_train_side_by_side(tmp_path: Path) -> None:

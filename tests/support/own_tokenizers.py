@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +12,18 @@ from cutlayer.broker.modalities import TokensSpec
 from cutlayer.edge_agent.torch_blocks import FirstBlocks
 from cutlayer.server_worker.timm_import import create_model
 
-__all__ = ["Convolutions", "build", "fails", "gives_nothing", "no_module", "small_vit", "too_few", "two_blocks"]
+__all__ = [
+    "Convolutions",
+    "build",
+    "fails",
+    "gives_nothing",
+    "halves",
+    "no_module",
+    "nothing",
+    "small_vit",
+    "too_few",
+    "two_blocks",
+]
 
 
 class Convolutions(nn.Module):
@@ -75,3 +87,14 @@ def small_vit() -> Any:
 def two_blocks(spec: TokensSpec, width: int, seed: int) -> nn.Module:
     del spec, width, seed
     return FirstBlocks(small_vit(), 2)
+
+
+def halves(spec: TokensSpec, width: int, seed: int) -> Any:
+    """A factory as a site without torch has it: a callable of arrays."""
+    del seed
+    return lambda raw: np.full((len(raw), spec.num_tokens, width), 0.5)
+
+
+def nothing(spec: TokensSpec, width: int, seed: int) -> Any:
+    del spec, width, seed
+    return lambda raw: np.full((len(raw), 1, 1), np.nan)

@@ -56,7 +56,7 @@ def train_with_heads(settings: RunSettings, sites: dict[str, ArrayDataset]) -> t
         optimizer.zero_grad()
         for head in heads.values():
             head.optimizer.zero_grad()
-        losses_B.sum().backward()
+        losses_B.sum().backward()  # type: ignore[no-untyped-call]
         for parameter in built.encoder.parameters():
             if parameter.grad is not None:
                 parameter.grad /= len(losses_B)

@@ -64,7 +64,9 @@ def find_factory(name: str, flag: str = "--data ") -> Callable[..., Any]:
     except ImportError as error:
         raise SettingsError(
             f"{flag}{name}: {error}",
-            "start from the folder that the module is in, or install it into this environment",
+            'pip install "cutlayer[torch]"'
+            if error.name == "torch"
+            else "start from the folder that the module is in, or install it into this environment",
         ) from error
     for part in path.split("."):
         found = getattr(found, part, None)

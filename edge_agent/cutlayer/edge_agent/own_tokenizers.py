@@ -1,14 +1,17 @@
-"""Tokenizers that are a site's own: any torch module, called `package.module:callable` on the command line.
+"""Tokenizers that are a site's own, called `package.module:callable` on the command line.
 
-Torch is loaded when such a tokenizer is, and by nothing else at an agent (`torch_tokenizer.py`).
+    build(spec, width, seed) -> torch.nn.Module     frozen or trained (`torch_tokenizer.py`)
+                             -> any other callable   of NumPy arrays, frozen (`frozen_tokenizer.py`)
+
+Torch is loaded by the user's own file where that needs it, and by nothing else at an agent.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,7 @@ from cutlayer.broker.errors import ManifestUnsatisfiable, SettingsError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.modalities import TokensSpec
 from cutlayer.edge_agent.data_factory import find_factory, is_factory
+from cutlayer.edge_agent.frozen_tokenizer import FrozenTokenizer
 from cutlayer.edge_agent.site_parts import SiteParts, TokenizerSource
 from cutlayer.edge_agent.tokenizers import Tokenizer
 
@@ -76,8 +80,6 @@ def check_sources(sources: Mapping[str, TokenizerSource]) -> None:
     Raises:
         SettingsError: When a callable cannot be found, torch is missing, or a file of weights is not there.
     """
-    if sources:
-        _check_torch()
     for name, source in sources.items():
         find_factory(source.factory, flag=f"{FLAG} {name}=")
         if source.weights is not None and not source.weights.is_file():
@@ -115,16 +117,38 @@ def open_own_tokenizers(
             raise ManifestUnsatisfiable(
                 f"it leaves the tokenizer of {name} to its sites", f"give one: {FLAG} {name}=package.module:callable"
             )
-        _check_torch()
-        from cutlayer.edge_agent.torch_tokenizer import open_torch_tokenizer
-
-        found[name] = open_torch_tokenizer(manifest, name, spec, source, site.agent, planned_samples)
+        found[name] = _open(manifest, name, spec, source, site.agent, planned_samples)
     return found
 
 
-def _check_torch() -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise SettingsError(f"{FLAG} needs torch", 'pip install "cutlayer[torch]"')
+def _open(
+    manifest: Manifest, name: str, spec: TokensSpec, source: TokenizerSource, agent: str, planned_samples: int
+) -> OwnTokenizer:
+    build: Any = find_factory(source.factory, flag=f"{FLAG} {name}=")
+    has_torch = "torch" in sys.modules  # by the user's module, if at all
+    if has_torch:
+        from cutlayer.edge_agent import torch_tokenizer
+
+        torch_tokenizer.set_seed(manifest.seed)
+    try:
+        made: Any = build(spec, manifest.width, manifest.seed)
+    except Exception as error:  # a user's code raises whatever it raises
+        raise SettingsError(
+            f"{FLAG} {name}={source.factory} fails: {type(error).__name__}: {error}", "mend it"
+        ) from error
+    if has_torch and torch_tokenizer.is_module(made):
+        return torch_tokenizer.open_torch_tokenizer(manifest, name, spec, source, made, agent, planned_samples)
+    if not callable(made):
+        raise SettingsError(
+            f"{FLAG} {name}={source.factory} gives a {type(made).__name__}",
+            "return a torch.nn.Module, or a callable of NumPy arrays",
+        )
+    if source.weights is not None or source.state is not None:
+        raise SettingsError(
+            f"{FLAG} {name}={source.factory} gives no torch module",
+            "leave out --tokenizer-weights and --tokenizer-state, which are for torch modules",
+        )
+    return FrozenTokenizer(name, spec, made, manifest.width)
 
 
 def _pairs(flag: str, values: Collection[str], example: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A site's own tokenizer as a torch module: the one file of the agent that loads torch.
+"""A site's own tokenizer as a torch module.
 
     build(spec, width, seed) -> nn.Module      raw samples (B, ...) -> tokens (B, N, D)
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,15 @@ from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.modalities import TokensSpec
 from cutlayer.broker.site_optimizer import SiteOptimizer
-from cutlayer.edge_agent.data_factory import find_factory
 from cutlayer.edge_agent.site_parts import TokenizerSource
 from cutlayer.edge_agent.tokenizer_checks import Parts
 
-__all__ = ["SAVE_EVERY_STEPS", "TorchTokenizer", "open_torch_tokenizer"]
+__all__ = ["SAVE_EVERY_STEPS", "TorchTokenizer", "is_module", "open_torch_tokenizer", "set_seed"]
 
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_STEPS = 20
 _STATE = "optimizer/"
-Build = Callable[[TokensSpec, int, int], nn.Module]
 
 
 class TorchTokenizer:
@@ -118,9 +116,10 @@ class TorchTokenizer:
             raise SettingsError(f"--tokenizer {self._modality} gives tokens that are not finite", "mend the module")
         return tokens
 
-    def presence(self, features: NDArray[Any]) -> None:
+    def presence(self, features: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Return None: all tokens are always there."""
         del features
+        return None
 
     def gradients(self, features: NDArray[Any], gradient_BND: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Return the gradients of the parameters that have one, by name; see `Tokenizer.gradients`."""
@@ -242,8 +241,24 @@ class TorchTokenizer:
         log.info("the tokenizer of %s goes on from %s", self._modality, path)
 
 
+def set_seed(seed: int) -> None:
+    """Set torch's own generator, which nothing else at an agent draws from."""
+    torch.manual_seed(seed)
+
+
+def is_module(made: object) -> bool:
+    """Return whether something is a torch module."""
+    return isinstance(made, nn.Module)
+
+
 def open_torch_tokenizer(
-    manifest: Manifest, modality: str, spec: TokensSpec, source: TokenizerSource, agent: str, planned_samples: int
+    manifest: Manifest,
+    modality: str,
+    spec: TokensSpec,
+    source: TokenizerSource,
+    module: nn.Module,
+    agent: str,
+    planned_samples: int,
 ) -> TorchTokenizer:
     """Make a tokenizer for a run.
 
@@ -252,26 +267,13 @@ def open_torch_tokenizer(
         modality: The modality.
         spec: Its specification.
         source: Where the tokenizer comes from.
+        module: What it has given.
         agent: The agent's topic.
         planned_samples: Training samples of this agent in the whole run.
 
     Raises:
         SettingsError: When it cannot be made.
     """
-    build: Build = find_factory(source.factory, flag=f"--tokenizer {modality}=")
-    torch.manual_seed(manifest.seed)  # nothing else at an agent draws from torch
-    try:
-        module = build(spec, manifest.width, manifest.seed)
-    except SettingsError:
-        raise
-    except Exception as error:  # a user's code raises whatever it raises
-        raise SettingsError(
-            f"--tokenizer {modality}={source.factory} fails: {type(error).__name__}: {error}", "mend it"
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise SettingsError(
-            f"--tokenizer {modality}={source.factory} gives a {type(module).__name__}", "return a torch.nn.Module"
-        )
     if source.weights is not None:
         what = f"--tokenizer-weights {modality}={source.weights}"
         try:
