@@ -115,6 +115,24 @@ def test_what_labels_show_depends_on_the_task(task: dict[str, object], text: str
     assert any(sentence.startswith(text) for sentence in of(task=task).server_can_infer)
 
 
+def test_a_head_at_the_agents_keeps_outputs_back_and_says_what_is_left() -> None:
+    own = of(model={"head": "agent"})
+    assert [(entry.what, entry.direction, entry.shape) for entry in own.sent[2:]] == [
+        ("features", "down", (32,)),
+        ("feature gradients", "up", (32,)),
+        ("features of test samples", "down", (32,)),
+    ]
+    assert own.tuned.what == "all of the encoder"
+    assert any(
+        sentence.startswith("Which training samples of a site have the same") for sentence in own.server_can_infer
+    )
+    assert any("which the run's seed tells" in sentence for sentence in own.server_can_infer)
+    assert not any("computes the outputs" in sentence for sentence in own.server_can_infer)
+    assert "The head, and the outputs that it makes of features." in own.stays
+    secret = of(model={"head": "agent", "head_start": "secret"})
+    assert not any("which the run's seed tells" in sentence for sentence in secret.server_can_infer)
+
+
 def test_pairs_have_no_labels_and_a_window_tells_losses_alone() -> None:
     pairs = of(task={"kind": "retrieval", "between": ["audio", "image"], "dimensions": 4}, model={"fusion": "late"})
     assert any(sentence.startswith("Which samples belong together") for sentence in pairs.server_can_infer)

@@ -127,8 +127,10 @@ def test_encoder_equals_the_vit_it_was_made_from() -> None:
         wanted_BD = vit.eval()(pixels)
         tokens = {"image": vit.patch_embed(pixels)}
         encoder = SplitEncoder(vit, {"image": (4, 4)}, num_classes=WIDTH).eval()
-        embedding(encoder, "image").modality.zero_()
-        encoder.head.weight.copy_(torch.eye(WIDTH))
+        modality = embedding(encoder, "image").modality
+        assert modality is not None
+        modality.zero_()
+        encoder.get_parameter("head.weight").copy_(torch.eye(WIDTH))
         torch.testing.assert_close(encoder(tokens), wanted_BD)
 
 

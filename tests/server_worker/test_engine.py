@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cutlayer.broker.learning_rate import learning_rate_factor
 from cutlayer.server_worker.engine import Engine, EngineState, Forwarded, ForwardItem
 from cutlayer.server_worker.model_builder import BuiltModel
-from cutlayer.server_worker.schedule import learning_rate_factor
 from cutlayer.server_worker.settings import OptimizerSettings
 from cutlayer.server_worker.whole_model import WholeModel
 from server_worker.small_model import (
@@ -85,7 +85,7 @@ def train_whole(built: BuiltModel, settings: OptimizerSettings) -> dict[str, Ten
             (step + 1) / NUM_STEPS, warmup_ratio=settings.warmup_ratio, min_lr_ratio=settings.min_lr_ratio
         ),
     )
-    dtype = whole.encoder.head.weight.dtype
+    dtype = whole.encoder.any_parameter.dtype
     for patches, labels_B in batches():
         logits_BC = whole({name: torch.from_numpy(values).to(dtype) for name, values in patches.items()})
         optimizer.zero_grad()
@@ -103,7 +103,7 @@ def train_split(
     """The same batches, tokenized outside and cut into microbatches that go forward together or one by one."""
     whole = WholeModel(built.encoder, built.tokenizer_file, small_settings().modalities)
     engine = Engine(copy.deepcopy(built.encoder), settings, seed=0)
-    dtype = built.encoder.head.weight.dtype
+    dtype = built.encoder.any_parameter.dtype
     for step, (patches, labels_B) in enumerate(batches()):
         with torch.no_grad():
             tokens = {

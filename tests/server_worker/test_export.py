@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cutlayer.edge_agent.private_head import PrivateHead
 from cutlayer.edge_agent.token_reduction import reduce_present_tokens
 from cutlayer.edge_agent.tokenizers import load_tokenizers
 from cutlayer.server_worker import torchvision_shim
@@ -21,6 +22,7 @@ from cutlayer.server_worker.engine import Engine, ForwardItem
 from cutlayer.server_worker.export import export_model, raw_forms
 from cutlayer.server_worker.exported_model import load
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.run_parts import make_manifest
 from cutlayer.server_worker.settings import OptimizerSettings, RunSettings
 from support.modalities import EVERY_KIND, raw_samples
 from support.small_run import small_settings
@@ -130,6 +132,30 @@ def test_a_model_of_pairs_embeds_both(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs_BC, split_outputs(settings, built, raw), atol=1e-4)
 
 
+def test_a_model_whose_heads_are_at_the_sites_takes_one_of_theirs(tmp_path: Path) -> None:
+    settings = settings_of("audio", "image", model={"head": "agent"})
+    built = trained_a_little(settings)
+    manifest, raw = make_manifest(settings, built, run_id="small-0"), raw_of(("audio", "image"))
+    head = PrivateHead(manifest, "site/0", 8, tmp_path / "head.safetensors")
+    export_model(tmp_path / "model", settings, built, "", with_onnx=False)
+    features_BD = split_outputs(settings, built, raw)
+    whole = load(tmp_path / "model", head=tmp_path / "head.safetensors")
+    with torch.no_grad():
+        np.testing.assert_allclose(load(tmp_path / "model")(as_torch(settings, raw)).numpy(), features_BD, atol=1e-4)
+        outputs_BC = whole(as_torch(settings, raw)).numpy()
+    np.testing.assert_allclose(outputs_BC, head.outputs(features_BD), atol=1e-4)
+    assert whole.predict(as_torch(settings, raw)).sum(dim=1).numpy() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="head=FILE"):
+        load(tmp_path / "model").predict(as_torch(settings, raw))
+
+
+def test_a_head_has_no_place_in_a_model_that_has_one(tmp_path: Path) -> None:
+    settings = settings_of("image")
+    export_model(tmp_path, settings, build(settings, 3), "", with_onnx=False)
+    with pytest.raises(ValueError, match="a head of its own"):
+        load(tmp_path, head=tmp_path / "model.safetensors")
+
+
 def test_a_modality_may_be_left_out(tmp_path: Path) -> None:
     settings = settings_of("audio", "image")
     built = trained_a_little(settings)
@@ -225,7 +251,7 @@ def test_predictions_are_in_the_users_terms(tmp_path: Path) -> None:
 
 
 def test_the_folder_says_what_goes_in() -> None:
-    forms = raw_forms(EVERY_KIND)
+    forms = raw_forms(EVERY_KIND, 16)
     assert forms["image"] == "(B, 4, 4, 1), uint8 or float from 0 to 1"
     assert forms["table"] == "(B, 4) float: age, pulse, sex, ward; NaN for empty cells"
     assert json.dumps(forms)

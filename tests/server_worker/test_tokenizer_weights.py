@@ -9,7 +9,7 @@ import torch
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.messages import MAX_PARAMETERS
-from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec, TokensSpec
 from cutlayer.server_worker.timm_import import VisionTransformer, create_model
 from cutlayer.server_worker.tokenizer_weights import MAX_TRAINED_BYTES, check_trainable, initial_weights
 from cutlayer.server_worker.torch_tokenizers import torch_tokenizer
@@ -45,6 +45,7 @@ def features_of_variance_1(name: str) -> torch.Tensor:
         cells_BF = torch.randn(NUM_SAMPLES, spec.num_tokens)
         cells_BF[:, -1] = torch.randint(3, (NUM_SAMPLES,))
         return cells_BF
+    assert not isinstance(spec, TokensSpec)
     return torch.randn(NUM_SAMPLES, spec.num_tokens, spec.patch_values)
 
 

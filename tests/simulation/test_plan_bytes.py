@@ -139,6 +139,15 @@ def test_plan_is_within_two_percent_of_a_run(mode: str, codecs: str) -> None:
     assert_planned(plan, agents)
 
 
+@pytest.mark.parametrize("codecs", ["int8+zstd", "identity"])
+def test_plan_is_within_two_percent_of_a_run_with_heads_at_the_agents(codecs: str) -> None:
+    settings = with_sections(settings_of("once", codecs), model={"head": "agent"})
+    plan, agents = run_and_plan(settings, LinkFaults(delay_s=0.01))
+    assert_planned(plan, agents)
+    other, _ = run_and_plan(settings_of("once", codecs), LinkFaults(delay_s=0.01))
+    assert plan.sites[0].whole.down > 1.5 * other.sites[0].whole.down
+
+
 TRAINED = {"mode": "trainable", "every_steps": 3, "every_windows": 2}
 GRADIENTS = {
     "fixed": {"activations": "int8", "activation_gradients": "int8", "output_gradients": "fp16"},

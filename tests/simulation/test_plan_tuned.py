@@ -38,6 +38,13 @@ def test_trained_tokenizers_bring_the_backward_pass_back() -> None:
     assert trained.step_passes() == 2.0
 
 
+def test_a_head_at_the_agents_is_part_of_the_model_that_others_would_train() -> None:
+    model = small_settings().model.model_dump() | {"head": "agent"}
+    own = plan_model(small_settings(model=model))
+    assert own.sizes == plan_model(small_settings()).sizes
+    assert own.manifest.num_parameters < plan_model(small_settings()).manifest.num_parameters
+
+
 @pytest.mark.parametrize("mode", ["lora", "last", "frozen"])
 def test_the_model_that_others_would_train_is_the_same(mode: str) -> None:
     assert planned(tuning={"mode": mode}).sizes == planned().sizes

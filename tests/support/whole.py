@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from cutlayer.broker.learning_rate import learning_rate_factor
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.tokenizers import load_tokenizers
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.optimizer import make_optimizer
-from cutlayer.server_worker.schedule import learning_rate_factor
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.whole_model import WholeModel
 from support.torch_losses import torch_losses
@@ -34,7 +34,7 @@ def train_whole(settings: RunSettings, sites: dict[str, ArrayDataset]) -> tuple[
     model.train()
     optimizer = make_optimizer(built.encoder, settings.optimizer)
     tokenizers = load_tokenizers(settings.modalities, built.tokenizer_file)
-    dtype = built.encoder.head.weight.dtype
+    dtype = built.encoder.any_parameter.dtype
     plans = {
         topic: EpochPlan(
             settings.run.seed,

@@ -201,7 +201,7 @@ def _messages(manifest: Manifest) -> Iterator[tuple[str, Message, int]]:
         positions=positions,
     )
     yield LONGEST_UP_TOPIC, activations, sum(sizes)
-    shape = (num_samples, manifest.task.num_outputs)
+    shape = (num_samples, manifest.num_outputs)
     outputs = EncodedTensor(codecs.outputs, shape, b"")
     outputs_bytes = _tensor_bytes(codecs.outputs, shape)
     yield LONGEST_TOPIC, Outputs(MAX_U32, MAX_UINT, Mode.PREDICT, MAX_UINT, 0.1, outputs), outputs_bytes

@@ -14,12 +14,14 @@ import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cutlayer.broker.errors import MalformedMessage
-from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec, TokensSpec
+from cutlayer.broker.site_optimizer import HeadStart, SiteOptimizer
 from cutlayer.broker.spec_base import Dimension, Name, Spec
 from cutlayer.broker.tasks import (
     ClassificationSpec,
     MultiLabelSpec,
     RegressionSpec,
+    RetrievalSpec,
     TargetSpec,
     TaskSpec,
     without_kind,
@@ -42,6 +44,7 @@ __all__ = [
     "Name",
     "RegressionSpec",
     "SeriesSpec",
+    "SiteOptimizer",
     "TableSpec",
     "TargetSpec",
     "TaskSpec",
@@ -49,6 +52,7 @@ __all__ = [
     "TokenReduction",
     "TokenizerMode",
     "TokenizerWeights",
+    "TokensSpec",
     "WindowSpec",
 ]
 
@@ -184,6 +188,9 @@ class Manifest(Spec):
             references; `delta` sends their change since the sample's last visit. A site may always send every step.
         reduction: Token reduction, by modality; those not named send all tokens.
         budget: How far agents may go down in precision.
+        head: How the heads of the agents' own begin: what comes down is then features. None where the server has the
+            only one.
+        site_optimizer: How agents train what is their own; None where they train nothing.
     """
 
     format: Literal[1] = MANIFEST_FORMAT
@@ -208,6 +215,8 @@ class Manifest(Spec):
     activations: ActivationMode = "every-step"
     reduction: Annotated[dict[Name, TokenReduction], Field(max_length=16)] = Field(default_factory=dict)
     budget: BudgetSpec = BudgetSpec()
+    head: HeadStart | None = None
+    site_optimizer: SiteOptimizer | None = None
 
     @model_validator(mode="after")
     def _reduces_its_modalities(self) -> Manifest:
@@ -226,6 +235,27 @@ class Manifest(Spec):
             if any(reduction.kind == "merge" for reduction in self.reduction.values()):
                 raise ValueError("merged tokens have no gradient of single tokens, which trainable tokenizers need")
         return self
+
+    @model_validator(mode="after")
+    def _has_a_head_where_it_can_be(self) -> Manifest:
+        if self.head is not None and isinstance(self.task, RetrievalSpec):
+            raise ValueError("what is matched goes through one head, at the worker")
+        trains_own = self.tokenizers.mode == "trainable" and any(
+            isinstance(spec, TokensSpec) for spec in self.modalities.values()
+        )
+        if (self.head is not None or trains_own) and self.site_optimizer is None:
+            raise ValueError("agents have something of their own to train, and no optimizer for it")
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of what comes down: outputs, or the features that an agent's own head makes outputs of."""
+        return self.task.num_outputs if self.head is None else self.width
+
+    @property
+    def num_train_outputs(self) -> int:
+        """The same of a training step."""
+        return self.task.num_train_outputs if self.head is None else self.width
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each parameter of the tokenizers, as the file of their weights names them."""

@@ -10,6 +10,7 @@ from cutlayer.broker.grid_specs import AudioSpec, ImageSpec
 from cutlayer.broker.series_spec import SeriesSpec
 from cutlayer.broker.table_spec import CategorySpec, TableSpec
 from cutlayer.broker.text_spec import TextSpec
+from cutlayer.broker.tokens_spec import TokensSpec
 
 __all__ = [
     "MODALITY_KINDS",
@@ -20,7 +21,10 @@ __all__ = [
     "SeriesSpec",
     "TableSpec",
     "TextSpec",
+    "TokensSpec",
 ]
 
-ModalitySpec = Annotated[ImageSpec | AudioSpec | TextSpec | SeriesSpec | TableSpec, Field(discriminator="kind")]
-MODALITY_KINDS = ("image", "audio", "text", "series", "table")
+ModalitySpec = Annotated[
+    ImageSpec | AudioSpec | TextSpec | SeriesSpec | TableSpec | TokensSpec, Field(discriminator="kind")
+]
+MODALITY_KINDS = ("image", "audio", "text", "series", "table", "tokens")

@@ -176,7 +176,7 @@ class WorkerSteps:
             # The agent has taken late outputs for the last ones, and would wait for a commit in vain.
             outputs = Publish(AgentTopics(lease.agent).down_outputs, exchange.outputs, repeated=True)
             return [Refused("late", "gradients of other outputs than the last ones"), outputs]
-        shape = (exchange.num_samples, self._run.manifest.task.num_train_outputs)
+        shape = (exchange.num_samples, self._run.manifest.num_train_outputs)
         try:
             check_tensor(message.gradients, shape=shape, codec=lease.codecs.output_gradients, what="output gradients")
         except WireError as error:

@@ -34,9 +34,13 @@ from cutlayer.edge_agent.cli_flags import (
     Data,
     DataOption,
     Debug,
+    HeadFile,
     LogFormat,
     MaxUnreadable,
     MaxUplink,
+    OwnState,
+    OwnTokenizer,
+    OwnWeights,
     Quiet,
     ShardText,
     Topic,
@@ -94,6 +98,10 @@ def start(
     max_unreadable: MaxUnreadable = None,
     activations: Activations = "as-the-run",
     max_uplink: MaxUplink = None,
+    head: HeadFile = None,
+    tokenizer: OwnTokenizer = None,
+    tokenizer_weights: OwnWeights = None,
+    tokenizer_state: OwnState = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     connect_timeout: ConnectTimeout = 20.0,
@@ -133,8 +141,10 @@ def start(
     from cutlayer.broker.mqtt import MqttTransport
     from cutlayer.broker.topics import AgentTopics
     from cutlayer.edge_agent.datasets import check_data, open_dataset
+    from cutlayer.edge_agent.own_tokenizers import check_sources, parse_sources
     from cutlayer.edge_agent.partition import Shard
     from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+    from cutlayer.edge_agent.site_parts import SiteParts
 
     if activations not in ACTIVATION_CHOICES:
         raise SettingsError(f"--activations {activations!r} is unknown", f"use {' or '.join(ACTIVATION_CHOICES)}")
@@ -143,6 +153,8 @@ def start(
     options = data_options(data_option, max_unreadable)
     AgentTopics(topic)
     check_data(data, shard=part, options=options)  # a wrong flag shows now, not when a run begins
+    tokenizers = parse_sources(tokenizer or (), tokenizer_weights or (), tokenizer_state or ())
+    check_sources(tokenizers)
     settings = broker_settings(
         broker,
         username,
@@ -166,6 +178,7 @@ def start(
             software=f"cutlayer {importlib.metadata.version('cutlayer')}",
             may_be_kept=activations != "every-step",
             max_uplink_bytes_per_s=limit,
+            site=SiteParts(head=head, tokenizers=tokenizers),
         ),
     )
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +15,13 @@ __all__ = [
     "Data",
     "DataOption",
     "Debug",
+    "HeadFile",
     "LogFormat",
     "MaxUnreadable",
     "MaxUplink",
+    "OwnState",
+    "OwnTokenizer",
+    "OwnWeights",
     "Quiet",
     "ShardText",
     "Topic",
@@ -57,6 +62,36 @@ MaxUplink = Annotated[
         help=f"Send no more than this on average, such as {RATE_FORMS}: new microbatches wait for it. With a ladder of "
         "codecs in the run the agent goes down in precision, as far as the run allows, before it waits.",
         envvar="CUTLAYER_MAX_UPLINK",
+    ),
+]
+HeadFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--head",
+        help="File of this agent's own head (safetensors, never sent), where the run has its heads at the agents "
+        "([model] head). `start` saves it there with each step, and reads it again when the agent is started again; "
+        "`evaluate` and `predict` only read it.",
+        dir_okay=False,
+    ),
+]
+OwnTokenizer = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tokenizer",
+        help="This site's own tokenizer of a modality of kind tokens, as MODALITY=package.module:callable: called with "
+        "specification, width and seed, it returns a torch.nn.Module (docs/tokenizers.md). May be repeated.",
+    ),
+]
+OwnWeights = Annotated[
+    list[str] | None,
+    typer.Option("--tokenizer-weights", help="What it begins with, as MODALITY=FILE (safetensors). May be repeated."),
+]
+OwnState = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tokenizer-state",
+        help="Where it keeps what it learns, as MODALITY=FILE, in a run that trains tokenizers: read again when the "
+        "agent is started again. May be repeated.",
     ),
 ]
 ConnectTimeout = Annotated[float, typer.Option(help="Seconds that the first connection is tried.", min=0.0)]

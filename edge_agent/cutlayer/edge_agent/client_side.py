@@ -20,6 +20,9 @@ from cutlayer.broker.tensors import check_tensor, decode_tensor
 from cutlayer.compression import CodecError, codec_from_name
 from cutlayer.edge_agent.batches import Batch, Dataset, Split, Targets
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
+from cutlayer.edge_agent.own_tokenizers import open_own_tokenizers
+from cutlayer.edge_agent.private_head import PrivateHead
+from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.token_reduction import reduce_present_tokens, reduce_tokens
 from cutlayer.edge_agent.tokenizers import load_tokenizers, parts_of
 
@@ -62,16 +65,28 @@ class ClientSide:
         manifest: The run.
         tokenizer_file: Weights of the tokenizers, safetensors.
         dataset: The agent's samples.
+        site: What the site has of the model by itself.
         is_visit: Whether nothing is trained on them: there need be none for training, and some may have nothing at all.
 
     Raises:
         ManifestUnsatisfiable: When the data have no modality of the run or other classes, or a codec is unknown here.
+        SettingsError: When what the site has of the model does not fit the run.
 
     Attributes:
         modalities: Those of the run that this agent's data have, sorted.
+        head: The agent's own head; None where the worker has the only one.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer_file: bytes, dataset: Dataset, *, is_visit: bool = False) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer_file: bytes,
+        dataset: Dataset,
+        site: SiteParts | None = None,
+        *,
+        is_visit: bool = False,
+    ) -> None:
+        site = site or SiteParts()
         check_satisfiable(manifest, dataset, is_visit=is_visit)
         self._is_visit = is_visit
         self.modalities = tuple(sorted(manifest.modalities.keys() & dataset.modalities.keys()))
@@ -79,8 +94,13 @@ class ClientSide:
         self._seed = manifest.seed
         self._reduction = manifest.reduction
         self._task = task_from_spec(manifest.task)
-        self._num_outputs, self._num_train_outputs = manifest.task.num_outputs, manifest.task.num_train_outputs
-        self._tokenizers = load_tokenizers(manifest.modalities, tokenizer_file)
+        self._num_outputs, self._num_train_outputs = manifest.num_outputs, manifest.num_train_outputs
+        self.head: PrivateHead | None = None
+        planned = manifest.epochs * dataset.num_samples("train")
+        if manifest.head is not None:
+            self.head = PrivateHead(manifest, site.agent, planned, site.head, is_visit=is_visit)
+        self._own = open_own_tokenizers(manifest, self.modalities, site, planned, is_visit=is_visit)
+        self._tokenizers = {**load_tokenizers(manifest.modalities, tokenizer_file), **self._own}
         self._samples: dict[tuple[Split, int], _Sample] = {}
         self._targets: dict[tuple[Split, int], Targets] = {}
         self._cached_bytes = 0
@@ -119,6 +139,8 @@ class ClientSide:
     ) -> dict[str, NDArray[np.float32]]:
         """Return the gradients of the tokenizers' parameters, by name, for those at the cut.
 
+        Tokenizers of the site's own learn from theirs at once, and are not among them.
+
         Args:
             split: `train` or `test`.
             indices: Sample numbers, int64 (B).
@@ -136,6 +158,9 @@ class ClientSide:
             if name in positions:
                 gradient_BND = _spread(gradient_BKD, positions[name], tokenizer.num_tokens)
             of_parts = tokenizer.gradients(features, gradient_BND[has_B])
+            if name in self._own:
+                self._own[name].learn(of_parts, len(samples))
+                continue
             found |= {f"{name}.{part}": gradient for part, gradient in of_parts.items()}
         return found
 
@@ -143,6 +168,17 @@ class ClientSide:
         """Tokenize with other weights from now on: all parameters of all tokenizers, in their shapes."""
         for name, tokenizer in self._tokenizers.items():
             tokenizer.take_weights(parts_of(name, weights))
+
+    def save(self) -> None:
+        """Write what was learned here to the site's own files.
+
+        Raises:
+            SettingsError: When one cannot be written.
+        """
+        if self.head is not None:
+            self.head.save()
+        for tokenizer in self._own.values():
+            tokenizer.save()
 
     def targets(self, split: Split, indices: NDArray[np.int64]) -> Targets:
         """Return what is true of samples; those seen before cost nothing to look up."""
@@ -158,38 +194,48 @@ class ClientSide:
         samples = self._read(split, indices)
         return np.array([any(name in sample.features for name in given) for sample in samples], np.bool_)
 
-    def loss(self, outputs: EncodedTensor, targets: Targets, codec: str, *, is_training: bool = True) -> LossResult:
-        """Compute loss and gradient of some samples from their outputs.
+    def loss(
+        self,
+        outputs: EncodedTensor,
+        targets: Targets,
+        codec: str,
+        *,
+        is_training: bool = True,
+        step: int | None = None,
+    ) -> LossResult:
+        """Compute loss and gradient of some samples from their outputs, or from their features with a head of its own.
 
         Args:
             outputs: What came down.
             targets: What is true of the samples.
             codec: What the outputs have to be encoded as.
             is_training: Whether they are a training step's.
+            step: The training step that the agent's own head learns from; None for none.
 
         Raises:
             WireError: When the outputs are no (B, C) tensor under the agreed codec.
         """
-        outputs_BC = self.outputs(outputs, len(targets), codec, is_training=is_training)
-        return self._task.loss_and_gradient(outputs_BC, targets)
+        num_outputs = self._num_train_outputs if is_training else self._num_outputs
+        check_tensor(outputs, shape=(len(targets), num_outputs), codec=codec, what="outputs")
+        values = decode_tensor(outputs, what="outputs")
+        if self.head is None:
+            return self._task.loss_and_gradient(values, targets)
+        return self.head.loss(values, lambda outputs_BC: self._task.loss_and_gradient(outputs_BC, targets), step)
 
-    def outputs(
-        self, outputs: EncodedTensor, num_samples: int, codec: str, *, is_training: bool = False
-    ) -> NDArray[np.float32]:
-        """Decode outputs, (B, C).
+    def outputs(self, outputs: EncodedTensor, num_samples: int, codec: str) -> NDArray[np.float32]:
+        """Return outputs outside training, (B, C): what came down, or what the agent's own head makes of it.
 
         Args:
             outputs: What came down.
             num_samples: Samples B that they are of.
             codec: What they have to be encoded as.
-            is_training: Whether they are a training step's.
 
         Raises:
-            WireError: When they are no (B, C) tensor under the agreed codec.
+            WireError: When they are no tensor of the agreed shape under the agreed codec.
         """
-        num_outputs = self._num_train_outputs if is_training else self._num_outputs
-        check_tensor(outputs, shape=(num_samples, num_outputs), codec=codec, what="outputs")
-        return decode_tensor(outputs, what="outputs")
+        check_tensor(outputs, shape=(num_samples, self._num_outputs), codec=codec, what="outputs")
+        values = decode_tensor(outputs, what="outputs")
+        return values if self.head is None else self.head.outputs(values)
 
     def _read(self, split: Split, indices: NDArray[np.int64]) -> list[_Sample]:
         """Return samples as features of each modality that they have, from the cache where they are in it."""

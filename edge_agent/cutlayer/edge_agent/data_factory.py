@@ -46,8 +46,12 @@ def is_factory(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name) is not None
 
 
-def find_factory(name: str) -> Callable[[DataRequest], Any]:
+def find_factory(name: str, flag: str = "--data ") -> Callable[..., Any]:
     """Import a factory.
+
+    Args:
+        name: `package.module:factory`.
+        flag: What it was given with, for errors.
 
     Raises:
         SettingsError: When the module cannot be imported, or has no such callable.
@@ -59,16 +63,16 @@ def find_factory(name: str) -> Callable[[DataRequest], Any]:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise SettingsError(
-            f"--data {name}: {error}",
-            "start from the folder that the module is in, or install it into this environment",
+            f"{flag}{name}: {error}",
+            'pip install "cutlayer[torch]"'
+            if error.name == "torch"
+            else "start from the folder that the module is in, or install it into this environment",
         ) from error
     for part in path.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise SettingsError(
-            f"--data {name}: {module_name} has no callable {path!r}", "name a function or a class of it"
-        )
-    factory: Callable[[DataRequest], Any] = found
+        raise SettingsError(f"{flag}{name}: {module_name} has no callable {path!r}", "name a function or a class of it")
+    factory: Callable[..., Any] = found
     return factory
 
 

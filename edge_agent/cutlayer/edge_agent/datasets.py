@@ -19,7 +19,7 @@ import pydantic
 from pydantic import BaseModel
 
 from cutlayer.broker.errors import SettingsError
-from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.manifest import Manifest, ModalitySpec, TokensSpec
 from cutlayer.edge_agent.batches import SPLITS, Batch, Dataset, Split
 from cutlayer.edge_agent.data_factory import find_factory, is_factory, open_from_factory
 from cutlayer.edge_agent.data_opening import check_user_data, open_user_data
@@ -89,8 +89,26 @@ def open_dataset(
         return _BUILDERS[name](shard, seed, options)
     if manifest is None:
         raise SettingsError(f"{name} is opened for a run, and none is given", "give the run's manifest")
-    request = DataRequest(manifest.modalities, manifest.task, shard, seed, options, rows, wants_targets)
+    request = DataRequest(_as_raw(name, manifest.modalities), manifest.task, shard, seed, options, rows, wants_targets)
     return open_from_factory(name, request) if is_factory(name) else open_user_data(name, request)
+
+
+def _as_raw(name: str, modalities: Mapping[str, ModalitySpec]) -> dict[str, ModalitySpec]:
+    """Return specifications that say what raw samples are, also of modalities whose tokens are the sites' affair.
+
+    Raises:
+        SettingsError: When one does not say it, and the data are files.
+    """
+    found: dict[str, ModalitySpec] = {}
+    for modality, spec in modalities.items():
+        raw = spec.raw if isinstance(spec, TokensSpec) else spec
+        if raw is None and not is_factory(name):
+            raise SettingsError(
+                f"--data {name}: the run does not say what a raw {modality} is",
+                f"add [modalities.{modality}.raw] to its settings, or give the data as package.module:factory",
+            )
+        found[modality] = spec if raw is None else raw
+    return found
 
 
 def _open_digits(shard: Shard, seed: int, options: Mapping[str, object]) -> Dataset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cutlayer.broker.errors import RunError
 from cutlayer.broker.manifest import Manifest
@@ -19,6 +19,7 @@ from cutlayer.broker.transport import Transport
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.client_side import ClientSide, check_satisfiable
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.site_parts import SiteParts
 
 __all__ = ["Enrolled", "Enrolment"]
 
@@ -51,12 +52,20 @@ class Enrolment:
         agent: The agent's topic.
         open_data: Opens the agent's samples for a run.
         transport: The connection.
+        site: What the site has of the model by itself.
         is_visit: Whether the agent trains nothing.
     """
 
     def __init__(
-        self, agent: str, open_data: Callable[[Manifest], Dataset], transport: Transport, *, is_visit: bool = False
+        self,
+        agent: str,
+        open_data: Callable[[Manifest], Dataset],
+        transport: Transport,
+        site: SiteParts | None = None,
+        *,
+        is_visit: bool = False,
     ) -> None:
+        self._site = replace(site or SiteParts(), agent=agent)
         self._is_visit = is_visit
         self.due_at: float | None = None
         self._agent = agent
@@ -160,7 +169,8 @@ class Enrolment:
             dataset.num_samples("test"),
             manifest.microbatch_samples,
         )
-        return Enrolled(manifest, ClientSide(manifest, weights, dataset, is_visit=self._is_visit), plan)
+        client = ClientSide(manifest, weights, dataset, self._site, is_visit=self._is_visit)
+        return Enrolled(manifest, client, plan)
 
     def _tell(self, what: str) -> None:
         if what != self._told:

@@ -54,6 +54,7 @@ from cutlayer.edge_agent.codec_ladder import CodecLadder
 from cutlayer.edge_agent.enrolment import Enrolled, Enrolment
 from cutlayer.edge_agent.ledger_check import LedgerCheck
 from cutlayer.edge_agent.reporter import Reporter
+from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.uplink import Uplink
 from cutlayer.edge_agent.visit import Visit
 from cutlayer.edge_agent.workbench import Workbench
@@ -80,6 +81,7 @@ class AgentOptions:
         may_be_kept: Whether workers may keep this site's activations, where the run lets them.
         max_uplink_bytes_per_s: Limit of what it sends; None for none.
         visit: What it has the model do with its samples, where it trains nothing; None for taking part in the run.
+        site: What the site has of the model by itself.
     """
 
     connect_timeout_s: float = 20.0
@@ -88,6 +90,7 @@ class AgentOptions:
     may_be_kept: bool = True
     max_uplink_bytes_per_s: float | None = None
     visit: Visit | None = None
+    site: SiteParts = field(default_factory=SiteParts)
 
 
 class AgentRuntime:
@@ -131,7 +134,7 @@ class AgentRuntime:
         self._sent_bytes = 0
         self._ledger_check = LedgerCheck(self._options.deadlines.hello_s)
         self._visit = self._options.visit
-        self._enrolment = Enrolment(topic, open_data, transport, is_visit=self._visit is not None)
+        self._enrolment = Enrolment(topic, open_data, transport, self._options.site, is_visit=self._visit is not None)
         self._bench: Workbench | None = None
         self._was_leased = False
         self._unserved_since = self._started_at

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TextSpec
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec, TokensSpec
 from cutlayer.edge_agent.audio_tokenizer import LogMelPatchTokenizer
 from cutlayer.edge_agent.image_tokenizer import ImagePatchTokenizer
 from cutlayer.edge_agent.series_tokenizer import SeriesPatchTokenizer
@@ -87,6 +87,7 @@ def tokenizer_from_spec(modality: str, spec: ModalitySpec, weights: Mapping[str,
         return TextTokenizer(spec, parts, modality=modality)
     if isinstance(spec, SeriesSpec):
         return SeriesPatchTokenizer(spec, parts, modality=modality)
+    assert isinstance(spec, TableSpec), "other tokenizers are the sites' own"
     return TableTokenizer(spec, parts, modality=modality)
 
 
@@ -104,7 +105,7 @@ def load_tokenizers(modalities: Mapping[str, ModalitySpec], safetensors_bytes: b
         safetensors_bytes: A safetensors file with `<modality>.<part>` for each modality and part.
 
     Returns:
-        A tokenizer for each modality, by its name, in the order of `modalities`.
+        A tokenizer for each modality, by its name, in the order of `modalities`; none for those of kind `tokens`.
 
     Raises:
         ManifestUnsatisfiable: When the file cannot be read, lacks a weight or has one of the wrong shape, or the
@@ -114,7 +115,11 @@ def load_tokenizers(modalities: Mapping[str, ModalitySpec], safetensors_bytes: b
         weights = safetensors.numpy.load(safetensors_bytes)
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a dtype that NumPy does not have
         raise bad_weights(f"the client-side weights are no readable safetensors file ({error})") from error
-    tokenizers = {name: tokenizer_from_spec(name, spec, weights) for name, spec in modalities.items()}
+    tokenizers = {
+        name: tokenizer_from_spec(name, spec, weights)
+        for name, spec in modalities.items()
+        if not isinstance(spec, TokensSpec)
+    }
     if len({tokenizer.width for tokenizer in tokenizers.values()}) > 1:
         widths = ", ".join(f"{name} {tokenizer.width}" for name, tokenizer in tokenizers.items())
         raise bad_weights(f"the tokens of its modalities differ in width ({widths})")

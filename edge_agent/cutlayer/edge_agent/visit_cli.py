@@ -35,9 +35,12 @@ from cutlayer.edge_agent.cli_flags import (
     Data,
     DataOption,
     Debug,
+    HeadFile,
     LogFormat,
     MaxUnreadable,
     MaxUplink,
+    OwnTokenizer,
+    OwnWeights,
     Quiet,
     ShardText,
     Topic,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from cutlayer.edge_agent.batches import Dataset
     from cutlayer.edge_agent.data_request import Rows
     from cutlayer.edge_agent.runtime import AgentRuntime
+    from cutlayer.edge_agent.site_parts import SiteParts
     from cutlayer.edge_agent.visit import Visit
 
 __all__ = ["add_visits"]
@@ -93,6 +97,9 @@ def evaluate(
     data_option: DataOption = None,
     max_unreadable: MaxUnreadable = None,
     max_uplink: MaxUplink = None,
+    head: HeadFile = None,
+    tokenizer: OwnTokenizer = None,
+    tokenizer_weights: OwnWeights = None,
     connect_timeout: ConnectTimeout = 20.0,
     worker_timeout: WorkerTimeout = 60.0,
     broker: BrokerUrl = DEFAULT_BROKER,
@@ -127,6 +134,7 @@ def evaluate(
     if json is not None and not json.absolute().parent.is_dir():
         raise SettingsError(f"--json {json}: {json.parent} is no folder", "name a file in an existing folder")
     visit = EvaluationVisit(patience_s=worker_timeout)
+    site = _site_parts(head, tokenizer, tokenizer_weights)
     options = data_options(data_option, max_unreadable)
     opener = _Opener(data, split, shard, options, wants_targets=True)
     settings = broker_settings(
@@ -140,7 +148,7 @@ def evaluate(
         keep_alive,
         mqtt_version,
     )
-    runtime = _runtime(topic, settings, opener.open, visit, connect_timeout, max_uplink)
+    runtime = _runtime(topic, settings, opener.open, visit, connect_timeout, max_uplink, site)
     stop = _run(runtime, visit, is_shown=not quiet and log_format == "text")
     if not visit.is_complete:
         log.warning("stopped before all samples were answered: there is no result")
@@ -168,6 +176,9 @@ def predict(
     data_option: DataOption = None,
     max_unreadable: MaxUnreadable = None,
     max_uplink: MaxUplink = None,
+    head: HeadFile = None,
+    tokenizer: OwnTokenizer = None,
+    tokenizer_weights: OwnWeights = None,
     connect_timeout: ConnectTimeout = 20.0,
     worker_timeout: WorkerTimeout = 60.0,
     broker: BrokerUrl = DEFAULT_BROKER,
@@ -202,6 +213,7 @@ def predict(
 
     check_output(output)
     visit = PredictionVisit(output, num_matches=matches, patience_s=worker_timeout)
+    site = _site_parts(head, tokenizer, tokenizer_weights)
     options = data_options(data_option, max_unreadable)
     opener = _Opener(data, split, shard, options, wants_targets=False)
 
@@ -221,7 +233,7 @@ def predict(
         keep_alive,
         mqtt_version,
     )
-    runtime = _runtime(topic, settings, opened, visit, connect_timeout, max_uplink)
+    runtime = _runtime(topic, settings, opened, visit, connect_timeout, max_uplink, site)
     try:
         stop = _run(runtime, visit, is_shown=not quiet and log_format == "text")
         if not visit.is_complete:
@@ -280,6 +292,15 @@ def _begin(log_format: str, *, quiet: bool, debug: bool) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _site_parts(head: Path | None, tokenizers: list[str] | None, weights: list[str] | None) -> SiteParts:
+    from cutlayer.edge_agent.own_tokenizers import check_sources, parse_sources
+    from cutlayer.edge_agent.site_parts import SiteParts
+
+    sources = parse_sources(tokenizers or (), weights or (), ())
+    check_sources(sources)
+    return SiteParts(head=head, tokenizers=sources)
+
+
 def _runtime(
     topic: str,
     settings: BrokerSettings,
@@ -287,6 +308,7 @@ def _runtime(
     visit: Visit,
     connect_timeout_s: float,
     max_uplink: str | None,
+    site: SiteParts,
 ) -> AgentRuntime:
     from cutlayer.broker.mqtt import MqttTransport
     from cutlayer.broker.topics import AgentTopics
@@ -306,6 +328,7 @@ def _runtime(
             software=f"cutlayer {importlib.metadata.version('cutlayer')}",
             max_uplink_bytes_per_s=limit,
             visit=visit,
+            site=site,
         ),
     )
 

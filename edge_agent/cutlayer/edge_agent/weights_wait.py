@@ -26,7 +26,8 @@ class WeightsWait:
 
     def __init__(self, manifest: Manifest, wait_s: float) -> None:
         self.version = -1
-        self._is_trained = manifest.tokenizers.mode == "trainable"
+        # None come where all tokenizers are the sites' own.
+        self._is_trained = manifest.tokenizers.mode == "trainable" and bool(manifest.parameter_shapes())
         self._is_synchronous = manifest.window.mode == "synchronous"
         self._every_windows = manifest.tokenizers.every_windows
         self._wait_s = wait_s

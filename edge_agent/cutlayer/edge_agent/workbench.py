@@ -137,6 +137,8 @@ class Workbench:
         for mode, step in list(self._in_flight):
             if mode is Mode.TRAIN and step in self.items.committed:  # its commit was under the lease before
                 self.committed(step)
+        if self._client.head is not None:
+            self._client.head.resume(committed, lacks_steps=lacks_steps)
         if lacks_steps and self._trainer is not None:
             self._trainer.forget()
         if lacks_steps:
@@ -345,6 +347,7 @@ class Workbench:
                     flight.targets,
                     received.codecs.outputs,
                     is_training=flight.item.evaluation is None,
+                    step=received.step if flight.item.evaluation is None else None,
                 )
         except WireError as error:
             raise RunError(
@@ -371,6 +374,8 @@ class Workbench:
             WireError: When these are not what the manifest says; the step is committed all the same.
         """
         self.items.commit(step)
+        if self._client.head is not None:
+            self._client.head.committed(step)
         flight = self._in_flight.pop((Mode.TRAIN, step), None)
         if flight is not None:
             self._reporter.num_samples += len(flight.item.indices)
@@ -378,6 +383,8 @@ class Workbench:
             self._trainer.gradients.committed(step)
             if flight is not None and tensors:
                 self._trainer.learn(flight.item, flight.positions, tensors, codec)
+        if self.items.is_training_done:
+            self._client.save()
 
     def take_weights(self, received: WeightsReceived) -> None:
         """Take weights of the tokenizers, if they are newer.

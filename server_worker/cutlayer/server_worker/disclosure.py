@@ -27,6 +27,15 @@ _LABELS = {
     "regression": "Each training sample's target: its output gradient is its error, or at least the error's sign.",
     "retrieval": "Which samples belong together: position says so, and there are no labels.",
 }
+_WITH_OWN_HEAD = {
+    "classification": "Which training samples of a site have the same label: feature gradients differ by label.",
+    "multi-label": "Which training samples of a site have alike labels: feature gradients differ by labels.",
+    "regression": "Each training sample's error but for a factor: feature gradients are proportional.",
+}
+_FOLLOWED = (
+    "The head itself, and with it labels and outputs, by following it from its first weights, which the run's seed "
+    'tells; not with [model] head_start = "secret".'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,7 @@ def disclose(manifest: Manifest, num_tokenizer_parameters: int, *, goes_back_thr
     num_trained = manifest.num_trained_parameters
     tuned = Tuned(
         mode=manifest.tuning.mode,
-        what=_in_words(manifest.tuning),
+        what=_in_words(manifest.tuning, has_head=manifest.head is None),
         trained_parameters=manifest.num_parameters if num_trained is None else num_trained,
         all_parameters=manifest.num_parameters,
         tokenizer_parameters=num_tokenizer_parameters,
@@ -112,19 +121,35 @@ def disclose(manifest: Manifest, num_tokenizer_parameters: int, *, goes_back_thr
     )
     inferred = [_of_inputs(manifest, name) for name in sorted(manifest.modalities)]
     inferred += [
-        _LABELS[manifest.task.kind],
-        "What the model makes of every sample, test samples included: it computes the outputs.",
+        *_of_outputs(manifest),
         "How many samples each site has, which of them a microbatch holds, and which modalities they lack.",
     ]
     stays = [
+        *(f"The tokenizer of {name}." for name, spec in sorted(manifest.modalities.items()) if spec.kind == "tokens"),
         "The raw data themselves, their names, and what no tokenizer takes in.",
         "Labels of test samples: of their losses and metrics only sums leave.",
         "Of a visit (edge-agent evaluate, predict) its labels, losses, metrics and predictions, sums of them included.",
     ]
+    if manifest.head is not None:
+        stays.append("The head, and the outputs that it makes of features.")
     return Disclosure(tuned, _sent(manifest, num_tokenizer_parameters), tuple(inferred), tuple(stays))
 
 
-def _in_words(tuning: TuningSpec) -> str:
+def _of_outputs(manifest: Manifest) -> list[str]:
+    """Say what a server learns of labels and of what the model makes of samples."""
+    if manifest.head is None:
+        return [
+            _LABELS[manifest.task.kind],
+            "What the model makes of every sample, test samples included: it computes the outputs.",
+        ]
+    same = [
+        _WITH_OWN_HEAD[manifest.task.kind],
+        "The features of every sample, test samples included: it computes them.",
+    ]
+    return [*same, _FOLLOWED] if manifest.head == "alike" else same
+
+
+def _in_words(tuning: TuningSpec, *, has_head: bool) -> str:
     embeddings = {"new": "embeddings of modalities that are new", "all": "embeddings of all modalities"}
     with_them = [embeddings[tuning.embeddings]] if tuning.embeddings in embeddings else []
     first = {
@@ -135,28 +160,30 @@ def _in_words(tuning: TuningSpec) -> str:
         ],
         "frozen": [],
     }[tuning.mode]
-    return ", ".join([*first, *([] if tuning.mode == "full" else with_them), "the head"])
+    return ", ".join([*first, *([] if tuning.mode == "full" else with_them), *(["the head"] if has_head else [])])
 
 
 def _sent(manifest: Manifest, num_tokenizer_parameters: int) -> tuple[Sent, ...]:
     codecs, width = manifest.codecs, manifest.width
     shapes = {name: (manifest.num_tokens(name), width) for name in sorted(manifest.modalities)}
-    trained, evaluated = (manifest.task.num_train_outputs,), (manifest.task.num_outputs,)
+    trained, evaluated = (manifest.num_train_outputs,), (manifest.num_outputs,)
+    name = "outputs" if manifest.head is None else "features"
     ladder = f", or down to {manifest.budget.ladder[-1]}" if manifest.budget.ladder else ""
     sent = [
         Sent(f"activations of {name}", "up", shape, codecs.activations + ladder, _HOW_OFTEN[manifest.activations])
         for name, shape in shapes.items()
     ]
     sent += [
-        Sent("outputs", "down", trained, codecs.outputs, "each step"),
-        Sent("output gradients", "up", trained, codecs.output_gradients, "each step"),
-        Sent("outputs of test samples", "down", evaluated, codecs.outputs, "each evaluation"),
+        Sent(name, "down", trained, codecs.outputs, "each step"),
+        Sent(f"{name.removesuffix('s')} gradients", "up", trained, codecs.output_gradients, "each step"),
+        Sent(f"{name} of test samples", "down", evaluated, codecs.outputs, "each evaluation"),
     ]
     if manifest.tokenizers.mode == "trainable":
         sent += [
             Sent(f"activation gradients of {name}", "down", shape, codecs.activation_gradients, "each step")
             for name, shape in shapes.items()
         ]
+    if manifest.tokenizers.mode == "trainable" and num_tokenizer_parameters:
         shape, tokenizers = (num_tokenizer_parameters,), manifest.tokenizers
         sent += [
             Sent("tokenizers' gradients", "up", shape, codecs.output_gradients, f"each {tokenizers.every_steps} steps"),
@@ -173,6 +200,8 @@ def _of_inputs(manifest: Manifest, name: str) -> str:
     but = "" if manifest.codecs.activations == "identity" else ", up to the codec's error"
     if spec.kind == "text":
         return f"{name}: every subword{share}, by comparing tokens with the embedding table."
+    if spec.kind == "tokens":
+        return f"{name}: what the site's own tokenizer lets through{share}; the server does not have its weights{but}."
     if spec.kind == "table":
         return f"{name}: every cell{share}: a token is its column's vector times its number, or its category's{but}."
     num_values = spec.parameter_shapes(width)["weight"][0]

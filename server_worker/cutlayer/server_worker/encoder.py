@@ -47,10 +47,26 @@ class ModalityEmbedding(nn.Module):
         grid: Tokens down and across; N is their product.
         order: What the places of its tokens are: a `grid`, a `line` or a `set`.
         has_missing: Whether it has a token that stands in for the modality where a sample lacks it.
+        is_inside: Whether tokens come from blocks at the agents, where all this has been added: nothing is, then.
     """
 
-    def __init__(self, vit: VisionTransformer, grid: Grid, *, order: Order = "grid", has_missing: bool = False) -> None:
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        grid: Grid,
+        *,
+        order: Order = "grid",
+        has_missing: bool = False,
+        is_inside: bool = False,
+    ) -> None:
         super().__init__()
+        self.num_tokens = grid[0] * grid[1]
+        self.prefix: nn.Parameter | None = None  # (1, P, D)
+        self.position: nn.Parameter | None = None  # (1, N, D)
+        self.modality: nn.Parameter | None = None  # (1, 1, D)
+        self.missing: nn.Parameter | None = None  # (1, 1, D)
+        if is_inside:
+            return
         num_prefix = vit.num_prefix_tokens
         prefix = [token.detach() for token in (vit.cls_token, vit.reg_token) if token is not None]
         prefix_1PD = torch.cat(prefix, dim=1) if prefix else None
@@ -71,13 +87,12 @@ class ModalityEmbedding(nn.Module):
             if num_placed and prefix_1PD is not None:
                 # A prefix token has one place for good, so its position is simply part of it.
                 prefix_1PD = prefix_1PD + position_1SD[:, :num_placed]
-        self.num_tokens = grid[0] * grid[1]
-        self.prefix = None if prefix_1PD is None else nn.Parameter(prefix_1PD.clone())  # (1, P, D)
-        self.position = None if position_1ND is None else nn.Parameter(position_1ND.clone())  # (1, N, D)
-        self.modality = nn.Parameter(torch.empty(1, 1, vit.embed_dim))  # (1, 1, D)
+        self.prefix = None if prefix_1PD is None else nn.Parameter(prefix_1PD.clone())
+        self.position = None if position_1ND is None else nn.Parameter(position_1ND.clone())
+        self.modality = nn.Parameter(torch.empty(1, 1, vit.embed_dim))
         nn.init.trunc_normal_(self.modality, std=0.02)
-        self.missing = nn.Parameter(torch.empty(1, 1, vit.embed_dim)) if has_missing else None  # (1, 1, D)
-        if self.missing is not None:
+        if has_missing:
+            self.missing = nn.Parameter(torch.empty(1, 1, vit.embed_dim))
             nn.init.trunc_normal_(self.missing, std=0.02)
 
     def forward(self, tokens_BND: Tensor, positions_BK: Tensor | None = None) -> Tensor:
@@ -93,7 +108,7 @@ class ModalityEmbedding(nn.Module):
             x = x + (self.position if positions_BK is None else self._at(positions_BK))  # (B, K, D)
         if self.prefix is not None:
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)  # (B, S, D)
-        return x + self.modality
+        return x if self.modality is None else x + self.modality
 
     def _at(self, positions_BK: Tensor) -> Tensor:
         """Return the position embeddings of some places, (B, K, D); zeros for none."""
@@ -109,9 +124,11 @@ class SplitEncoder(nn.Module):
         vit: A plain timm VisionTransformer (`cutlayer.server_worker.backbone.create_vit`). It is taken over: its
             patch embedding, position embedding, prefix tokens and head are removed from it.
         grids: Tokens down and across of each modality, by name.
-        num_classes: C.
+        num_classes: C; 0 for no head, where each agent has its own: outputs are then the mean features, (B, D).
         fusion: `early` or `late`.
         pair: The task where two modalities are to be matched; None otherwise.
+        first_block: Blocks that are at the agents, k: each modality's tokens, its prefix tokens in front, come as they
+            left the k-th block, and go into the next one.
         orders: What the places of a modality's tokens are; a modality that is not here has a grid.
         missing: `hide`: what a sample lacks is not there. `token`: a learned token says so; with early fusion.
 
@@ -119,7 +136,7 @@ class SplitEncoder(nn.Module):
         names: Modalities, in the order of the sequence.
         num_tokens: N of each modality.
         width: D.
-        num_classes: C.
+        num_classes: C; 0 for no head.
         tokenizers: The tokenizers, where they are trained; no part of the forward pass.
     """
 
@@ -133,6 +150,7 @@ class SplitEncoder(nn.Module):
         orders: Mapping[str, Order] | None = None,
         missing: Literal["hide", "token"] = "hide",
         pair: RetrievalSpec | None = None,
+        first_block: int = 0,
     ) -> None:
         super().__init__()
         if pair is not None and (fusion == "early" or set(pair.between) != grids.keys()):
@@ -148,21 +166,34 @@ class SplitEncoder(nn.Module):
         self.embeddings = nn.ModuleDict(
             {
                 f"{name}_tokens": ModalityEmbedding(
-                    vit, grids[name], order=(orders or {}).get(name, "grid"), has_missing=missing == "token"
+                    vit,
+                    grids[name],
+                    order=(orders or {}).get(name, "grid"),
+                    has_missing=missing == "token",
+                    is_inside=first_block > 0,
                 )
                 for name in self.names
             }
         )
-        self.token_norm = vit.patch_embed.norm  # an identity in all but a few models
-        self.vit = _without_ends(vit)
+        # An identity in all but a few models.
+        self.token_norm = nn.Identity() if first_block else vit.patch_embed.norm
+        self.vit = _without_ends(vit, first_block)
         self.tokenizers: HeldTokenizers | None = None
-        self.head: nn.Linear | PairHead
+        self.head: nn.Linear | PairHead | nn.Identity
         if pair is not None:
             self.head = PairHead(self.width, pair.between, pair.dimensions)
+            return
+        if num_classes == 0:
+            self.head = nn.Identity()
             return
         self.head = nn.Linear(self.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def any_parameter(self) -> Tensor:
+        """A parameter: its device and dtype are those of all."""
+        return next(self.vit.parameters())
 
     def no_weight_decay(self) -> set[str]:
         """Return patterns of the parameters that weight decay spares, as timm's models do: tokens, embeddings."""
@@ -186,7 +217,8 @@ class SplitEncoder(nn.Module):
 
         Returns:
             Logits (B, C): the head over the mean feature of the modalities kept. The head is linear, so this is
-            the mean of the modalities' logits too. Of a pair the embeddings of both (`PairHead`).
+            the mean of the modalities' logits too. Of a pair the embeddings of both (`PairHead`). Without a head that
+            mean feature, (B, D).
         """
         names = [name for name in self.names if name in tokens]
         places = positions or {}
@@ -236,6 +268,7 @@ class SplitEncoder(nn.Module):
             if embedding.missing is None or (name in kept and keep_B is None):
                 continue
             batch = parts[0].x_BSD.shape[0]
+            assert embedding.modality is not None
             x_B1D = (embedding.missing + embedding.modality).expand(batch, -1, -1)
             stand_ins.append(_Part(x_B1D, None, None if keep_B is None else ~keep_B))
         return stand_ins
@@ -293,8 +326,13 @@ def _mean_of_kept(features_BMD: Tensor, keep_BM: Tensor | None) -> Tensor:
     return (features_BMD * share_BM[:, :, None]).sum(dim=1)
 
 
-def _without_ends(vit: VisionTransformer) -> VisionTransformer:
-    """Remove what the agents (patch embedding) and `SplitEncoder` (the rest) hold instead."""
+def _without_ends(vit: VisionTransformer, first_block: int) -> VisionTransformer:
+    """Remove what the agents (patch embedding, first blocks) and `SplitEncoder` (the rest) hold instead."""
+    if first_block:
+        vit.blocks = nn.Sequential(*list(vit.blocks)[first_block:])
+        vit.norm_pre = nn.Identity()
+        vit.pos_drop = nn.Dropout(0.0)
+        setattr(vit, "patch_drop", nn.Identity())  # noqa: B010 - typed as what it is with dropout
     vit.patch_embed = nn.Identity()
     vit.head = nn.Identity()
     vit.cls_token = vit.reg_token = vit.pos_embed = None

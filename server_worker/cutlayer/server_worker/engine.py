@@ -398,10 +398,10 @@ class Engine:
 
     @property
     def _device(self) -> torch.device:
-        return self._encoder.head.weight.device
+        return self._encoder.any_parameter.device
 
     def _to_torch(self, array: NDArray[np.floating[Any]]) -> Tensor:
-        return torch.from_numpy(array).to(self._encoder.head.weight)  # its device and dtype
+        return torch.from_numpy(array).to(self._encoder.any_parameter)  # its device and dtype
 
 
 def _rows(items: Sequence[ForwardItem]) -> Iterator[tuple[Hashable, slice]]:

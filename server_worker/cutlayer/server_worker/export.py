@@ -1,6 +1,6 @@
 """From a run's checkpoint to a folder that a user takes home: weights, a loader in plain PyTorch, ONNX, a model card.
 
-model.safetensors    tokenizers, encoder and head; LoRA's additions are in the weights
+model.safetensors    tokenizers, encoder and head; LoRA's additions are in the weights. Heads at agents stay there
 config.json          modalities, model and task
 load_model.py        loads both with torch, timm and safetensors
 model.onnx           the same for all modalities at once, where `onnx` and `onnxscript` are installed
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.broker.errors import SettingsError
-from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, SeriesSpec, TableSpec, TextSpec, TokensSpec
 from cutlayer.server_worker.exported_model import CONFIG, WEIGHTS, ExportedModel, load
 from cutlayer.server_worker.held_tokenizers import tokenizer_weights
 from cutlayer.server_worker.lora import merged_weights
@@ -77,7 +77,7 @@ def export_model(
     tensors = _weights(built)
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     (folder / CONFIG).write_text(json.dumps(_config(settings), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / LOADER).write_text(portable_source(raw_forms(settings.modalities)), encoding="utf-8")
+    (folder / LOADER).write_text(portable_source(raw_forms(settings.modalities, built.width)), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
     files = [WEIGHTS, CONFIG, LOADER, "README.md"]
     for name, content in safetensors.torch.load(built.tokenizer_file).items():
@@ -86,7 +86,9 @@ def export_model(
             files.append(f"{name}.json")
     difference = None
     if with_onnx:
-        difference = _write_onnx(folder / ONNX, load(folder), example_inputs(settings.modalities, _NUM_EXAMPLES))
+        difference = _write_onnx(
+            folder / ONNX, load(folder), example_inputs(settings.modalities, _NUM_EXAMPLES, width=built.width)
+        )
         files.append(ONNX)
     return Exported(folder, tuple(sorted(files)), difference)
 
@@ -118,10 +120,12 @@ def _config(settings: RunSettings) -> dict[str, Any]:
             "options": model.options,
             "fusion": model.fusion,
             "missing": model.missing,
+            "first_block": model.first_block,
         },
         "modalities": {name: _described(spec) for name, spec in settings.modalities.items()},
         "task": settings.task.model_dump(mode="json"),
         "num_outputs": settings.task.num_outputs,
+        "head": model.head,
     }
 
 
@@ -141,12 +145,12 @@ def _described(spec: ModalitySpec) -> dict[str, Any]:
     return document
 
 
-def raw_forms(modalities: Mapping[str, ModalitySpec]) -> dict[str, str]:
-    """Return what raw samples of each modality look like, for people; B samples."""
-    return {name: _form(name, spec) for name, spec in sorted(modalities.items())}
+def raw_forms(modalities: Mapping[str, ModalitySpec], width: int) -> dict[str, str]:
+    """Return what raw samples of each modality look like, for people; B samples, tokens of `width`."""
+    return {name: _form(name, spec, width) for name, spec in sorted(modalities.items())}
 
 
-def _form(name: str, spec: ModalitySpec) -> str:
+def _form(name: str, spec: ModalitySpec, width: int) -> str:
     match spec:
         case ImageSpec():
             return f"(B, {spec.height}, {spec.width}, {spec.channels}), uint8 or float from 0 to 1"
@@ -159,16 +163,24 @@ def _form(name: str, spec: ModalitySpec) -> str:
             return f"(B, T, {spec.channels}) float at {spec.rate_hz:g} Hz, NaN for what is missing"
         case TableSpec():
             return f"(B, {spec.num_tokens}) float: {', '.join(spec.column_names)}; NaN for empty cells"
+        case TokensSpec():
+            return f"(B, {spec.num_tokens}, {width}) float: what the site's own tokenizer gives"
 
 
-def example_inputs(modalities: Mapping[str, ModalitySpec], num_samples: int, seed: int = 0) -> dict[str, Tensor]:
+def example_inputs(
+    modalities: Mapping[str, ModalitySpec], num_samples: int, seed: int = 0, *, width: int = 1
+) -> dict[str, Tensor]:
     """Return random raw samples of each modality, some of them with gaps where the kind may have some."""
     rng = np.random.default_rng(seed)
-    return {name: torch.from_numpy(_example(spec, num_samples, rng)) for name, spec in sorted(modalities.items())}
+    return {
+        name: torch.from_numpy(_example(spec, num_samples, rng, width)) for name, spec in sorted(modalities.items())
+    }
 
 
-def _example(spec: ModalitySpec, num_samples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _example(spec: ModalitySpec, num_samples: int, rng: np.random.Generator, width: int) -> np.ndarray[Any, Any]:
     match spec:
+        case TokensSpec():
+            return rng.normal(size=(num_samples, spec.num_tokens, width)).astype(np.float32)
         case ImageSpec():
             return rng.random((num_samples, spec.height, spec.width, spec.channels), np.float32)
         case AudioSpec():
@@ -224,7 +236,7 @@ def _write_onnx(path: Path, model: ExportedModel, inputs: Mapping[str, Tensor]) 
             dynamo=True,
             opset_version=OPSET,
             input_names=list(model.names),
-            output_names=["outputs"],
+            output_names=["features" if model.is_headless else "outputs"],
             dynamic_shapes={"inputs": tuple({0: batch} for _ in arguments)},
             external_data=False,
             verbose=False,

@@ -31,29 +31,36 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 class ExportedModel(nn.Module):
     """Tokenizers, encoder and head.
 
+    Where each agent has a head of its own, the outputs are features (B, D) until one of these is given.
+
     Args:
         config: What `config.json` says.
         weights: `encoder.<name>` and `tokenizers.<modality>.<part>`.
+        head: `weight` (C, D) and `bias` (C) of the head, where the agents have their own; None for none.
 
     Attributes:
         names: Modalities, in the order of the sequence.
         task: What the outputs mean.
     """
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Tensor], head: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         specs = {name: _spec(document) for name, document in config["modalities"].items()}
         model, self.task = config["model"], dict(config["task"])
         vit = create_model(model["name"], pretrained=False, num_classes=0, **model["options"])
         is_pair = self.task["kind"] == "retrieval"
+        self.is_headless = config.get("head") == "agent"
         self.encoder = SplitEncoder(
             cast("Any", vit),
             {name: tuple(spec.grid) for name, spec in specs.items()},
-            num_classes=config["num_outputs"],
+            num_classes=0 if self.is_headless else config["num_outputs"],
             fusion=model["fusion"],
             orders={name: spec.order for name, spec in specs.items()},
             missing=model["missing"],
             pair=cast("Any", SimpleNamespace(**self.task)) if is_pair else None,
+            first_block=model.get("first_block", 0),
         )
         self.names = self.encoder.names
         of_tokenizers = _below("tokenizers.", weights)
@@ -62,9 +69,15 @@ class ExportedModel(nn.Module):
             {f"{name}_tokens": torch_tokenizer(name, specs[name], of_tokenizers, torch.float32) for name in self.names}
         )
         self.encoder.load_state_dict(_below("encoder.", weights))
+        self.head: nn.Linear | None = None
+        if head is not None:
+            if not self.is_headless:
+                raise ValueError("this model has a head of its own: load it without head=")
+            self.head = nn.Linear(self.encoder.width, config["num_outputs"])
+            self.head.load_state_dict({name: head[name].float() for name in ("weight", "bias")})
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return outputs (B, C): logits, or standardized numbers, or the embeddings of a pair.
+        """Return outputs (B, C): logits, or standardized numbers, or the embeddings of a pair; or features (B, D).
 
         Args:
             inputs: Raw samples (B, ...) by modality, as `config.json` describes them; at least one modality.
@@ -82,7 +95,8 @@ class ExportedModel(nn.Module):
                 positions[name] = torch.where(present_BN, torch.arange(num_tokens), num_tokens)
         if not tokens:
             raise ValueError(f"inputs {sorted(inputs)} have none of {list(self.names)}")
-        return cast("Tensor", self.encoder(tokens, None, positions))
+        outputs_BC: Tensor = self.encoder(tokens, None, positions)
+        return outputs_BC if self.head is None else cast("Tensor", self.head(outputs_BC))
 
     @torch.no_grad()
     def predict(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -90,7 +104,12 @@ class ExportedModel(nn.Module):
 
         Probabilities of the classes; of multi-label tasks each by itself; numbers in the user's units for regression;
         embeddings as they are.
+
+        Raises:
+            ValueError: When the heads are at the agents, and none of them was given.
         """
+        if self.is_headless and self.head is None:
+            raise ValueError("the heads of this model are at its sites: load(folder, head=FILE) with a site's own")
         outputs_BC: Tensor = self(inputs)
         if self.task["kind"] == "classification":
             return outputs_BC.softmax(dim=1)
@@ -102,11 +121,17 @@ class ExportedModel(nn.Module):
         return outputs_BC
 
 
-def load(folder: str | Path) -> ExportedModel:
-    """Return the model of a folder, ready to predict."""
+def load(folder: str | Path, head: str | Path | None = None) -> ExportedModel:
+    """Return the model of a folder, ready to predict.
+
+    Args:
+        folder: The folder.
+        head: A site's own head (`edge-agent start --head FILE`), where the run had its heads at the agents.
+    """
     folder = Path(folder)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return ExportedModel(config, safetensors.torch.load_file(folder / WEIGHTS)).eval()
+    own = None if head is None else safetensors.torch.load_file(head)
+    return ExportedModel(config, safetensors.torch.load_file(folder / WEIGHTS), own).eval()
 
 
 def _spec(document: Mapping[str, Any]) -> SimpleNamespace:

@@ -60,7 +60,9 @@ def export_run(
     known = restored.checkpoint.meta.get("known_samples", {})
     assert isinstance(known, dict)
     counts = {str(agent): int(str(count)) for agent, count in known.items()}
-    card = model_card(saved, counts, raw_forms(settings.modalities), _report(source / RUN_FILE, saved.run_id))
+    card = model_card(
+        saved, counts, raw_forms(settings.modalities, built.width), _report(source / RUN_FILE, saved.run_id)
+    )
     try:
         return export_model(folder or source / "model", settings, built, card, with_onnx=with_onnx)
     except OSError as error:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import safetensors.torch
 import torch
 
+from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
 from cutlayer.server_worker.settings import ModelSettings, RunSettings
+from cutlayer.server_worker.timm_import import VisionTransformer
 from cutlayer.server_worker.tokenizer_weights import check_trainable, initial_weights
 from cutlayer.server_worker.tuning import num_trained, tune
 from cutlayer.server_worker.vocabulary_files import vocabulary_contents
@@ -62,16 +64,18 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vit = create_vit(settings.model)
+        _check_first_block(vit, settings)
         has_weights = settings.model.pretrained or settings.model.weights is not None
         tokenizers = initial_weights(vit, settings.modalities, pretrained=has_weights)
         encoder = SplitEncoder(
             vit,
             {name: spec.grid for name, spec in settings.modalities.items()},
-            num_classes=settings.task.num_outputs,
+            num_classes=settings.task.num_outputs if settings.model.head == "server" else 0,
             fusion=settings.model.fusion,
             orders={name: spec.order for name, spec in settings.modalities.items()},
             missing=settings.model.missing,
             pair=settings.task if isinstance(settings.task, RetrievalSpec) else None,
+            first_block=settings.model.first_block,
         )
         if not has_weights:
             _spread_positions(encoder)
@@ -80,6 +84,11 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         known = [name for name, spec in settings.modalities.items() if has_weights and spec.kind == "image"]
         tune(encoder, settings.tuning, known)
     num_trained_parameters = num_trained(encoder)
+    if num_trained_parameters == 0 and settings.tokenizers.mode == "frozen":
+        raise SettingsError(
+            f'[model] head = "agent" and [tuning] mode = "{settings.tuning.mode}" leave nothing that the worker trains',
+            'set [tuning] mode to "last" or "lora", or embeddings to "all"',
+        )
     vocabularies = {
         f"{name}.vocabulary": torch.frombuffer(bytearray(content), dtype=torch.uint8)
         for name, content in vocabulary_contents(settings.modalities, settings.vocabularies).items()
@@ -97,6 +106,21 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         width=encoder.width,
         name=_name_for_people(settings.model),
     )
+
+
+def _check_first_block(vit: VisionTransformer, settings: RunSettings) -> None:
+    first, depth, num_prefix = settings.model.first_block, len(vit.blocks), vit.num_prefix_tokens
+    if first >= depth:
+        raise SettingsError(
+            f"[model] first_block = {first}, and {settings.model.name} has {depth} blocks", f"choose 0 to {depth - 1}"
+        )
+    for name, spec in settings.modalities.items():
+        if first and spec.num_tokens <= num_prefix:
+            raise SettingsError(
+                f"[modalities.{name}] num_tokens = {spec.num_tokens} has no place for the {num_prefix} prefix tokens "
+                "that [model] first_block brings",
+                "count them, too",
+            )
 
 
 def _spread_positions(encoder: SplitEncoder) -> None:

@@ -36,7 +36,7 @@ def model_card(
     parts = [
         f"# {manifest.run_id}",
         f"{manifest.model}, {_fusion(manifest)}, trained with Cutlayer by parallel split learning (arXiv 2502.06355).",
-        _use(forms),
+        _use(forms, has_head=manifest.head is None),
         _data(manifest, known_samples),
     ]
     if report is not None:
@@ -50,14 +50,14 @@ def _fusion(manifest: Manifest) -> str:
     return f"{manifest.fusion} fusion of {' and '.join(sorted(manifest.modalities))}"
 
 
-def _use(forms: Mapping[str, str]) -> str:
+def _use(forms: Mapping[str, str], *, has_head: bool) -> str:
     inputs = ", ".join(f'"{name}": {name}' for name in forms)
     lines = [
         "## Use",
         "```python",
         "from load_model import load    # needs torch, timm, safetensors",
         "",
-        'model = load(".")',
+        'model = load(".")' if has_head else 'model = load(".", head="HEAD.safetensors")    # a site\'s own: --head',
         f"model.predict({{{inputs}}})",
         "```",
         "",
@@ -67,6 +67,11 @@ def _use(forms: Mapping[str, str]) -> str:
         "",
         "An input that there is nothing of is left out. `model.onnx`, where it is here, takes all of them.",
     ]
+    if not has_head:
+        lines.append(
+            "Each site has a head of its own, which is not here. Without one, `model(...)` gives features, as "
+            "`model.onnx` does: what a head is linear in."
+        )
     return "\n".join(lines)
 
 

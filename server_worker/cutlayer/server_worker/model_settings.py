@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from cutlayer.broker.site_optimizer import HeadStart
 from cutlayer.server_worker.settings_section import Section, Share
 
 __all__ = ["ModelSettings"]
@@ -34,6 +35,9 @@ class ModelSettings(Section):
             fusion only).
         modality_dropout: Probability that a modality of a training sample is hidden.
         dtype: Type of the server side's parameters and arithmetic.
+        first_block: Blocks of the encoder that are at the agents, as parts of their own tokenizers.
+        head: Where the linear head is: at the `server`, or one at each `agent`, which never leaves it.
+        head_start: How the agents' heads begin: `alike`, drawn from the run's seed, or each in `secret`.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=128)] = "vit_tiny_patch16_224"
@@ -44,6 +48,9 @@ class ModelSettings(Section):
     missing: Literal["hide", "token"] = "hide"
     modality_dropout: Share = 0.0
     dtype: Literal["float32", "float64"] = "float32"
+    first_block: Annotated[int, Field(ge=0, le=1_000)] = 0
+    head: Literal["server", "agent"] = "server"
+    head_start: HeadStart = "alike"
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSettings:
@@ -54,6 +61,10 @@ class ModelSettings(Section):
             raise ValueError(
                 'missing = "token" has no effect with fusion = "late", where no modality sees another: keep one of them'
             )
+        if self.first_block and self.missing == "token":
+            raise ValueError('first_block leaves no place before the blocks for missing = "token": set it to "hide"')
+        if self.head == "server" and self.head_start != "alike":
+            raise ValueError('head_start is of heads at the agents: set head to "agent", or leave it out')
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights are both set: keep one of them")
         return self

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cutlayer.broker.learning_rate import learning_rate_factor
 from cutlayer.server_worker.encoder import SplitEncoder
 from cutlayer.server_worker.optimizer import load_optimizer_state, make_optimizer, optimizer_state
-from cutlayer.server_worker.schedule import learning_rate_factor
 from cutlayer.server_worker.settings import OptimizerSettings
 
 __all__ = ["CommitResult", "EngineState", "VersionedParameters"]

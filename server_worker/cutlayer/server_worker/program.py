@@ -149,7 +149,7 @@ class Program:
             built.tokenizer_file,
             RunBook(resumed.manifest, built.num_tokenizer_parameters),
             checkpoints=None if only_visits else store,
-            pool=None if pool is None else make_pool(settings, pool, name, built.encoder.head.weight.device),
+            pool=None if pool is None else make_pool(settings, pool, name, built.encoder.any_parameter.device),
             on_event=self._metrics,
             reports=WorkerReports(self._metrics.store, self._metrics.agents),
             url=broker.url,

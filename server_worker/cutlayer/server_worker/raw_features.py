@@ -129,6 +129,8 @@ def raw_features(spec: Any) -> nn.Module:
         return LogMelPatches(spec)
     if spec.kind == "text":
         return WordNumbers()
+    if spec.kind == "tokens":
+        return nn.Identity()
     return SeriesPatches(spec) if spec.kind == "series" else Cells(spec)
 
 

@@ -13,7 +13,9 @@ import torch
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.leases import LeaseTable
 from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.modalities import TokensSpec
 from cutlayer.broker.model_chunks import describe_model
+from cutlayer.broker.site_optimizer import SiteOptimizer
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
 from cutlayer.compression import CodecError, codec_from_name
@@ -86,7 +88,17 @@ def make_manifest(settings: RunSettings, built: BuiltModel, *, run_id: str | Non
         activations=settings.activations.mode,
         reduction=dict(settings.activations.reduction),
         budget=settings.budget,
+        head=settings.model.head_start if settings.model.head == "agent" else None,
+        site_optimizer=_site_optimizer(settings),
     )
+
+
+def _site_optimizer(settings: RunSettings) -> SiteOptimizer | None:
+    """Return how agents train what is their own: as the worker does the encoder."""
+    has_tokenizers = any(isinstance(spec, TokensSpec) for spec in settings.modalities.values())
+    if settings.model.head == "server" and not (has_tokenizers and settings.tokenizers.mode == "trainable"):
+        return None
+    return SiteOptimizer(is_endless=settings.run.service, **settings.optimizer.model_dump())
 
 
 def make_engine(settings: RunSettings, built: BuiltModel) -> Engine:

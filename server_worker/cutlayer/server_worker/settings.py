@@ -249,10 +249,31 @@ class RunSettings(Section):
         return self
 
     @model_validator(mode="after")
+    def _begins_where_tokens_are(self) -> RunSettings:
+        if not self.model.first_block:
+            return self
+        for name, spec in self.modalities.items():
+            if spec.kind != "tokens":
+                raise ValueError(
+                    f"model.first_block = {self.model.first_block} takes tokens that have been through blocks, and "
+                    f'those of {name} have not: set its kind to "tokens"'
+                )
+        if self.activations.reduction:
+            raise ValueError(
+                "activations.reduction could drop prefix tokens, which model.first_block needs: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _matches_what_does_not_see_each_other(self) -> RunSettings:
         if not isinstance(self.task, RetrievalSpec):
             return self
         between = " and ".join(self.task.between)
+        if self.model.head == "agent":
+            raise ValueError(
+                f'task.kind = "retrieval" matches {between} by one head, at the worker, and model.head = "agent" gives '
+                'it none: set model.head to "server"'
+            )
         if set(self.task.between) != self.modalities.keys():
             raise ValueError(
                 f"task.between matches {between}, and the run's modalities are {', '.join(sorted(self.modalities))}: "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.messages import MAX_DIMENSION, MAX_MESSAGE_BYTES
-from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, TableSpec, TextSpec
+from cutlayer.broker.modalities import AudioSpec, ImageSpec, ModalitySpec, TableSpec, TextSpec, TokensSpec
 from cutlayer.broker.modality_spec import FLOAT32_BYTES
 from cutlayer.server_worker.timm_import import VisionTransformer, adapt_input_conv, resample_patch_embed
 
@@ -70,6 +70,8 @@ def check_trainable(weights: Mapping[str, Tensor]) -> None:
 def _random(spec: ModalitySpec, width: int) -> dict[str, Tensor]:
     """Return parts that give tokens of variance 1."""
     shapes = spec.parameter_shapes(width)
+    if isinstance(spec, TokensSpec):  # the sites' own
+        return {}
     if isinstance(spec, TextSpec):
         return {part: torch.randn(shape) for part, shape in shapes.items()}
     if isinstance(spec, TableSpec):

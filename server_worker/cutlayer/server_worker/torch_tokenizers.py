@@ -90,6 +90,13 @@ class _Cells(TorchTokenizer):
         return torch.where(features.isnan()[:, :, None], 0.0, torch.cat(tokens, dim=1) + self.bias)
 
 
+class _Tokens(TorchTokenizer):
+    """Tokens that a site's own tokenizer has made."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
 def torch_tokenizer(modality: str, spec: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> TorchTokenizer:
     """Build the tokenizer of one modality.
 
@@ -105,6 +112,8 @@ def torch_tokenizer(modality: str, spec: Any, weights: Mapping[str, Tensor], dty
     }
     if spec.kind == "text":
         return _Words(parts)
+    if spec.kind == "tokens":
+        return _Tokens({})
     if spec.kind == "series":
         return _SeriesPatches(parts)
     return _Cells(spec, parts) if spec.kind == "table" else _Patches(parts)

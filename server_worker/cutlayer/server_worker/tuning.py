@@ -49,7 +49,7 @@ def tune(encoder: SplitEncoder, spec: TuningSpec, known: Collection[str] = ()) -
         embedding.requires_grad_(spec.embeddings == "all" or (spec.embeddings == "new" and is_new))
         if embedding.missing is not None:
             embedding.missing.requires_grad_(spec.embeddings != "none")  # no checkpoint has one
-        if not is_new and not embedding.modality.requires_grad:
+        if not is_new and embedding.modality is not None and not embedding.modality.requires_grad:
             # No checkpoint has one: what is drawn and never trained would only blur what the weights know.
             nn.init.zeros_(embedding.modality)
     if spec.mode == "last":

@@ -38,7 +38,7 @@ class WholeModel(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        dtype = encoder.head.weight.dtype
+        dtype = encoder.any_parameter.dtype
         weights = safetensors.torch.load(tokenizer_file)
         # The suffix keeps modalities called "type" or "train" apart from nn.Module's own names.
         self.tokenizers = nn.ModuleDict(

@@ -57,7 +57,7 @@ class ModelSizes:
         num_classes: C.
         sequences: Lengths T of the sequences that a sample makes: one, or with late fusion one a modality.
         blocks: The blocks, the first one first.
-        num_encoder_parameters: Parameters of the server side.
+        num_encoder_parameters: Parameters of the server side, and of the head where agents have it.
         num_tokenizer_parameters: Parameters of the tokenizers.
         num_norm_parameters: Parameters of the last norm, which is trained with the last blocks.
     """

@@ -114,7 +114,7 @@ class Exchanges:
     def tokenizer_gradients(self) -> Ways:
         """Return what the gradients of the tokenizers add to the output gradients that they go with."""
         topic = AgentTopics(self.parties.agent).up_gradients(self.parties.worker)
-        shape = (self.manifest.microbatch_samples, self.manifest.task.num_outputs)
+        shape = (self.manifest.microbatch_samples, self.manifest.num_outputs)
         outputs = encode_tensor(self.manifest.codecs.output_gradients, np.zeros(shape, np.float32))
         without, with_them = (
             self.link.up(Publish(topic, OutputGradients(self.parties.lease, 0, 0, outputs, tensors)))

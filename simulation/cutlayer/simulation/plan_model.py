@@ -59,7 +59,7 @@ class PlannedModel:
         self, tokens: Mapping[str, NDArray[np.float32]], positions: Mapping[str, NDArray[np.intp]]
     ) -> NDArray[np.float32]:
         """Return the outputs (B, C) of tokens (B, K, D), by modality."""
-        dtype = self.encoder.head.weight.dtype
+        dtype = self.encoder.any_parameter.dtype
         with torch.no_grad():
             outputs_BC = self.encoder(
                 {name: torch.from_numpy(tokens_BKD).to(dtype) for name, tokens_BKD in tokens.items()},
@@ -121,13 +121,18 @@ def _sizes(manifest: Manifest, built: BuiltModel) -> ModelSizes:
         lengths.append(num_prefix + manifest.num_tokens(name))
     return ModelSizes(
         width=built.width,
-        num_classes=encoder.num_classes,
+        num_classes=manifest.task.num_outputs,
         sequences=(sum(lengths),) if encoder.fusion == "early" else tuple(lengths),
         blocks=tuple(_block(block) for block in encoder.vit.blocks),
-        num_encoder_parameters=built.num_parameters,
+        num_encoder_parameters=built.num_parameters + _of_private_head(manifest),
         num_tokenizer_parameters=built.num_tokenizer_parameters,
         num_norm_parameters=_count(encoder.vit.norm) + _count(encoder.vit.fc_norm),
     )
+
+
+def _of_private_head(manifest: Manifest) -> int:
+    """Return the parameters of a head that the server side lacks, and the whole model has."""
+    return 0 if manifest.head is None else manifest.task.num_outputs * (manifest.width + 1)
 
 
 def _block(block: nn.Module) -> BlockSizes:

@@ -157,12 +157,13 @@ def _small_manifest(settings: RunSettings, manifest: Manifest) -> Manifest:
         "tokenizers": tokenizers,
         "activations": "every-step",
         "reduction": {},
+        "head": None,
     }
     return manifest.model_copy(update=changes)
 
 
 def _run(settings: RunSettings, manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> tuple[int, _Engine]:
-    network, engine = VirtualNetwork(LINK), _Engine(manifest.task.num_outputs)
+    network, engine = VirtualNetwork(LINK), _Engine(manifest.num_outputs)
     session = make_session(settings, manifest, WORKER, incarnation=network.next_incarnation(), lease_seed=0)
     transport = network.transport(WORKER)
     worker = WorkerRuntime(

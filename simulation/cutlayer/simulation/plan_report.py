@@ -9,6 +9,7 @@ import numpy as np
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.modalities import TokensSpec
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.plan import Conditions, RunPlan, Site, SitePlan, plan_run, transfer_s
@@ -94,6 +95,12 @@ def make_report(
             "plan the run with a task of classes and late fusion: its activations are the same",
         )
     is_measured = isinstance(data, DataChoice)
+    for name, spec in sorted(manifest.modalities.items()):
+        if isinstance(spec, TokensSpec) and (is_measured or manifest.tokenizers.mode == "trainable"):
+            raise SettingsError(
+                f"the tokenizer of {name} is the sites' own, and a plan does not have it",
+                "plan with --samples N, which gives an upper bound, and with frozen tokenizers",
+            )
     if isinstance(data, DataChoice):
         sites = list(sites_from_data(model, data, worker=worker, announce=announce))
     else:

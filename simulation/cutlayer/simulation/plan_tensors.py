@@ -256,12 +256,12 @@ class BoundTensors:
     def outputs(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return outputs."""
         del example
-        return _largest(self._manifest.codecs.outputs, (alike.num_samples, self._manifest.task.num_outputs))
+        return _largest(self._manifest.codecs.outputs, (alike.num_samples, self._manifest.num_outputs))
 
     def output_gradients(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return their gradients."""
         del example
-        return _largest(self._manifest.codecs.output_gradients, (alike.num_samples, self._manifest.task.num_outputs))
+        return _largest(self._manifest.codecs.output_gradients, (alike.num_samples, self._manifest.num_outputs))
 
     def cut_gradients(self, alike: Alike) -> NamedTensors:
         """Return gradients at the cut."""

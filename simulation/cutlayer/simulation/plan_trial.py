@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cutlayer.broker.learning_rate import learning_rate_factor
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.ragged_tokens import pack_rows, unpack_rows
 from cutlayer.broker.tensors import decode_tensor, encode_tensor
@@ -28,7 +29,6 @@ from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.tokenizer_gradients import TokenizerGradients
 from cutlayer.server_worker.engine import Engine, ForwardItem
-from cutlayer.server_worker.schedule import learning_rate_factor
 from cutlayer.server_worker.settings import RunSettings
 
 __all__ = ["Member", "Trial", "Weights", "train"]

@@ -18,6 +18,7 @@ from cutlayer.broker.faults import NO_FAULTS, LinkFaults
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.site_parts import SiteParts
 
 __all__ = ["SimulationStuck", "VirtualClock", "VirtualNetwork", "is_retained_topic"]
 
@@ -132,6 +133,7 @@ class VirtualNetwork:
         down: LinkFaults | None = None,
         may_be_kept: bool = True,
         max_uplink_bytes_per_s: float | None = None,
+        site: SiteParts | None = None,
     ) -> AgentRuntime:
         """Start an agent with these samples; one of the same name takes over."""
         transport = self.transport(topic, up=up, down=down)
@@ -141,7 +143,10 @@ class VirtualNetwork:
             self.next_incarnation(),
             lambda _: dataset,
             options=AgentOptions(
-                deadlines=self._deadlines, may_be_kept=may_be_kept, max_uplink_bytes_per_s=max_uplink_bytes_per_s
+                deadlines=self._deadlines,
+                may_be_kept=may_be_kept,
+                max_uplink_bytes_per_s=max_uplink_bytes_per_s,
+                site=site or SiteParts(),
             ),
             clock=self.clock,
         )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cutlayer.server_worker.schedule import learning_rate_factor
+from cutlayer.broker.learning_rate import learning_rate_factor
 
 
 def factor(progress: float | None, warmup_ratio: float = 0.2, min_lr_ratio: float = 0.1) -> float:
