@@ -1,4 +1,4 @@
-"""Questions about pictures (PyPI `easy-vqa` 1.0, MIT): the picture has the shape, the question says what of it is asked.
+"""Questions about pictures (PyPI `easy-vqa` 1.0, MIT): a coloured shape, and what of it is asked.
 
 A quarter of the answers are words (three shapes, eight colours), the others yes and no, which are equally frequent: so
 neither half tells the answer. Train and test share no picture.

@@ -1,7 +1,7 @@
 """Pictures and their names (npm `emoji-datasource-*` 16.0.0, `emojibase-data` 17.0.0): which text belongs to which.
 
-Two vendors draw the same things in their own ways: Twitter (Twemoji, CC-BY 4.0) and Google (Noto, Apache-2.0). A caption is
-the name and the keywords of Unicode's annotations, MIT as Emojibase has them. Skin tones are left out.
+Two vendors draw the same things in their own ways: Twitter (Twemoji, CC-BY 4.0) and Google (Noto, Apache-2.0). A
+caption is the name and the keywords of Unicode's annotations, MIT as Emojibase has them. Skin tones are left out.
 
 Axes: B samples.
 """

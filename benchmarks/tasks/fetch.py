@@ -1,7 +1,7 @@
 """Fetch what pip has no package of, into runs/bench-data: pictures of emoji (npm) and telephone prompts (Debian).
 
-Releases are pinned, and npm and apt check what they fetch. Nothing is installed, and no rights are needed. What is there
-already is left alone.
+Releases are pinned, and npm and apt check what they fetch. Nothing is installed, and no rights are needed. What is
+there already is left alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shoulder exercises from a watch's two sensors (PyPI `seglearn` 1.2.5, BSD; Burns et al., arXiv 1802.01489).
 
-Ten people did seven exercises with each arm: acceleration and gyroscope at 50 Hz are two modalities. A sample is 1.28 s of
-a recording; the people that are tested are not trained on.
+Ten people did seven exercises with each arm: acceleration and gyroscope at 50 Hz are two modalities. A sample is 1.28 s
+of a recording; the people that are tested are not trained on.
 
 Axes: B windows, T steps, C channels.
 """

@@ -1,10 +1,10 @@
 """What a telephone system says (Debian `asterisk-core-sounds-*-wav` 1.6.1, CC-BY-SA): recorded speech and its key.
 
 The key names the clip within its kind: `3` is a number, an ordinal, a day or a month, `a` a letter or its word in the
-spelling alphabet, `invalid` of the voice mail or of a conference. So the key alone leaves open what the sound decides, and
-the other way round: a sentence's sound, in any of five languages, says less of its kind than its key does. There is no
-transcript; the kind is taken out of the file's name, and the rest of it is the text. No key that is tested is trained on,
-in any language. One speaker a language, so speakers are known.
+spelling alphabet, `invalid` of the voice mail or of a conference. So the key alone leaves open what the sound decides,
+and the other way round: a sentence's sound, in any of five languages, says less of its kind than its key does. There is
+no transcript; the kind is taken out of the file's name, and the rest of it is the text. No key that is tested is
+trained on, in any language. There is one speaker a language, so speakers are known.
 
 Axes: B samples, T waveform samples.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import re
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -109,12 +110,11 @@ def _clips() -> tuple[Batch, NDArray[np.int64]]:
     run = run_of(NAME)
     spec = run.modalities["speech"]
     assert isinstance(spec, AudioSpec)
-    found = []
-    for number, language in enumerate(LANGUAGES):
-        folder = sound_folder(language)
-        for path in sorted(folder.rglob("*.wav")):
-            if (named := kind_and_text(path.relative_to(folder).with_suffix("").as_posix())) is not None:
-                found.append((path, *named, number))
+    found = [
+        (path, *named, number)
+        for number, language in enumerate(LANGUAGES)
+        for path, named in _named_clips(sound_folder(language))
+    ]
     clips = Batch(
         inputs={
             "speech": np.stack([read_clip(path, spec.num_samples) for path, *_ in found]),
@@ -123,3 +123,9 @@ def _clips() -> tuple[Batch, NDArray[np.int64]]:
         targets=np.array([run.task.output_names.index(kind) for _, kind, _, _ in found], np.int64),
     )
     return clips, np.array([number for *_, number in found], np.int64)
+
+
+def _named_clips(folder: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
+    for path in sorted(folder.rglob("*.wav")):
+        if (named := kind_and_text(path.relative_to(folder).with_suffix("").as_posix())) is not None:
+            yield path, named

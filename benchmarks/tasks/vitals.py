@@ -58,4 +58,4 @@ def _patients() -> Batch:
 
 def _table(name: str) -> NDArray[np.float32]:
     with gzip.open(package_file("sklearn", f"datasets/data/{name}", "digits"), "rt", encoding="ascii") as file:
-        return np.loadtxt(file, dtype=np.float32, ndmin=2, delimiter=None if "raw" in name else None)
+        return np.loadtxt(file, dtype=np.float32, ndmin=2)

@@ -1,4 +1,4 @@
-"""Make the vocabularies of the tasks' texts anew: byte pair encoding over all training texts (`easy_vqa_words.json` ...).
+"""Make the vocabularies of the tasks' texts anew: byte pair encoding over their texts (`easy_vqa_words.json` ...).
 
 They are in the repository, since a run's settings name their files; this says where they are from.
 """
