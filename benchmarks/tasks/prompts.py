@@ -3,8 +3,8 @@
 The key names the clip within its kind: `3` is a number, an ordinal, a day or a month, `a` a letter or its word in the
 spelling alphabet, `invalid` of the voice mail or of a conference. So the key alone leaves open what the sound decides,
 and the other way round: a sentence's sound, in any of five languages, says less of its kind than its key does. There is
-no transcript; the kind is taken out of the file's name, and the rest of it is the text. No key that is tested is
-trained on, in any language. There is one speaker a language, so speakers are known.
+no transcript; the kind is taken out of the file's name, and the rest of it is the text. A clip that is tested is not
+trained on; the same key in another language may be, and there is one speaker a language, so speakers are known.
 
 Axes: B samples, T waveform samples.
 """
@@ -25,7 +25,7 @@ from cutlayer.broker.manifest import AudioSpec
 from cutlayer.edge_agent.batches import Batch, Dataset
 from cutlayer.edge_agent.partition import Shard
 
-from .division import divide, held_out, run_of, samples
+from .division import divide, draws, run_of, samples
 from .package_files import DATA_FOLDER, FETCH
 
 __all__ = ["LANGUAGES", "NAME", "kind_and_text", "open_prompts", "read_clip", "sound_folder"]
@@ -56,9 +56,9 @@ def open_prompts(shard: Shard, seed: int, alpha: float | None) -> Dataset:
         SettingsError: When the sounds are not there.
     """
     clips, languages_B = _clips()
-    texts = [str(text) for text in clips.inputs["text"]]
-    test_texts = held_out(sorted(set(texts)), TEST_SHARE, seed)
-    is_test_B = np.array([text in test_texts for text in texts])
+    num_clips = len(languages_B)
+    is_test_B = np.zeros(num_clips, np.bool_)
+    is_test_B[draws(seed, "clips").permutation(num_clips)[: round(TEST_SHARE * num_clips)]] = True
     train, test = samples(clips, np.flatnonzero(~is_test_B)), samples(clips, np.flatnonzero(is_test_B))
     return divide(NAME, train, test, languages_B[~is_test_B], shard, seed, alpha)
 

@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_samples_and_another_does_not(name: str) ->
 @pytest.mark.slow
 def test_no_picture_of_easy_vqa_is_trained_on_and_tested() -> None:
     data = TASKS["easy-vqa"].open(Shard(), 0, None)
-    assert data.num_samples("train"), data.num_samples("test") == (4_000, 1_500)
+    assert (data.num_samples("train"), data.num_samples("test")) == (4_000, 1_500)
     train, test = (data.batch(split, np.arange(data.num_samples(split))) for split in ("train", "test"))
     assert len({test.inputs["image"][row].tobytes() for row in range(1_500)}) > 700
     # Neither half tells the answer: yes and no are equally frequent among the questions that ask for them.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from benchmarks.tasks.division import draws
 from benchmarks.tasks.easy_vqa import read_split
-from benchmarks.tasks.emoji import caption, read_pairs
+from benchmarks.tasks.emoji import caption, read_pairs, unseen_drawings
 from benchmarks.tasks.fetch import extract
 from benchmarks.tasks.motions import NUM_STEPS, windows
 from benchmarks.tasks.prompts import kind_and_text, read_clip, sound_folder
@@ -77,6 +77,15 @@ def test_pairs_are_what_both_vendors_have_drawn_with_its_caption(tmp_path: Path)
     assert names == ["1f34e"] * 2 + ["2764"] * 2
     assert groups_B.tolist() == [4, 4, 0, 0]
     assert [int(image_HWC[0, 0, 0]) for image_HWC in batch.inputs["image"]] == [255, 0, 255, 0]
+
+
+def test_of_a_tested_emoji_the_other_vendor_s_drawing_is_trained_on() -> None:
+    names = [f"{number:05}" for number in range(500) for _ in range(2)]
+    is_test_B = unseen_drawings(names, 7)
+    tested = [name for name, is_test in zip(names, is_test_B, strict=True) if is_test]
+    assert len(tested) == len(set(tested)) == 150
+    assert 50 < int(is_test_B[::2].sum()) < 100  # of either vendor about as many
+    assert not np.array_equal(is_test_B, unseen_drawings(names, 8))
 
 
 def test_emoji_that_were_not_fetched_say_what_fetches_them(tmp_path: Path) -> None:
