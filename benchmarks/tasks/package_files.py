@@ -55,16 +55,12 @@ def picture(path: Path, side: int) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as file:
-            pixels_HWC = np.asarray(file.convert("RGBA"), np.float32)
+            drawn = file.convert("RGBA")
     except OSError as error:
-        raise SettingsError(
-            f"{path} cannot be read as a picture ({error})", f"{FETCH}, or install its package anew"
-        ) from error
-    height, width, _ = pixels_HWC.shape
+        problem = f"{path} cannot be read as a picture ({error})"
+        raise SettingsError(problem, f"{FETCH}, or install its package anew") from error
+    width, height = drawn.size
     if height != width or height % side:
         raise SettingsError(f"{path} has {height} x {width} pixels", f"use pictures with a multiple of {side} a side")
-    opaque_HW1 = pixels_HWC[:, :, 3:] / 255.0
-    white_HWC = pixels_HWC[:, :, :3] * opaque_HW1 + 255.0 * (1.0 - opaque_HW1)
-    step = height // side
-    small_HWC = white_HWC.reshape(side, step, side, step, 3).mean(axis=(1, 3))
-    return np.asarray(np.rint(small_HWC), np.uint8)
+    on_white = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+    return np.asarray(on_white.reduce(height // side), np.uint8)

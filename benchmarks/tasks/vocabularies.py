@@ -17,7 +17,7 @@ from .package_files import DATA_FOLDER, package_file
 
 __all__ = ["vocabulary_of"]
 
-SIZES = {"easy_vqa_words.json": 320, "emoji_words.json": 1_200}
+SIZES = {"easy_vqa_words.json": 400, "emoji_words.json": 1_200}
 
 
 def vocabulary_of(texts: Iterable[str], size: int) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from benchmarks.tasks.catalogue import TASKS
+from benchmarks.tasks.package_files import package_file
+from benchmarks.tasks.vocabularies import SIZES, vocabulary_of
 
 from cutlayer.broker.task_metrics import metrics_of
-from cutlayer.edge_agent.batches import Dataset
+from cutlayer.broker.vocabulary import Vocabulary
+from cutlayer.edge_agent.batches import SPLITS, Dataset, Split
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.partition import Shard
 from cutlayer.server_worker.model_builder import build
@@ -18,20 +23,11 @@ FROM_PIP = ("digits", "easy-vqa", "motions", "vitals")
 """The others' data are fetched, and their readers tested on files made there."""
 
 
-def contents(data: Dataset, split: str) -> list[bytes]:
+def contents(data: Dataset, split: Split) -> list[bytes]:
     """What identifies each sample: the bytes of all its inputs."""
-    assert split in ("train", "test")
-    batch = data.batch(
-        "train" if split == "train" else "test", np.arange(data.num_samples("train" if split == "train" else "test"))
-    )
-    return [
-        b"".join(_bytes_of(values[row]) for _, values in sorted(batch.inputs.items()))
-        for row in range(len(batch.targets))
-    ]
-
-
-def _bytes_of(value: object) -> bytes:
-    return value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
+    batch = data.batch(split, np.arange(data.num_samples(split)))
+    inputs = [values for _, values in sorted(batch.inputs.items())]
+    return [b"".join(values[row].tobytes() for values in inputs) for row in range(len(batch.targets))]
 
 
 def test_the_paper_s_families_and_more_are_there() -> None:
@@ -59,8 +55,8 @@ def test_a_site_s_samples_go_through_the_run_s_tokenizers(name: str) -> None:
     data = task.open(Shard(1, 4), 0, 0.5)
     client = ClientSide(make_manifest(settings, built), built.tokenizer_file, data)
     assert client.modalities == tuple(sorted(settings.modalities))
-    for split in ("train", "test"):
-        given = client.tokenize("train" if split == "train" else "test", np.arange(8), client.modalities)
+    for split in SPLITS:
+        given = client.tokenize(split, np.arange(8), client.modalities)
         assert all(tokens_BND.shape[0] == 8 and np.isfinite(tokens_BND).all() for _, tokens_BND in given.tokens)
     # A report is of 32 test samples at least, so each of four sites has to have as many.
     assert data.num_samples("test") >= 32
@@ -82,16 +78,27 @@ def test_the_same_seed_gives_the_same_samples_and_another_does_not(name: str) ->
 def test_no_picture_of_easy_vqa_is_trained_on_and_tested() -> None:
     data = TASKS["easy-vqa"].open(Shard(), 0, None)
     assert (data.num_samples("train"), data.num_samples("test")) == (4_000, 1_500)
-    train, test = (data.batch(split, np.arange(data.num_samples(split))) for split in ("train", "test"))
+    train, test = (data.batch(split, np.arange(data.num_samples(split))) for split in SPLITS)
     assert len({test.inputs["image"][row].tobytes() for row in range(1_500)}) > 700
     # Neither half tells the answer: yes and no are equally frequent among the questions that ask for them.
     yes, no = (int((train.targets == data.classes.index(answer)).sum()) for answer in ("yes", "no"))
     assert abs(yes - no) < 200
 
 
-@pytest.mark.slow
-def test_patients_are_trained_on_or_tested_and_all_are_used() -> None:
-    data = TASKS["vitals"].open(Shard(), 0, None)
+@pytest.mark.parametrize(("name", "total"), [("vitals", 442), ("motions", 3_745)])
+def test_who_is_tested_is_not_trained_on_and_all_are_used(name: str, total: int) -> None:
+    data = TASKS[name].open(Shard(), 0, None)
     train, test = contents(data, "train"), contents(data, "test")
     assert not set(train) & set(test)
-    assert len(train) + len(test) == 442
+    assert len(train) + len(test) == total
+
+
+def test_the_vocabulary_of_the_questions_is_what_its_script_makes() -> None:
+    document = json.loads(package_file("easy_vqa", "data/train/questions.json").read_text(encoding="utf-8"))
+    texts = [question for question, _, _ in document]
+    name = "easy_vqa_words.json"
+    written = Vocabulary(TASKS["easy-vqa"].run.with_name(name).read_bytes())
+    made = Vocabulary(vocabulary_of(texts, SIZES[name]).encode())
+    assert {text: written.ids(text, 99) for text in set(texts)} == {text: made.ids(text, 99) for text in set(texts)}
+    spec = load_run_settings(TASKS["easy-vqa"].run).modalities["question"]
+    assert max(len(made.ids(text, 99)) for text in set(texts)) <= spec.num_tokens
