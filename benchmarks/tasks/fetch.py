@@ -20,7 +20,7 @@ from cutlayer.broker.errors import SettingsError
 from .emoji import NAME as EMOJI
 from .emoji import VENDORS
 from .package_files import DATA_FOLDER
-from .prompts import LANGUAGES, SOUNDS, sound_folder
+from .prompts import LANGUAGES, sound_folder
 from .prompts import NAME as PROMPTS
 
 __all__ = ["extract", "fetch_emoji", "fetch_prompts"]
@@ -44,7 +44,7 @@ def fetch_emoji(folder: Path) -> None:
         archive = f"emoji-datasource-{vendor}@{PICTURES_RELEASE}"
         _npm(archive, f"package/img/{vendor}/64/", ".png", folder / vendor)
     # The names come last: where they are, all else is.
-    _npm(f"emojibase-data@{NAMES_RELEASE}", "package/en/data.json", "", folder)
+    _npm(f"emojibase-data@{NAMES_RELEASE}", "package/en/", "/data.json", folder)
 
 
 def fetch_prompts(folder: Path) -> None:
@@ -67,7 +67,7 @@ def fetch_prompts(folder: Path) -> None:
                             f"{PROMPTS}: {file.name} is not {PROMPTS_RELEASE}, so figures may differ", file=sys.stderr
                         )
                     _run("dpkg-deb", ["-x", str(file), "."], Path(empty))
-                shutil.copytree(Path(empty) / SOUNDS, folder / SOUNDS, dirs_exist_ok=True)
+                shutil.copytree(Path(empty) / "usr", folder / "usr", dirs_exist_ok=True)  # its licence with it
 
 
 def extract(archive: Path, prefix: str, suffix: str, folder: Path) -> int:
