@@ -58,7 +58,8 @@ def unseen_drawings(names: list[str], seed: int) -> NDArray[np.bool_]:
     vendors_b = draws(seed, "vendors").randint(len(VENDORS), size=len(names) // len(VENDORS))
     is_vendor_B = np.arange(len(names)) % len(VENDORS) == np.repeat(vendors_b, len(VENDORS))
     is_chosen_B = np.array([name in chosen for name in names], np.bool_)
-    return np.logical_and(is_vendor_B, is_chosen_B)
+    is_test_B: NDArray[np.bool_] = is_vendor_B & is_chosen_B
+    return is_test_B
 
 
 def caption(entry: dict[str, object]) -> str:
