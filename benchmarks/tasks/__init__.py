@@ -1,0 +1,1 @@
+"""The benchmark's tasks: real multimodal data from packages, each with its run settings (docs/benchmark-tasks.md)."""
