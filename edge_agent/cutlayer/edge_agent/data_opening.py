@@ -101,7 +101,8 @@ def _open_table(name: str, path: Path, request: DataRequest, options: UserDataOp
     if not columns:
         raise _has_none(path, request, names)
     targets = read_targets(table, request.task, column_of)
-    return UserDataset(name, request, options, columns, targets, _splits_of(table, request, options, targets))
+    splits = _splits_of(table, request, options, targets)
+    return UserDataset(name, request, options, columns, targets, splits, _groups_of(table, column_of("id")))
 
 
 def _columns_of_table(table: Table, request: DataRequest, options: UserDataOptions) -> dict[str, Column]:
@@ -183,6 +184,13 @@ def _splits_of(table: Table, request: DataRequest, options: UserDataOptions, tar
     is_number = isinstance(request.task, RegressionSpec)
     strata = ["" if is_number else str(target.tolist()) for target in targets]
     return hashed_split(identities, strata, test_share=options.test_share, seed=options.split_seed)
+
+
+def _groups_of(table: Table, column: str) -> NDArray[np.int64] | None:
+    """Return which rows belong together by the column `id`, int64 (R); None without one."""
+    if column not in table.columns:
+        return None
+    return np.unique(np.array(table.columns[column], dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
 def _column_of(options: UserDataOptions) -> ColumnOf:

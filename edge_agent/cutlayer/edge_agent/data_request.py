@@ -21,6 +21,7 @@ class DataRequest:
         shard: Which part of the data is this agent's.
         seed: The run's seed; partitions derive from it.
         options: `--data-option`, by key.
+        validates: Whether the run asks for validation samples.
     """
 
     modalities: Mapping[str, ModalitySpec]
@@ -28,3 +29,4 @@ class DataRequest:
     shard: Shard = field(default_factory=Shard)
     seed: int = 0
     options: Mapping[str, object] = field(default_factory=dict)
+    validates: bool = False

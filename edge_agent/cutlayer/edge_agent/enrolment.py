@@ -19,6 +19,7 @@ from cutlayer.broker.transport import Transport
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.client_side import ClientSide, check_satisfiable
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.validation import num_validation_samples, with_validation
 
 __all__ = ["Enrolled", "Enrolment"]
 
@@ -117,6 +118,8 @@ class Enrolment:
             self._transport.unsubscribe(model_chunks(known.tokenizers.digest))
         dataset = self._open_data(manifest)
         check_satisfiable(manifest, dataset)
+        if manifest.evaluation.selects:
+            dataset = with_validation(dataset, manifest, self._agent)
         self._manifest, self._dataset = manifest, dataset
         self._assembler = ModelAssembler(manifest.tokenizers)
         log.info(
@@ -152,6 +155,7 @@ class Enrolment:
             dataset.num_samples("train"),
             dataset.num_samples("test"),
             manifest.microbatch_samples,
+            num_validation_samples(dataset) if manifest.evaluation.selects else 0,
         )
         return Enrolled(manifest, ClientSide(manifest, weights, dataset), plan)
 

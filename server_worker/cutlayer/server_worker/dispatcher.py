@@ -9,6 +9,7 @@ from collections.abc import Callable
 from cutlayer.broker.actions import (
     AgentJoined,
     AgentLeft,
+    CandidateJudged,
     Duplicate,
     Fail,
     PhaseReached,
@@ -161,6 +162,8 @@ class Dispatcher:
                     log.info("agent %s left: %s", action.agent, action.reason)
                     self._courier.forget(action.agent)
                     self._emit(AgentCountChanged(len(self._session.leases)))
+                case CandidateJudged():
+                    log.info("%s", action.text)
                 case TelemetryReceived():
                     self._telemetry(action)
                 case PhaseReached():
