@@ -30,7 +30,7 @@ MAX_EVALUATION_VALUES = 65_536
 """Numbers and texts of the evaluations in a report: half of what a message may hold."""
 FREE_BYTES = 10_000
 """What reports may take in any case: some seven of them, so that what a run's start looks like is seen at once."""
-_EVALUATION_VALUES = 11  # itself, five fields, the four of its sums, the list of those by name
+_EVALUATION_VALUES = 12  # itself, six fields, the four of its sums, the list of those by name
 
 
 @dataclass(slots=True)

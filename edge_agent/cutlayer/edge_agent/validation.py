@@ -97,7 +97,7 @@ class SetAside:
 
 
 def num_validation_samples(dataset: Dataset) -> int:
-    """Return how many validation samples judge candidates: none where so few are there that no sum of them may leave."""
+    """Return how many validation samples judge candidates: none where they are so few that no sum may leave."""
     num_val = dataset.num_val if isinstance(dataset, HasValidation) else 0
     return num_val if num_val >= MIN_REPORTED_SAMPLES else 0
 

@@ -74,5 +74,6 @@ class Saver:
         candidates: Mapping[str, Mapping[str, Tensor]] = {}
         if session.selection is not None:
             meta["selection"] = session.selection.as_json()
-            candidates = self._engine.candidates()
+            held = session.selection.held
+            candidates = {name: values for name, values in self._engine.candidates().items() if name in held}
         return Checkpoint(self._engine.state_dict(), session.ledger.to_bytes(), meta, candidates)

@@ -36,6 +36,7 @@ from cutlayer.broker.manifest import (
     TokenReduction,
     WindowSpec,
 )
+from cutlayer.broker.selection import judging_metric
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.tuning_spec import TuningSpec
 from cutlayer.server_worker.model_settings import ModelSettings
@@ -272,6 +273,22 @@ class RunSettings(Section):
                 'tokenizers.mode = "trainable" needs gradients before a window closes, when task.negatives = "window" '
                 'gives them: set task.negatives to "agent", or tokenizers.mode to "frozen"'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _chooses_by_what_there_is(self) -> RunSettings:
+        evaluation = self.evaluation
+        try:
+            judging_metric(self.task, evaluation.metric)
+        except ValueError as error:
+            raise ValueError(f"evaluation.metric: {error}") from error
+        if not evaluation.selects:
+            return self
+        of = 'evaluation.keep = "best"' if evaluation.keep == "best" else "evaluation.patience_epochs"
+        if not evaluation.every_epochs:
+            raise ValueError(f"{of} judges epochs, and evaluation.every_epochs = 0 evaluates none: set it to 1 or more")
+        if self.run.service:
+            raise ValueError(f"{of} chooses at the end, and run.service = true has none: set one of the two")
         return self
 
     @model_validator(mode="after")
