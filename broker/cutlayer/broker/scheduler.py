@@ -161,7 +161,7 @@ class Scheduler:
         now: float,
         others: OthersInWindow | None = None,
         may_commit: bool = True,
-        candidates: Collection[str] = (),
+        candidates: Collection[str] | None = None,
     ) -> Work | None:
         """Return what to compute next, or None.
 
@@ -174,8 +174,8 @@ class Scheduler:
             now: Seconds.
             others: What the other workers of the pool hold; None without a pool.
             may_commit: Whether the window may close.
-            candidates: Names of the candidates that are held; an empty one for the newest weights. Evaluations of
-                others wait; with none named, nothing is held back.
+            candidates: Names of the weights that evaluations may run with, an empty one for the newest: others wait.
+                None where nothing is chosen, and nothing waits.
         """
         if self._to_release:
             return Release(self._to_release.pop())
@@ -261,7 +261,7 @@ class Scheduler:
         return None
 
     def _next_forward(
-        self, ledger: Ledger, others: OthersInWindow, candidates: Collection[str], *, is_training: bool
+        self, ledger: Ledger, others: OthersInWindow, candidates: Collection[str] | None, *, is_training: bool
     ) -> Forward | None:
         ready = self._in_turn(ledger, others) if is_training else set()
         chosen: list[tuple[Key, Activations]] = []
@@ -273,7 +273,7 @@ class Scheduler:
                 continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
-            if key.mode is not Mode.TRAIN and candidates and message.candidate not in candidates:
+            if key.mode is not Mode.TRAIN and candidates is not None and message.candidate not in candidates:
                 continue
             signature = (key.mode, sorted(message.modalities), self._keeps_apart(key), message.candidate)
             if form is None:

@@ -234,16 +234,16 @@ class WorkerSession:
             candidates=self._runnable(),
         )
 
-    def _runnable(self) -> Collection[str]:
-        """Return which candidates evaluations may run with now; none where nothing is chosen.
+    def _runnable(self) -> Collection[str] | None:
+        """Return which candidates evaluations may run with now; None where nothing is chosen.
 
         What evaluates the finished model at a worker of a pool that does not have it yet waits for it.
         """
         selection = self._run.selection
         if selection is None:
-            return ()
+            return None
         has_newest = self._run.members is None or selection.is_restored
-        return ("", *selection.held) if has_newest else (selection.held or (" ",))
+        return ("", *selection.held) if has_newest else selection.held
 
     def next_deadline(self, now: float) -> float | None:
         """Return the time at which `tick` or `next_work` has something to do by the clock alone, or None."""

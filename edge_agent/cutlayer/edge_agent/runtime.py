@@ -471,6 +471,8 @@ class AgentRuntime:
             self._told_done = True
             self._do(self._session.training_done(now), now)
         if self._session.phase is RunPhase.EVALUATING and not bench.is_finishing:
+            if bench.may_end_early:  # what is out will not be committed, and holds credits
+                self._session.withdraw_training()
             self._withdraw(bench.finish())
             self._submit_work(now)
         if self._session.phase is RunPhase.ENDED or bench.is_finished:

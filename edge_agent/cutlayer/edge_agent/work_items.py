@@ -192,6 +192,11 @@ class WorkItems:
         self._next_step = 0
         return lacks_steps
 
+    def take_back_training(self) -> None:
+        """Count no training step as sent that is not committed: training has ended early, or may go on elsewhere."""
+        self._outstanding.clear()
+        self._next_step = 0
+
     def forget_evaluations(self) -> None:
         """Drop the evaluation batches that wait to be sent."""
         self._evaluations.clear()

@@ -103,6 +103,8 @@ class Workbench:
             every_epochs=0 if manifest.evaluation.selects else manifest.evaluation.every_epochs,
             evaluation_samples=manifest.evaluation.samples,
         )
+        self.may_end_early = manifest.evaluation.selects
+        """Whether steps may be out for good when training ends."""
         self.telemetry_s = manifest.telemetry_s
         self.telemetry_share = manifest.telemetry_share
         self.is_finishing = False
@@ -151,6 +153,9 @@ class Workbench:
     def finish(self) -> list[int]:
         """Begin to evaluate the finished model; return the evaluation steps that are to be withdrawn."""
         self.is_finishing = True
+        if self.may_end_early:
+            self.items.take_back_training()
+            self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is not Mode.TRAIN}
         withdrawn = self._drop_candidate()
         self.items.start_final_evaluations()
         return withdrawn

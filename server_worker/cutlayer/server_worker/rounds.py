@@ -53,7 +53,7 @@ class Rounds:
         do: Callable[[list[WorkerAction]], None],
         emit: EventHandler,
         clock: Callable[[], float],
-        tend: Callable[[float], None],
+        tend: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._pool = pool
         self._session = session
