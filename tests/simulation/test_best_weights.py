@@ -324,6 +324,29 @@ class TestPool:
         run.finish()
         self.assert_alike(workers)
 
+    def test_one_that_misses_the_round_of_an_early_end_takes_it_over(self) -> None:
+        run = Run(settings(epochs=12, patience=2))
+        workers = [run.start(name, is_pooled=True) for name in ("w0", "w1")]
+        missed: list[int] = []
+
+        def fails(name: str) -> bool:
+            """Whether it is the other worker, in the first round that may decide."""
+            is_the_one = name == "w1" and len(judged_epochs(workers[0])) == 2
+            if not is_the_one or missed or not any(one.session.candidates.proposals() for one in workers):
+                return False
+            missed.append(workers[0].session.window)
+            return True
+
+        run.lighthouse._fails = fails
+        run.join(*TOPICS)
+        run.finish()
+        assert missed
+        self.assert_alike(workers)
+        assert workers[0].session.selection.decision.is_early  # type: ignore[union-attr]
+        for topic in TOPICS:
+            telemetry = workers[0].book.latest()
+            assert [entry.evaluations[-1].final for agent, entry in telemetry if agent == topic] == [True]
+
     @pytest.mark.parametrize("at_window", [3, 9])
     def test_one_is_killed_and_another_joins(self, at_window: int) -> None:
         run = Run(settings(epochs=4), computes=True)

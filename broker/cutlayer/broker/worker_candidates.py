@@ -106,8 +106,13 @@ class WorkerCandidates:
         return selection.proposals(self._awaited(), is_over=self._is_over())
 
     def wants_round(self) -> bool:
-        """Return whether a pool has something to conclude that no window is going to carry."""
-        selection = self._run.selection
+        """Return whether a pool has something to conclude that no window is going to carry, or has concluded it.
+
+        In the second case this worker has missed the round, and takes over what was chosen in the next.
+        """
+        selection, members = self._run.selection, self._run.members
+        if selection is not None and members is not None and members.has_gone_on and not selection.is_restored:
+            return True
         if selection is None or selection.decision is not None or selection.due is not None or not self._is_over():
             return False
         return selection.current is None or bool(self.proposals())

@@ -658,7 +658,7 @@ class WorkerSession:
     def _enter_kept(self) -> list[WorkerAction]:
         """Go on to the evaluation of weights that were chosen before: by an earlier process, or by the pool."""
         selection = self._run.selection
-        if selection is None or not selection.is_restored:
+        if selection is None or not selection.is_restored or not len(self.leases):
             return []
         return self._enter(RunPhase.EVALUATING, selection.reason())
 

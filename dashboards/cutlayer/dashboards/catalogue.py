@@ -277,8 +277,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     ),
     _gauge(
         "cutlayer_accuracy_ratio",
-        "Share of samples that are right: train over the agents' last reports, test over their last evaluations; validation "
-        "over those of candidates, where weights are chosen.",
+        "Share of samples that are right: train over the agents' last reports, test over their last evaluations; "
+        "validation over those of candidates, where weights are chosen.",
         labels={"split": None},  # absent until known: an accuracy of 0 would be a claim
         source=Source.AGENTS,
         across=Across.MAX,
