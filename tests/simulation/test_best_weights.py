@@ -14,6 +14,7 @@ from torch import Tensor
 from cutlayer.broker.agent_session import Deadlines
 from cutlayer.broker.faults import LinkFaults
 from cutlayer.broker.messages import Activations, Candidate, Mode, parse
+from cutlayer.broker.selection import Decision, Selection
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import Batch
@@ -40,7 +41,7 @@ def settings(
 ) -> RunSettings:
     run = {"epochs": epochs, "min_agents": 2, "absence_grace_s": 5.0, **sections.pop("run", {})}
     evaluation = {"keep": keep, "patience_epochs": patience, **sections.pop("evaluation", {})}
-    return small_settings(run=run, evaluation=evaluation, **sections)
+    return small_settings(1.0, run=run, evaluation=evaluation, **sections)
 
 
 class Taken:
@@ -103,16 +104,25 @@ class Run:
         )
 
 
-def kept_epoch(worker: Worker) -> int | None:
+def selection_of(worker: Worker) -> Selection:
     selection = worker.session.selection
     assert selection is not None
-    assert selection.decision is not None
-    return selection.decision.epoch if selection.decision.name else None
+    return selection
+
+
+def decision_of(worker: Worker) -> Decision:
+    decision = selection_of(worker).decision
+    assert decision is not None
+    return decision
+
+
+def kept_epoch(worker: Worker) -> int | None:
+    decision = decision_of(worker)
+    return decision.epoch if decision.name else None
 
 
 def judged_epochs(worker: Worker) -> list[int]:
-    assert worker.session.selection is not None
-    return [judged.epoch for judged in worker.session.selection.judged]
+    return [judged.epoch for judged in selection_of(worker).judged]
 
 
 @pytest.mark.parametrize("window", [{"mode": "synchronous"}, ASYNCHRONOUS], ids=["synchronous", "asynchronous"])
@@ -141,14 +151,13 @@ def test_the_metric_of_a_candidate_is_what_its_weights_give_on_all_validation_sa
     stranger = Client(run.network)
     run.join(*TOPICS)
     run.finish()
-    assert worker.session.selection is not None
-    best = worker.session.selection.best
+    best = selection_of(worker).best
     assert best is not None
     sent = [parse(packet.payload) for packet in stranger.seen if packet.topic.endswith("/activations")]
     judging = [message for message in sent if isinstance(message, Activations) and message.candidate == best.name]
     assert sum(message.num_samples for message in judging) == 2 * NUM_VAL
     assert all(message.mode is Mode.EVAL for message in judging)
-    metrics = selection_json(worker.session.selection, worker.book)["selection"]
+    metrics = selection_json(selection_of(worker), worker.book)["selection"]
     row = next(row for row in metrics["candidates"] if row["name"] == best.name)
     assert row["metrics"]["accuracy"] == row["value"] == best.value
     final = worker.book.history()
@@ -178,15 +187,12 @@ def test_each_candidate_runs_with_its_own_weights_whatever_is_committed_meanwhil
     run.join(*TOPICS)
     run.finish()
     weights = {int(held["weight"]) for held in taken.weights.values()}
-    judged = {int(taken.weights[judged.name]["weight"]) for judged in _judged(worker)}
+    judged = {int(taken.weights[judged.name]["weight"]) for judged in selection_of(worker).judged}
     assert judged <= weights
     assert {weight: worker.counter.num_judged[weight] for weight in judged} == dict.fromkeys(judged, 2 * NUM_VAL)
-    assert worker.counter.weight == int(taken.weights[_judged(worker)[0].name]["weight"]), "the first of equals"
-
-
-def _judged(worker: Worker) -> list[object]:
-    assert worker.session.selection is not None
-    return list(worker.session.selection.judged)
+    assert worker.counter.weight == int(taken.weights[selection_of(worker).judged[0].name]["weight"]), (
+        "the first of equals"
+    )
 
 
 def test_lost_and_doubled_messages_change_no_judgement() -> None:
@@ -196,7 +202,7 @@ def test_lost_and_doubled_messages_change_no_judgement() -> None:
     run.finish()
     assert judged_epochs(worker)[-1] == 4
     assert kept_epoch(worker) == 1
-    assert {judged.num_samples for judged in worker.session.selection.judged} == {2 * NUM_VAL}  # type: ignore[union-attr]
+    assert {judged.num_samples for judged in selection_of(worker).judged} == {2 * NUM_VAL}
 
 
 def test_an_agent_that_vanishes_holds_up_no_judgement() -> None:
@@ -208,8 +214,7 @@ def test_an_agent_that_vanishes_holds_up_no_judgement() -> None:
     del run.agents["site/1"]
     run.finish()
     assert kept_epoch(worker) is not None
-    assert worker.session.selection is not None
-    assert worker.session.selection.judged[-1].num_samples == NUM_VAL, "the other's, at the end"
+    assert selection_of(worker).judged[-1].num_samples == NUM_VAL, "the other's, at the end"
 
 
 def test_an_agent_without_validation_samples_trains_and_the_others_judge() -> None:
@@ -218,7 +223,7 @@ def test_an_agent_without_validation_samples_trains_and_the_others_judge() -> No
     run.join("site/0")
     run.join("site/1", num_val=0)
     run.finish()
-    assert {judged.num_samples for judged in worker.session.selection.judged} == {NUM_VAL}  # type: ignore[union-attr]
+    assert {judged.num_samples for judged in selection_of(worker).judged} == {NUM_VAL}
     assert len(worker.session.ledger.of("site/1")) == 12
 
 
@@ -246,14 +251,13 @@ def test_a_worker_that_is_killed_goes_on_from_its_best_weights(tmp_path: Path, a
     run.workers["w0"].kill()
     worker = run.start(store=store, every_windows=2, resumes=True)
     taken = Taken(worker)
-    before = {judged.name for judged in _judged(worker)}  # type: ignore[attr-defined]
-    assert worker.session.selection is not None
+    before = {judged.name for judged in selection_of(worker).judged}
     held = worker.engine.candidates()
-    best = worker.session.selection.best
+    best = selection_of(worker).best
     assert best is None or best.name in held, "the best weights are in the checkpoint"
     run.finish()
     assert judged_epochs(worker) == [1, 2, 3, 4, 5]
-    name = worker.session.selection.decision.name  # type: ignore[union-attr]
+    name = decision_of(worker).name
     final = worker.engine.state_dict().weights
     wanted = held[name] if name in before else taken.weights[name] if name in taken.weights else held[name]
     assert all(torch.equal(final[key], value) for key, value in wanted.items())
@@ -284,8 +288,7 @@ def test_an_agent_that_comes_back_judges_what_is_judged_now() -> None:
     run.network.kill("site/1")
     run.join("site/1")
     run.finish()
-    assert worker.session.selection is not None
-    assert worker.session.selection.judged[-1].num_samples == 2 * NUM_VAL
+    assert selection_of(worker).judged[-1].num_samples == 2 * NUM_VAL
 
 
 class TestPool:
@@ -300,8 +303,8 @@ class TestPool:
         run.join(*TOPICS)
         run.finish()
         self.assert_alike(workers)
-        first = _judged(workers[0])[0]
-        assert workers[0].counter.weight == int(taken.weights[first.name]["weight"])  # type: ignore[attr-defined]
+        first = selection_of(workers[0]).judged[0]
+        assert workers[0].counter.weight == int(taken.weights[first.name]["weight"])
 
     def test_both_stop_early(self) -> None:
         run = Run(settings(epochs=12, patience=2))
@@ -310,7 +313,7 @@ class TestPool:
         run.finish()
         self.assert_alike(workers)
         assert judged_epochs(workers[0])[-1] < 12
-        assert workers[0].session.selection.decision.is_early  # type: ignore[union-attr]
+        assert decision_of(workers[0]).is_early
 
     def test_one_that_misses_rounds_takes_over_what_was_chosen(self) -> None:
         run = Run(settings(epochs=4))
@@ -319,7 +322,7 @@ class TestPool:
         for window in (4, 8, 12):
             run.network.run(lambda window=window: workers[0].session.window >= window)  # type: ignore[misc]
             run.failing.append("w1")
-        run.network.run(lambda: workers[0].session.selection.current is not None)  # type: ignore[union-attr]
+        run.network.run(lambda: selection_of(workers[0]).current is not None)
         run.failing.append("w1")
         run.finish()
         self.assert_alike(workers)
@@ -342,7 +345,7 @@ class TestPool:
         run.finish()
         assert missed
         self.assert_alike(workers)
-        assert workers[0].session.selection.decision.is_early  # type: ignore[union-attr]
+        assert decision_of(workers[0]).is_early
         for topic in TOPICS:
             telemetry = workers[0].book.latest()
             assert [entry.evaluations[-1].final for agent, entry in telemetry if agent == topic] == [True]
@@ -390,9 +393,7 @@ def test_trained_tokenizers_are_part_of_a_candidate() -> None:
         bias = taken.weights[name]["tokenizers.image_tokens.bias"]
         assert tensors["image.bias"].data == bias.numpy().tobytes()
     assert len({tensors["image.bias"].data for tensors in by_name.values()}) == len(by_name), "they do train"
-    assert worker.session.selection is not None
-    assert worker.session.selection.decision is not None
-    kept = taken.weights[worker.session.selection.decision.name]
+    kept = taken.weights[decision_of(worker).name]
     assert all(torch.equal(worker.engine.state_dict().weights[key], value) for key, value in kept.items())
 
 
@@ -402,9 +403,7 @@ def test_lora_is_part_of_a_candidate() -> None:
     taken = Taken(worker)
     run.join(*TOPICS)
     run.finish()
-    assert worker.session.selection is not None
-    assert worker.session.selection.decision is not None
-    kept = taken.weights[worker.session.selection.decision.name]
+    kept = taken.weights[decision_of(worker).name]
     assert any("lora" in key for key in kept)
     assert all(torch.equal(worker.engine.state_dict().weights[key], value) for key, value in kept.items())
 
