@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cutlayer.broker.errors import MalformedMessage
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.pool_round import Verdict, WindowPart, judge
+from cutlayer.broker.selection import Judgement
 from support.message_values import mutated
 
 STEPS = st.tuples(st.sampled_from(("a", "b", "c")), st.integers(0, 5))
@@ -210,12 +211,21 @@ def test_a_part_survives_its_bytes(parts: list[WindowPart]) -> None:
         assert WindowPart.from_bytes(one.to_bytes()) == one
 
 
-GOOD: list[Any] = ["w0", 3, 4, "same", [["a", 0], ["b", 7]], 8, b"\x01", 100, True, ["a", "c"]]
+GOOD: list[Any] = [
+    *("w0", 3, 4, "same", [["a", 0], ["b", 7]], 8, b"\x01", 100, True, ["a", "c"]),
+    *([["c0ffee", 0.5, None, 64]], True),
+]
 
 
 def test_the_bytes_of_a_part_are_its_fields_in_order() -> None:
     steps = (("a", 0), ("b", 7))
-    assert msgpack.unpackb(WindowPart("w0", 3, 4, "same", steps, 8, b"\x01", 100, True, ("a", "c")).to_bytes()) == GOOD
+    one = WindowPart(
+        *("w0", 3, 4, "same", steps, 8, b"\x01", 100, True, ("a", "c")),
+        judged=(Judgement("c0ffee", 0.5, None, 64),),
+        is_over=True,
+    )
+    assert msgpack.unpackb(one.to_bytes()) == GOOD
+    assert WindowPart.from_bytes(one.to_bytes()) == one
 
 
 @pytest.mark.parametrize(
@@ -248,6 +258,11 @@ def test_the_bytes_of_a_part_are_its_fields_in_order() -> None:
                 (8, 1),
                 (9, None),
                 (9, [7]),
+                (10, None),
+                (10, [["c0ffee", 0.5, None]]),
+                (10, [["c0ffee", "0.5", None, 64]]),
+                (10, [["c0ffee", 0.5, None, -1]]),
+                (11, 1),
             ]
         ],
     ],
@@ -255,6 +270,18 @@ def test_the_bytes_of_a_part_are_its_fields_in_order() -> None:
 def test_other_bytes_are_malformed(data: bytes) -> None:
     with pytest.raises(MalformedMessage, match="part of a window"):
         WindowPart.from_bytes(data)
+
+
+def test_what_any_part_says_of_candidates_is_in_the_verdict_and_an_end_only_if_nobody_holds_a_step() -> None:
+    first, second = Judgement("c0ffee", 0.5, 1.0, 64), Judgement("c0ffee", 0.6, 0.9, 32)
+    idle = [
+        replace(part("w0"), is_due=False, judged=(first,), is_over=True),
+        replace(part("w1"), is_due=False, judged=(second,)),
+    ]
+    verdict = judge(idle, Ledger(), is_synchronous=False)
+    assert (verdict.commits, verdict.judged, verdict.is_over) == (False, (first, second), True)
+    busy = [idle[0], replace(part("w1", ("a", 0)), is_due=False)]
+    assert not judge(busy, Ledger(), is_synchronous=False).is_over
 
 
 @given(mutated(part("w0", ("a", 0), ("b", 7)).to_bytes()))

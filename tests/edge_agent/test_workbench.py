@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cutlayer.broker.actions import OutputsReceived
+from cutlayer.broker.actions import CandidateOffered, OutputsReceived
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import RunError
+from cutlayer.broker.manifest import EvaluationSpec
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.messages import Direction, EncodedTensor, Mode, NegotiatedCodecs, RunPhase
 from cutlayer.broker.tensors import decode_tensor
@@ -185,3 +186,71 @@ def test_evaluation_that_is_out_when_training_goes_on_is_not_counted() -> None:
     scene.lease((0, 3), phase=RunPhase.WAITING)
     scene.outputs(item.step, item.mode, (item.num_samples, 3))
     assert scene.take(9) == [(Mode.TRAIN, 3)]
+
+
+class JudgingBench(Bench):
+    """A workbench of a run that chooses its weights, over 40 validation samples besides."""
+
+    def __init__(self) -> None:
+        manifest = small_manifest(every_epochs=1)
+        manifest = manifest.model_copy(update={"evaluation": EvaluationSpec(keep="best", samples=8)})
+        client = ClientSide(manifest, tokenizer_file(), small_dataset(0, 8, 6, num_val=40))
+        self.reporter = Reporter(1, Courier(MemoryTransport(MemoryBroker(lambda: 0.0), "agent"), Direction.UP))
+        plan = EpochPlan(0, "clinic/07", 2, 8, 6, 4, num_val=40)
+        self.bench = Workbench(Enrolled(manifest, client, plan), self.reporter)
+        self.reporter.start(self.bench.items, 100.0, 0.0)
+        self.sent = []
+
+    def offer(self, name: str) -> list[int]:
+        return self.bench.offer(CandidateOffered(1, name, ()))
+
+
+def test_a_candidate_is_evaluated_before_training_goes_on_and_reported_at_once() -> None:
+    scene = JudgingBench()
+    assert scene.take(3) == [(Mode.TRAIN, 0), (Mode.TRAIN, 1), (Mode.TRAIN, 2)], "no test samples between epochs"
+    assert scene.offer("c0ffee") == []
+    assert scene.offer("c0ffee") == [], "an offer that is repeated begins nothing anew"
+    found = [scene.next(), scene.next()]
+    assert [item.candidate for item in found if item is not None] == ["c0ffee", "c0ffee"]
+    assert not scene.reporter.is_due(1.0)
+    scene.outputs(0, Mode.EVAL)
+    scene.outputs(1, Mode.EVAL)
+    assert scene.reporter.is_due(1.0), "long before its time"
+    telemetry = scene.reporter.telemetry(1.0, num_repeats=0, is_final=False)
+    assert [evaluation.candidate for evaluation in telemetry.evaluations] == ["c0ffee"]
+    assert not scene.reporter.is_due(1.0)
+    assert scene.take(1) == [(Mode.TRAIN, 3)]
+    scene.offer("c0ffee")
+    assert scene.reporter.is_due(1.0), "the report may have been lost"
+    assert scene.next() is None
+
+
+def test_another_candidate_takes_the_place_of_the_one_under_way_and_one_that_is_gone_may_come_again() -> None:
+    scene = JudgingBench()
+    scene.offer("first")
+    scene.take(1)
+    assert scene.offer("second") == [0]
+    item = scene.next()
+    assert item is not None
+    assert (item.candidate, item.step) == ("second", 2)
+    assert scene.bench.candidate_gone(2) == [2]
+    assert scene.take(1) == [(Mode.TRAIN, 0)]
+    scene.offer("second")
+    item = scene.next()
+    assert item is not None
+    assert item.candidate == "second"
+
+
+def test_the_finished_model_is_evaluated_on_test_samples_whatever_candidate_is_under_way() -> None:
+    scene = JudgingBench()
+    scene.take(4)
+    scene.offer("c0ffee")
+    scene.take(1)
+    assert scene.bench.finish() == [0]
+    found = []
+    while (item := scene.next(may_train=False)) is not None:
+        found.append(item)
+        scene.outputs(item.step, Mode.EVAL, (item.num_samples, 3))
+    assert {item.candidate for item in found} == {""}
+    assert scene.is_finished()
+    assert scene.offer("late") == []

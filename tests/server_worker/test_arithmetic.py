@@ -39,8 +39,9 @@ class Refusing(CountingEngine):
         self.is_diverged = False
         self.commits_apply = True
 
-    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
+    def forward(self, items: Sequence[ForwardItem], candidate: str = "") -> Forwarded:
         """Leave out what is refused."""
+        assert not candidate
         bad = tuple(item.key for item in items if self.is_diverged or str(item.key[0]) in self.refused)  # type: ignore[index]
         good = [item for item in items if item.key not in bad]
         if not good:

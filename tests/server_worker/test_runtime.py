@@ -199,9 +199,9 @@ def small_runtime(transport: MemoryTransport, engine: CountingEngine) -> WorkerR
 class BrokenEngine(CountingEngine):
     """Fails at the first forward pass."""
 
-    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
+    def forward(self, items: Sequence[ForwardItem], candidate: str = "") -> Forwarded:
         """Fail."""
-        del items
+        del items, candidate
         raise RunError("the arithmetic is broken")
 
 
@@ -234,11 +234,11 @@ def test_worker_that_fails_leaves_its_will() -> None:
 class DivergedEngine(CountingEngine):
     """Gives no finite output after some windows."""
 
-    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
+    def forward(self, items: Sequence[ForwardItem], candidate: str = "") -> Forwarded:
         """Refuse everything once it has diverged."""
         if self.version >= 3:
             return Forwarded(None, self.version, {}, tuple(item.key for item in items))
-        return super().forward(items)
+        return super().forward(items, candidate)
 
 
 def test_divergence_ends_the_run_with_a_fix(network: VirtualNetwork) -> None:

@@ -313,6 +313,7 @@ TENSORS = {
     "OutputGradients.gradients",
     "OutputGradients.tokenizer_gradients",
     "ActivationGradients.tensors",
+    "Candidate.tensors",
     "TokenizerWeights.tensors",
 }
 BYTES = {

@@ -10,6 +10,7 @@ from cutlayer.broker.messages import (
     Activations,
     AgentState,
     Busy,
+    Candidate,
     Chunk,
     Direction,
     EncodedTensor,
@@ -59,7 +60,7 @@ TELEMETRY = Telemetry(
     samples=1_280,
     train=MetricSums(1.5, 30, 64, (("true_positives", 90.0), ("wrong", 35.0))),
     recent=MetricSums(0.25, 31, 32),
-    evaluations=(Evaluation(1, "audio+image", True, MetricSums(2.0, 50, 64), 12_345),),
+    evaluations=(Evaluation(1, "audio+image", True, MetricSums(2.0, 50, 64), 12_345, "c0ffee"),),
     traffic=(Traffic(Direction.DOWN, "Outputs", "fp16", 40, 51_200, 26_000, 27_000),),
     wire_sent_bytes=100_000,
     wire_received_bytes=30_000,
@@ -88,6 +89,7 @@ EXAMPLES: dict[str, Message] = {
             ("identity", "fp16", "int8"),
             ("none", "lz4", "zstd"),
             "cutlayer 0.1.0",
+            40,
         ),
         Welcome(
             "worker-0",
@@ -113,11 +115,13 @@ EXAMPLES: dict[str, Message] = {
             (),
             b"\x02",
             (("image", b"\x07\x07"),),
+            "c0ffee",
         ),
         Outputs(0xDEADBEEF, 12, Mode.EVAL, 3, 0.125, EncodedTensor("fp16", (2, 10), b"\x00" * 4), b"\x02"),
         OutputGradients(0xDEADBEEF, 12, 3, EncodedTensor("fp16", (2, 10), b"\xff"), (("image.bias", TENSOR),)),
         ActivationGradients(0xDEADBEEF, 12, 5, 0.25, ()),
         TokenizerWeights(0xDEADBEEF, 3, (("image.bias", TENSOR),)),
+        Candidate(0xDEADBEEF, 3, "c0ffee", (("image.bias", TENSOR),)),
         Resend(0xDEADBEEF, 12, Mode.TRAIN, ResendReason.STALE),
         Phase(0xDEADBEEF, RunPhase.EVALUATING, "all agents have done their epochs"),
         TrainingDone(0xDEADBEEF),
@@ -170,7 +174,7 @@ TELEMETRIES = st.builds(
     samples=U53S,
     train=SUMS,
     recent=SUMS,
-    evaluations=st.lists(st.builds(Evaluation, U32S, NAMES, st.booleans(), SUMS, U53S), max_size=3).map(tuple),
+    evaluations=st.lists(st.builds(Evaluation, U32S, NAMES, st.booleans(), SUMS, U53S, NAMES), max_size=3).map(tuple),
     traffic=st.lists(
         st.builds(Traffic, st.sampled_from(Direction), NAMES, NAMES, U53S, U53S, U53S, U53S), max_size=3
     ).map(tuple),
@@ -198,7 +202,7 @@ _MODES, _PHASES = st.sampled_from(Mode), st.sampled_from(RunPhase)
 MESSAGES: dict[str, st.SearchStrategy[Message]] = {
     "Chunk": st.builds(Chunk, st.binary(max_size=8), _INDICES, _COUNTS, st.integers(0, 64 << 20), DATA),
     "Hello": st.builds(
-        Hello, st.text(_CHARACTERS, max_size=256), U53S, st.binary(max_size=32), U53S, _WORDS, _WORDS, NAMES
+        Hello, st.text(_CHARACTERS, max_size=256), U53S, st.binary(max_size=32), U53S, _WORDS, _WORDS, NAMES, U53S
     ),
     "Welcome": st.builds(
         Welcome,
@@ -226,11 +230,13 @@ MESSAGES: dict[str, st.SearchStrategy[Message]] = {
         _WORDS,
         DATA,
         st.lists(st.tuples(NAMES, DATA), max_size=3).map(tuple),
+        NAMES,
     ),
     "Outputs": st.builds(Outputs, U32S, U53S, _MODES, U53S, SECONDS, TENSORS, DATA),
     "OutputGradients": st.builds(OutputGradients, U32S, U53S, U53S, TENSORS, NAMED_TENSORS),
     "ActivationGradients": st.builds(ActivationGradients, U32S, U53S, U53S, SECONDS, NAMED_TENSORS),
     "TokenizerWeights": st.builds(TokenizerWeights, U32S, U53S, NAMED_TENSORS),
+    "Candidate": st.builds(Candidate, U32S, U32S, NAMES, NAMED_TENSORS),
     "Resend": st.builds(Resend, U32S, U53S, _MODES, st.sampled_from(ResendReason), DATA),
     "Phase": st.builds(Phase, U32S, _PHASES, _DETAILS),
     "TrainingDone": st.builds(TrainingDone, U32S),

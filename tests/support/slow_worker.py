@@ -20,10 +20,10 @@ PASS_S = 0.05
 class SlowEngine(CountingEngine):
     """A counting engine that sleeps for each forward pass."""
 
-    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
+    def forward(self, items: Sequence[ForwardItem], candidate: str = "") -> Forwarded:
         """Sleep, then answer with zeros (b, C)."""
         time.sleep(PASS_S)
-        return super().forward(items)
+        return super().forward(items, candidate)
 
 
 def main() -> None:

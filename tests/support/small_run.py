@@ -53,7 +53,7 @@ def small_settings(telemetry_s: float = 1.0, **sections: Mapping[str, object]) -
     return RunSettings.model_validate({**document, "telemetry_s": telemetry_s, "telemetry_share": 1.0})
 
 
-def small_dataset(seed: int, num_train: int = 16, num_test: int = 40) -> ArrayDataset:
+def small_dataset(seed: int, num_train: int = 16, num_test: int = 40, num_val: int = 0) -> ArrayDataset:
     """Return random samples whose class can be learned from their brightness and loudness."""
     rng = np.random.default_rng(seed)
 
@@ -65,6 +65,8 @@ def small_dataset(seed: int, num_train: int = 16, num_test: int = 40) -> ArrayDa
         return Batch({"image": images.astype(np.uint8), "audio": waves.astype(np.float32)}, labels_B)
 
     splits: dict[Split, Batch] = {"train": split(num_train), "test": split(num_test)}
+    if num_val:
+        splits["val"] = split(num_val)
     return ArrayDataset("small", CLASSES, {"audio": AUDIO, "image": IMAGE}, splits)
 
 

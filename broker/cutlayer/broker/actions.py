@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 from cutlayer.broker.errors import CutlayerError
 from cutlayer.broker.messages import EncodedTensor, Message, Mode, NegotiatedCodecs, RunPhase, Telemetry
+from cutlayer.broker.selection import Judged
 
 __all__ = [
     "AgentJoined",
     "AgentLeft",
+    "CandidateGone",
+    "CandidateJudged",
+    "CandidateOffered",
     "Duplicate",
     "Fail",
     "LeaseGranted",
@@ -132,6 +136,22 @@ class TensorsWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateOffered:
+    """To the agent: evaluate these weights on validation samples, with the candidate's own tokenizers where given."""
+
+    epoch: int
+    name: str
+    tensors: tuple[tuple[str, EncodedTensor], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateGone:
+    """To the agent: the worker does not hold the candidate that a microbatch of this number was to evaluate."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepCommitted:
     """To the agent: a training step is part of the model.
 
@@ -183,6 +203,14 @@ class AgentLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateJudged:
+    """To the worker: what the validation samples of all agents say of a candidate; `text` says it to people."""
+
+    judged: Judged
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryReceived:
     """To the worker: an agent's counters."""
 
@@ -214,6 +242,8 @@ AgentAction = (
     | LeaseLost
     | LedgerTold
     | OutputsReceived
+    | CandidateOffered
+    | CandidateGone
     | StepCommitted
     | TensorsWanted
     | WeightsReceived
@@ -228,6 +258,7 @@ WorkerAction = (
     | Fail
     | AgentJoined
     | AgentLeft
+    | CandidateJudged
     | TelemetryReceived
     | PhaseReached
     | Duplicate

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from cutlayer.broker.actions import (
     AgentAction,
+    CandidateGone,
     Duplicate,
     OutputsReceived,
     Publish,
@@ -49,6 +50,7 @@ class AgentExchange:
         tensors: (modality, tokens (B, N, D)) of each modality given.
         first_sent_at: When it was submitted.
         refs: What it says of its samples besides.
+        candidate: Whose weights it is to run with; empty for the newest.
         state: Where it stands.
         worker: Whom it is with, or None.
         version: Version of the weights of the outputs that were answered.
@@ -69,6 +71,7 @@ class AgentExchange:
     tensors: tuple[tuple[str, EncodedTensor], ...]
     first_sent_at: float
     refs: SampleRefs = field(default_factory=SampleRefs)
+    candidate: str = ""
     state: ExchangeState = ExchangeState.IDLE
     worker: str | None = None
     version: int = -1
@@ -137,9 +140,10 @@ class ExchangeTable:
         tensors: tuple[tuple[str, EncodedTensor], ...],
         now: float,
         refs: SampleRefs,
+        candidate: str = "",
     ) -> list[AgentAction]:
         """Send a new microbatch."""
-        exchange = AgentExchange(step, mode, num_samples, tensors, now, refs)
+        exchange = AgentExchange(step, mode, num_samples, tensors, now, refs, candidate)
         assert exchange.key not in self._exchanges, "a step is submitted once"
         self._exchanges[exchange.key] = exchange
         return self._send_activations(exchange, now)
@@ -256,6 +260,9 @@ class ExchangeTable:
             codec = worker.codecs.activation_gradients if message.tensors and worker.codecs else ""
             return [StepCommitted(message.step, message.window, message.tensors, codec), *self.rehome(now)]
         if isinstance(message, Resend):
+            if message.reason is ResendReason.CANDIDATE:
+                self._finish(exchange)
+                return [CandidateGone(message.step), *self.rehome(now)]
             if message.reason is ResendReason.MISSING:
                 assert worker.codecs is not None, "a lease has codecs"
                 self._release(exchange)
@@ -342,6 +349,7 @@ class ExchangeTable:
             refs.from_store,
             refs.bases,
             refs.positions,
+            exchange.candidate,
         )
         topic = self._topics.up_activations(worker.name)
         return self._send(exchange, Publish(topic, message, repeated=repeated), now)

@@ -11,7 +11,15 @@ microbatch may go to any of them, also to a second one while the first may still
 
 from __future__ import annotations
 
-from cutlayer.broker.actions import AgentAction, LeaseGranted, Publish, Refused, Subscribe, WeightsReceived
+from cutlayer.broker.actions import (
+    AgentAction,
+    CandidateOffered,
+    LeaseGranted,
+    Publish,
+    Refused,
+    Subscribe,
+    WeightsReceived,
+)
 from cutlayer.broker.agent_deadlines import Deadlines
 from cutlayer.broker.agent_exchanges import ExchangeTable
 from cutlayer.broker.agent_greetings import Greetings
@@ -22,6 +30,7 @@ from cutlayer.broker.messages import (
     ActivationGradients,
     AgentState,
     Busy,
+    Candidate,
     EncodedTensor,
     Goodbye,
     GoodbyeReason,
@@ -137,10 +146,12 @@ class AgentSession:
         codecs: tuple[str, ...],
         byte_stages: tuple[str, ...],
         now: float,
+        *,
+        num_val: int = 0,
     ) -> list[AgentAction]:
         """Start asking for leases: manifest, data and tokenizers are there."""
         agent, incarnation, software = self.topics.root, self.incarnation, self._software
-        hello = Hello(agent, incarnation, manifest_digest, num_samples, codecs, byte_stages, software)
+        hello = Hello(agent, incarnation, manifest_digest, num_samples, codecs, byte_stages, software, num_val)
         return self._greetings.ready(hello, now)
 
     def store_for(self, step: int) -> str:
@@ -156,9 +167,10 @@ class AgentSession:
         tensors: tuple[tuple[str, EncodedTensor], ...],
         now: float,
         refs: SampleRefs | None = None,
+        candidate: str = "",
     ) -> list[AgentAction]:
         """Send a new microbatch to the least loaded worker (`can_submit` says whether there is one)."""
-        return self._exchanges.submit(step, mode, num_samples, tensors, now, refs or SampleRefs())
+        return self._exchanges.submit(step, mode, num_samples, tensors, now, refs or SampleRefs(), candidate)
 
     def supply(
         self, step: int, mode: Mode, tensors: tuple[tuple[str, EncodedTensor], ...], refs: SampleRefs, now: float
@@ -286,7 +298,7 @@ class AgentSession:
                 return [Refused("incarnation", f"{type(message).__name__} to an earlier process")]
             case Welcome() | Busy() | Reject():
                 return self._answer(message, now)
-            case Phase() | Outputs() | ActivationGradients() | Resend() | TokenizerWeights():
+            case Phase() | Outputs() | ActivationGradients() | Resend() | TokenizerWeights() | Candidate():
                 return self._under_lease(message, now)
             case _:
                 return [Refused("unexpected", f"{type(message).__name__} is not for an agent")]
@@ -301,7 +313,7 @@ class AgentSession:
         return actions
 
     def _under_lease(
-        self, message: Phase | Outputs | ActivationGradients | Resend | TokenizerWeights, now: float
+        self, message: Phase | Outputs | ActivationGradients | Resend | TokenizerWeights | Candidate, now: float
     ) -> list[AgentAction]:
         worker = self._workers.leasing(message.lease)
         if worker is None:
@@ -312,6 +324,8 @@ class AgentSession:
                 return self._leases.take_phase(worker, message, now)
             case TokenizerWeights():
                 return [WeightsReceived(message.lease, message.version, message.tensors)]
+            case Candidate():
+                return [CandidateOffered(message.epoch, message.name, message.tensors)]
             case Resend(reason=ResendReason.LEASE):
                 lost = self._leases.lose(worker, "it does not know the lease", now)
                 return lost + self._greetings.say(worker, now)

@@ -28,6 +28,7 @@ class Lease:
         heard_at: When it last said anything.
         absent_since: When it vanished, or None. Its lease stands for the grace period, and nobody is sent anything.
         is_done: Whether all its training steps are committed.
+        num_val: Validation samples on which it judges candidates.
     """
 
     agent: str
@@ -39,6 +40,7 @@ class Lease:
     heard_at: float
     absent_since: float | None = None
     is_done: bool = False
+    num_val: int = 0
 
     @property
     def is_visit(self) -> bool:
@@ -104,6 +106,7 @@ class LeaseTable:
         while number in self._by_number or number in self._former:
             number = self._new_number()
         lease = Lease(hello.agent, number, hello.incarnation, hello.num_samples, total_steps, codecs, now)
+        lease.num_val = hello.num_val
         self._by_agent[hello.agent] = self._by_number[number] = lease
         self.num_visits += lease.is_visit
         self.set_done(lease, is_done=is_done)

@@ -149,15 +149,32 @@ class TokenizerWeights(Spec):
 
 
 class EvaluationSpec(Spec):
-    """How agents evaluate on their own test samples (labels stay with them).
+    """How agents evaluate on their own samples (labels stay with them), and which weights a run ends with.
+
+    With `keep = "best"` or a `patience_epochs` above 0 the weights of each so many epochs are *candidates*: agents
+    evaluate them on validation samples, and test samples are seen once, at the end. Else nothing is chosen, and
+    agents evaluate on test samples.
 
     Attributes:
         every_epochs: Evaluate after each so many epochs; 0 for only at the end.
-        samples: Test samples an agent uses then; the evaluation at the end uses all.
+        samples: Samples an agent uses then; the evaluation at the end uses all test samples.
+        keep: Whether the run ends with its `last` weights, or with those of the `best` candidate.
+        patience_epochs: The run ends when so many epochs have passed without a better candidate; 0 for never.
+        metric: What judges candidates: `loss`, or a metric of the task by its name; empty for the task's first.
+        val_ratio: Share of its training samples that a site sets aside for that, where its data name none.
     """
 
     every_epochs: Annotated[int, Field(ge=0)] = 1
     samples: PositiveInt = 256
+    keep: Literal["last", "best"] = "last"
+    patience_epochs: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    metric: Annotated[str, Field(max_length=64)] = ""
+    val_ratio: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+
+    @property
+    def selects(self) -> bool:
+        """Whether candidates are judged on validation samples."""
+        return self.keep == "best" or self.patience_epochs > 0
 
 
 class Manifest(Spec):

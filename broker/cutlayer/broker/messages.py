@@ -9,7 +9,7 @@ Who sends what:
 
     agent -> worker     Hello, Activations, OutputGradients, TrainingDone, Goodbye, Telemetry, Probe
     worker -> agent     Welcome, Busy, Reject, Phase, Outputs, ActivationGradients, TokenizerWeights, Resend,
-                        ProbeAnswer
+                        Candidate, ProbeAnswer
     worker -> worker    WindowState
     worker -> anybody   WorkerReport
     retained            AgentState, WorkerState, RunManifest, ModelChunk
@@ -124,12 +124,14 @@ class ResendReason(StrEnum):
     """Why a worker asks for a step's activations again.
 
     `lease`: say Hello first, the lease is gone. `missing`: its store lacks samples that were referred to.
+    `candidate`: not at all, the worker does not hold the candidate's weights.
     """
 
     STALE = "stale"
     UNKNOWN = "unknown"
     LEASE = "lease"
     MISSING = "missing"
+    CANDIDATE = "candidate"
 
 
 class GoodbyeReason(StrEnum):
@@ -197,6 +199,7 @@ class Hello:
         codecs: Tensor codecs that it knows.
         byte_stages: Byte stages that it knows.
         software: Its version, for the log.
+        num_val: Validation samples that it has for judging candidates; 0 where the run judges none.
     """
 
     KIND: ClassVar[int] = 1
@@ -207,6 +210,7 @@ class Hello:
     codecs: tuple[str, ...] = wire(many(text(MAX_NAME), MAX_CODECS))
     byte_stages: tuple[str, ...] = wire(many(text(MAX_NAME), MAX_CODECS))
     software: str = wire(text(MAX_NAME))
+    num_val: int = wire(uint(), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +284,7 @@ class Activations:
             the count of visits, modulo 256, of the base that its change is to; 0 for a change from zeros, whose count
             is 1 then. All samples are fresh. Empty where `tensors` are the activations themselves.
         positions: (modality, N bits for each fresh sample), which K tokens these are; of reduced modalities only.
+        candidate: The candidate whose weights are to be evaluated; empty for the newest weights.
     """
 
     KIND: ClassVar[int] = 5
@@ -297,6 +302,7 @@ class Activations:
     positions: tuple[tuple[str, bytes], ...] = wire(
         many(pair(text(MAX_NAME), binary(MAX_MESSAGE_BYTES)), MAX_MODALITIES), default=()
     )
+    candidate: str = wire(text(MAX_NAME), default="")
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -388,6 +394,26 @@ class TokenizerWeights:
     version: int = wire(uint())
     tensors: tuple[tuple[str, EncodedTensor], ...] = wire(
         many(pair(text(MAX_NAME), record(EncodedTensor)), MAX_PARAMETERS)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The weights that are to be judged now; said again until the agent has reported what its validation samples say.
+
+    Attributes:
+        lease: The lease.
+        epoch: Epochs of the whole run that they are of.
+        name: Names them: the same for bit-identical weights alone.
+        tensors: (parameter of a tokenizer, its value), with trainable tokenizers: the candidate's own.
+    """
+
+    KIND: ClassVar[int] = 24
+    lease: int = wire(uint(U32))
+    epoch: int = wire(uint(U32))
+    name: str = wire(text(MAX_NAME))
+    tensors: tuple[tuple[str, EncodedTensor], ...] = wire(
+        many(pair(text(MAX_NAME), record(EncodedTensor)), MAX_PARAMETERS), default=()
     )
 
 
@@ -596,6 +622,7 @@ Message = (
     | OutputGradients
     | ActivationGradients
     | TokenizerWeights
+    | Candidate
     | Resend
     | Phase
     | TrainingDone

@@ -135,6 +135,12 @@ class PoolMembers:
         phases = [(member.phase, member.reason) for member in self._of_the_run()]
         return max(phases, key=lambda entry: order.index(entry[0]), default=(RunPhase.WAITING, ""))
 
+    @property
+    def has_gone_on(self) -> bool:
+        """Whether another worker that serves the run does not train any more."""
+        trained = (RunPhase.EVALUATING, RunPhase.ENDED)
+        return any(member.is_online and member.phase in trained for member in self._of_the_run())
+
     def _of_the_run(self) -> list[_Member]:
         return [member for member in self._members.values() if self._is_of_the_run(member)]
 

@@ -19,12 +19,17 @@ import msgpack
 
 from cutlayer.broker.errors import MalformedMessage
 from cutlayer.broker.ledger import Ledger
+from cutlayer.broker.selection import Judgement
 
 __all__ = ["Verdict", "WindowPart", "judge"]
 
 
 _STEP = ((str,), (int,))
-_FIELDS = ((str,), (int,), (int,), (str,), (list,), (int,), (bytes,), (int, NoneType), (bool, NoneType), (list,))
+_JUDGEMENT = ((str,), (float, NoneType), (float, NoneType), (int,))
+_FIELDS = (
+    *((str,), (int,), (int,), (str,), (list,), (int,), (bytes,), (int, NoneType), (bool, NoneType), (list,)),
+    *((list,), (bool,)),
+)
 """What the fields of a part are in MessagePack."""
 
 
@@ -43,6 +48,8 @@ class WindowPart:
         planned_samples: Samples that all agents it knows will have trained on; None for a service.
         is_due: Whether it finds that the window may close; None for a worker that joins and has no say.
         waits_for: In synchronous mode the agents without which the window must not close.
+        judged: What the agents that it has heard say of candidates (`selection.py`).
+        is_over: Whether it finds that training has come to its end, where the weights to end with are chosen.
     """
 
     worker: str
@@ -55,6 +62,8 @@ class WindowPart:
     planned_samples: int | None = None
     is_due: bool | None = None
     waits_for: tuple[str, ...] = ()
+    judged: tuple[Judgement, ...] = ()
+    is_over: bool = False
 
     def to_bytes(self) -> bytes:
         """Serialize for the other replicas: MessagePack, the fields in order."""
@@ -71,6 +80,8 @@ class WindowPart:
                 self.planned_samples,
                 self.is_due,
                 list(self.waits_for),
+                [[each.name, each.value, each.loss, each.num_samples] for each in self.judged],
+                self.is_over,
             ]
         )
         return packed
@@ -88,9 +99,20 @@ class WindowPart:
             for step in fields[4]:
                 _check(step, _STEP)
             _check(fields[9], [(str,)] * len(fields[9]))
-            worker, window, version, digest, steps, num_samples, present, planned, is_due, waits_for = fields
-            pairs = tuple((agent, step) for agent, step in steps)
-            return cls(worker, window, version, digest, pairs, num_samples, present, planned, is_due, tuple(waits_for))
+            for judgement in fields[10]:
+                _check(judgement, _JUDGEMENT)
+            worker, window, version, digest, steps, num_samples, present, planned, is_due, waits_for = fields[:10]
+            return cls(
+                *(worker, window, version, digest),
+                steps=tuple((agent, step) for agent, step in steps),
+                num_samples=num_samples,
+                present=present,
+                planned_samples=planned,
+                is_due=is_due,
+                waits_for=tuple(waits_for),
+                judged=tuple(Judgement(*judgement) for judgement in fields[10]),
+                is_over=fields[11],
+            )
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise MalformedMessage(f"part of a window: {error}") from None
 
@@ -108,6 +130,8 @@ class Verdict:
         num_samples: Samples of those.
         planned_samples: Samples that the run will have trained on, by the worker that knows of most.
         present: Parameters that a sample has reached.
+        judged: What any of them says of candidates, in the order of the parts.
+        is_over: Whether training has come to its end: somebody finds so, and nobody holds a microbatch.
     """
 
     commits: bool
@@ -118,6 +142,8 @@ class Verdict:
     num_samples: int
     planned_samples: int | None
     present: bytes
+    judged: tuple[Judgement, ...] = ()
+    is_over: bool = False
 
 
 def judge(parts: Sequence[WindowPart], ledger: Ledger, *, is_synchronous: bool) -> Verdict:
@@ -161,6 +187,8 @@ def judge(parts: Sequence[WindowPart], ledger: Ledger, *, is_synchronous: bool) 
         num_samples=num_samples,
         planned_samples=max(known) if known and len(known) == len(plans) else None,
         present=_any_of([part.present for part in accepted]),
+        judged=tuple(judgement for part in parts for judgement in part.judged),
+        is_over=any(part.is_over for part in parts) and not any(part.steps for part in parts),
     )
 
 

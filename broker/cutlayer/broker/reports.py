@@ -56,7 +56,7 @@ class MetricSums:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an agent's own test samples say of the model.
+    """What an agent's own test samples say of the model, or its validation samples of a candidate.
 
     Attributes:
         epoch: Epochs of training the agent had committed.
@@ -64,6 +64,7 @@ class Evaluation:
         final: Whether the weights are the run's last.
         sums: Sums over the samples.
         wire_bytes: Bytes that this agent had moved until then, both directions.
+        candidate: The candidate that its validation samples judge; empty for test samples.
     """
 
     epoch: int = wire(uint(U32))
@@ -71,6 +72,7 @@ class Evaluation:
     final: bool = wire(flag())
     sums: MetricSums = wire(record(MetricSums))
     wire_bytes: int = wire(uint())
+    candidate: str = wire(text(MAX_NAME), default="")
 
 
 @dataclass(frozen=True, slots=True)

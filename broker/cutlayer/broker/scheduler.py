@@ -161,6 +161,7 @@ class Scheduler:
         now: float,
         others: OthersInWindow | None = None,
         may_commit: bool = True,
+        candidates: Collection[str] | None = None,
     ) -> Work | None:
         """Return what to compute next, or None.
 
@@ -173,12 +174,14 @@ class Scheduler:
             now: Seconds.
             others: What the other workers of the pool hold; None without a pool.
             may_commit: Whether the window may close.
+            candidates: Names of the weights that evaluations may run with, an empty one for the newest: others wait.
+                None where nothing is chosen, and nothing waits.
         """
         if self._to_release:
             return Release(self._to_release.pop())
         held = others or OthersInWindow()
         if self.is_in_round:
-            return self._next_forward(ledger, held, is_training=is_training)
+            return self._next_forward(ledger, held, candidates, is_training=is_training)
         backward = self._next_backward(now)
         is_due = may_commit and self._is_due(training, ledger, credits, backward, now, held)
         if is_due or (others is not None and others.ask_to_close):
@@ -189,7 +192,7 @@ class Scheduler:
                 self.progress(self._window_samples, planned_samples),
                 is_due,
             )
-        return backward or self._next_forward(ledger, held, is_training=is_training)
+        return backward or self._next_forward(ledger, held, candidates, is_training=is_training)
 
     def progress(self, window_samples: int, planned_samples: int | None) -> float | None:
         """Return the share of the planned samples that is committed with a window of so many samples."""
@@ -257,7 +260,9 @@ class Scheduler:
                 )
         return None
 
-    def _next_forward(self, ledger: Ledger, others: OthersInWindow, *, is_training: bool) -> Forward | None:
+    def _next_forward(
+        self, ledger: Ledger, others: OthersInWindow, candidates: Collection[str] | None, *, is_training: bool
+    ) -> Forward | None:
         ready = self._in_turn(ledger, others) if is_training else set()
         chosen: list[tuple[Key, Activations]] = []
         form: object = None
@@ -268,7 +273,9 @@ class Scheduler:
                 continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
-            signature = (key.mode, sorted(message.modalities), self._keeps_apart(key))
+            if key.mode is not Mode.TRAIN and candidates is not None and message.candidate not in candidates:
+                continue
+            signature = (key.mode, sorted(message.modalities), self._keeps_apart(key), message.candidate)
             if form is None:
                 form = signature
             # A group is committed whole, so one of training is not larger than this worker's share of an asynchronous
@@ -289,7 +296,7 @@ class Scheduler:
         mode = chosen[0][0].mode
         if mode is Mode.TRAIN:
             self._groups[number] = Group(number, self.version, {key for key, _ in chosen})
-        return Forward(number, mode, tuple(chosen))
+        return Forward(number, mode, tuple(chosen), chosen[0][1].candidate)
 
     def _keeps_apart(self, key: Key) -> str | None:
         """Return the agent whose microbatches go forward without those of others, since they would wait for it."""
@@ -374,6 +381,14 @@ class Scheduler:
         self._in_window, self._window_samples, self._opened_at = [], 0, None
         self.window, self.version, self.committed_samples = window, version, committed_samples
         return lost
+
+    def stop_training(self, version: int) -> list[Exchange]:
+        """Go on with other weights, and with evaluations alone; return the exchanges of training that are dropped."""
+        dropped = self.start_over(self.window, version, self.committed_samples)
+        dropped += [exchange for exchange in self.exchanges.values() if exchange.key.mode is Mode.TRAIN]
+        for exchange in dropped:
+            self.exchanges.pop(exchange.key, None)
+        return dropped
 
     def take_committed(self, ledger: Ledger) -> list[Exchange]:
         """Forget what the ledger has and the window has not: another worker has committed it. Return it."""

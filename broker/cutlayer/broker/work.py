@@ -78,11 +78,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Run these microbatches, of equal shape and mode, as one batch; then `forwarded`."""
+    """Run these microbatches, of equal shape and mode, as one batch; then `forwarded`.
+
+    Those that judge a candidate run with its weights, all others with the newest.
+    """
 
     group: int
     mode: Mode
     microbatches: tuple[tuple[Key, Activations], ...]
+    candidate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

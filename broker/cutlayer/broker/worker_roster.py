@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cutlayer.broker.actions import (
     AgentJoined,
@@ -47,11 +47,18 @@ class WorkerRoster:
     Args:
         run: What the session's parts share.
         advance: Enters the run's next phase when its time has come.
+        offer: Offers the candidate that is to be judged to agents.
     """
 
-    def __init__(self, run: WorkerRun, advance: Callable[[], list[WorkerAction]]) -> None:
+    def __init__(
+        self,
+        run: WorkerRun,
+        advance: Callable[[], list[WorkerAction]],
+        offer: Callable[[Iterable[Lease]], list[WorkerAction]],
+    ) -> None:
         self._run = run
         self._advance = advance
+        self._offer = offer
         self._is_state_old = False
         self._state_at = 0.0
         self._departed: dict[str, int] = {}
@@ -200,7 +207,8 @@ class WorkerRoster:
         advance = self._advance()  # before the Welcome, which says where the run stands
         welcome = Publish(topics.down_control, self.welcome(lease))
         self._is_state_old = True
-        return [*self.subscribe(hello.agent), joined, welcome, *run.tell_weights([lease]), *advance]
+        told = [*run.tell_weights([lease]), *self._offer([lease])]
+        return [*self.subscribe(hello.agent), joined, welcome, *told, *advance]
 
     def welcome(self, lease: Lease) -> Welcome:
         """Return the Welcome of a lease, with what is committed now."""

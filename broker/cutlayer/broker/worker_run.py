@@ -12,6 +12,7 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import RunPhase, WorkerState
 from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.scheduler import Scheduler
+from cutlayer.broker.selection import Selection
 from cutlayer.broker.topics import WorkerTopics
 from cutlayer.broker.worker_weights import CommitMemory, WeightsDesk
 from cutlayer.compression import codec_from_name
@@ -65,6 +66,7 @@ class WorkerRun:
         store: Names the store that keeps activations; empty where none does.
         weights: The tokenizers' newest weights, where they are trained.
         commits: The gradients at the cut of the last commits, where they are.
+        selection: Which weights the run ends with, where these are chosen; else None.
     """
 
     name: str
@@ -82,6 +84,7 @@ class WorkerRun:
     is_draining: bool = False
     store: str = ""
     weights: WeightsDesk = field(default_factory=WeightsDesk)
+    selection: Selection | None = None
     commits: CommitMemory = field(init=False)
 
     def __post_init__(self) -> None:

@@ -15,8 +15,9 @@ up a window, all of them start a *round*, which commits it everywhere or nowhere
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from cutlayer.broker.actions import PhaseReached, Publish, Refused, Subscribe, WorkerAction
 from cutlayer.broker.leases import Lease, LeaseTable
@@ -44,8 +45,10 @@ from cutlayer.broker.messages import (
 from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.pool_round import Verdict, WindowPart
 from cutlayer.broker.scheduler import Scheduler
+from cutlayer.broker.selection import Selection
 from cutlayer.broker.topics import WORKER_WINDOWS, AgentTopics, WorkerTopics, agent_of
-from cutlayer.broker.work import Backward, Key, NamedTensors, Work
+from cutlayer.broker.work import Backward, Commit, Key, NamedTensors, Work
+from cutlayer.broker.worker_candidates import WorkerCandidates
 from cutlayer.broker.worker_roster import WorkerRoster
 from cutlayer.broker.worker_run import WorkerLimits, WorkerRun
 from cutlayer.broker.worker_steps import ContentRefused, WorkerSteps
@@ -74,9 +77,11 @@ class WorkerSession:
         window: Windows already committed.
         version: Version of the weights.
         known_samples: Samples of each agent that the run has seen.
+        selection: Which weights the run ends with, where these are chosen.
 
     Attributes:
         view: Figures for the driver.
+        candidates: The weights that are judged, where any are.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class WorkerSession:
         window: int = 0,
         version: int = 0,
         known_samples: Mapping[str, int] | None = None,
+        selection: Selection | None = None,
     ) -> None:
         digest = bytes.fromhex(manifest.digest())
         self._run = WorkerRun(
@@ -108,13 +114,15 @@ class WorkerSession:
             ),
             members=PoolMembers(name, digest) if is_pooled else None,
             known_samples=dict(known_samples or {}),
+            selection=selection,
         )
+        self.candidates = WorkerCandidates(self._run, self._is_over)
         self.name = name
         self.incarnation = incarnation
         self.view = WorkerView(self._run)
         self._is_synchronous = manifest.window.mode == "synchronous"
         self._topics = WorkerTopics(name)
-        self._roster = WorkerRoster(self._run, self._advance)
+        self._roster = WorkerRoster(self._run, self._advance, self.candidates.offer)
         self._steps = WorkerSteps(self._run)
         self._window_said_at: float | None = None
         self._no_round_before = 0.0
@@ -178,6 +186,11 @@ class WorkerSession:
         return self._run.planned_samples
 
     @property
+    def selection(self) -> Selection | None:
+        """Which weights the run ends with, where these are chosen."""
+        return self._run.selection
+
+    @property
     def num_live(self) -> int:
         """Microbatches that are being worked on."""
         return len(self._run.scheduler.exchanges)
@@ -212,6 +225,8 @@ class WorkerSession:
         may_commit = now >= self._no_round_before
         if others is not None and not may_commit:
             others = replace(others, ask_to_close=False)
+        if run.members is not None and may_commit and not run.scheduler.is_in_round and self.candidates.wants_round():
+            return Commit(self.window, run.scheduler.window_samples, len(run.scheduler.in_window), None, is_due=False)
         return run.scheduler.next_work(
             run.leases.training(),
             run.ledger,
@@ -221,11 +236,23 @@ class WorkerSession:
             now=now,
             others=others,
             may_commit=may_commit,
+            candidates=self._runnable(),
         )
+
+    def _runnable(self) -> Collection[str] | None:
+        """Return which candidates evaluations may run with now; None where nothing is chosen.
+
+        What evaluates the finished model at a worker of a pool that does not have it yet waits for it.
+        """
+        selection = self._run.selection
+        if selection is None:
+            return None
+        has_newest = self._run.members is None or selection.is_restored
+        return ("", *selection.held) if has_newest else selection.held
 
     def next_deadline(self, now: float) -> float | None:
         """Return the time at which `tick` or `next_work` has something to do by the clock alone, or None."""
-        times = [*self._roster.deadlines(), *self._run.scheduler.deadlines()]
+        times = [*self._roster.deadlines(), *self._run.scheduler.deadlines(), *self.candidates.deadlines()]
         if self._run.members is not None:
             times += [self._no_round_before]
             times += [self._window_said_at + WINDOW_REPEAT_S] if self._window_said_at is not None else []
@@ -317,8 +344,34 @@ class WorkerSession:
         done = scheduler.committed(version)
         for exchange in done:
             self.ledger.add(exchange.key.agent, exchange.key.step)
+        if self._run.selection is not None:
+            self._run.selection.committed(scheduler.committed_samples, self._run.planned_samples)
         scheduler.give_up_stale(now)
         return [*self._tell_weights(), *self._steps.tell_committed(done, window, now)]
+
+    def candidate_taken(self, name: str, tensors: NamedTensors, now: float) -> list[WorkerAction]:
+        """Take notice that the newest weights, which were due as a candidate, are held under a name.
+
+        Args:
+            name: Their fingerprint.
+            tensors: The tokenizers' weights among them, where they are trained.
+            now: Seconds.
+        """
+        selection = self._run.selection
+        assert selection is not None, "candidates are taken where they are judged"
+        before = selection.current
+        selection.taken(name)
+        self.candidates.give(name, tensors)
+        actions = self.candidates.offer_now(now) if before is None else []
+        return [*actions, *self._steps.drop_unheld()]
+
+    def kept(self, version: int) -> list[WorkerAction]:
+        """Take notice that the newest weights are the ones that the run ends with: agents now evaluate these."""
+        selection = self._run.selection
+        assert selection is not None, "weights are kept where they are chosen"
+        selection.restored()
+        self._run.scheduler.stop_training(version)
+        return [*self._steps.drop_unheld(), *self._enter(RunPhase.EVALUATING, selection.reason())]
 
     def fail_content(self, key: Key, detail: str) -> list[WorkerAction]:
         """Refuse an agent for good whose tensors cannot be decoded."""
@@ -338,6 +391,8 @@ class WorkerSession:
     def tick(self, now: float) -> list[WorkerAction]:
         """Do what is due: vanished agents, what the pool must hear again, and the run's next phase."""
         actions = self._roster.tick(now)
+        actions += self.candidates.tick(now)
+        actions += self._conclude_alone(now)
         said_at = self._window_said_at
         if said_at is not None and now >= said_at + WINDOW_REPEAT_S:
             actions += self._say_window(now, closes=self._run.scheduler.is_in_round)
@@ -360,6 +415,7 @@ class WorkerSession:
         """
         scheduler = self._run.scheduler
         is_waiting = self._is_synchronous and is_due is not None
+        has_say = is_due is not None
         return WindowPart(
             worker=self.name,
             window=self.window,
@@ -371,6 +427,8 @@ class WorkerSession:
             planned_samples=self._run.planned_samples,
             is_due=is_due,
             waits_for=tuple(lease.agent for lease in self.leases.training()) if is_waiting else (),
+            judged=self.candidates.proposals() if has_say else (),
+            is_over=has_say and self._run.selection is not None and self._is_over(),
         )
 
     def progress(self, verdict: Verdict) -> float | None:
@@ -384,6 +442,8 @@ class WorkerSession:
         own = scheduler.committed(version, verdict.num_samples)
         for agent, step in verdict.steps:
             self.ledger.add(agent, step)
+        if self._run.selection is not None:
+            self._run.selection.committed(scheduler.committed_samples, verdict.planned_samples)
         self._round_ended(generation, window)
         again = own if self.name in verdict.rejected else []
         done = [] if again else own
@@ -392,7 +452,8 @@ class WorkerSession:
         done += scheduler.take_committed(self.ledger)
         scheduler.give_up_stale(now)
         told = self._steps.tell_committed(done, window, now)
-        return [*self._tell_weights(), *told, *self._steps.ask_again(again)]
+        concluded = self._conclude_round(verdict, now)
+        return [*self._tell_weights(), *told, *self._steps.ask_again(again), *concluded]
 
     def round_failed(self, verdict: Verdict | None, generation: int, now: float) -> list[WorkerAction]:
         """Take notice of a round that has committed nothing: the window stays open, but for a rejected part."""
@@ -409,6 +470,8 @@ class WorkerSession:
                 if exchange not in done and (exchange.key.agent, exchange.key.step) not in elsewhere
             ]
             actions = [*self._steps.tell_committed(done, self.window, now), *self._steps.ask_again(again)]
+        if verdict is not None:
+            actions += self._conclude_round(verdict, now)
         return [*actions, *self._say_window(now, closes=False)]
 
     def take_over(
@@ -422,9 +485,12 @@ class WorkerSession:
         committed_samples: int,
         generation: int,
         now: float,
+        selection: Mapping[str, Any] | None = None,
     ) -> list[WorkerAction]:
         """Continue from another worker's weights and ledger; what was under way is asked for again."""
         run = self._run
+        if run.selection is not None and selection is not None:
+            run.selection.load(selection)
         lost = run.scheduler.start_over(window, version, committed_samples)
         run.manifest, run.ledger = manifest, ledger
         run.digest = bytes.fromhex(manifest.digest())
@@ -441,7 +507,21 @@ class WorkerSession:
         done = [exchange for exchange in lost if exchange.key.step in ledger.of(exchange.key.agent)]
         again = [exchange for exchange in lost if exchange not in done]
         done += run.scheduler.take_committed(ledger)
-        return [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(again)]
+        told = [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(again)]
+        return [*told, *self._steps.drop_unheld()]
+
+    def _conclude_round(self, verdict: Verdict, now: float) -> list[WorkerAction]:
+        """Judge candidates as all replicas do, by what the round's parts say of them."""
+        if self._run.selection is None:
+            return []
+        actions = self.candidates.conclude(verdict.judged, is_over=verdict.is_over)
+        actions += self.candidates.offer_now(now) if actions else []
+        return [*actions, *self._steps.drop_unheld()]
+
+    def _conclude_alone(self, now: float) -> list[WorkerAction]:
+        """Judge candidates as the only worker of a run, once there is enough to judge by."""
+        actions = self.candidates.conclude_alone()
+        return [*actions, *self.candidates.offer_now(now), *self._steps.drop_unheld()] if actions else []
 
     def _round_ended(self, generation: int, window: int) -> None:
         self._run.scheduler.is_in_round = False
@@ -476,7 +556,7 @@ class WorkerSession:
             case AgentState():
                 return [*self._roster.agent_state(agent_of(topic), message, now), *self._advance()]
             case Telemetry():
-                return self._roster.telemetry(agent_of(topic), message, now)
+                return self._telemetry(agent_of(topic), message, now)
             case WorkerState() | WindowState() if self._run.members is not None:
                 return self._pool_says(self._run.members, message)
             case Activations() | OutputGradients() | TrainingDone() | Goodbye():
@@ -501,9 +581,17 @@ class WorkerSession:
                 case TrainingDone():
                     return self._training_done(lease)
                 case Goodbye():
+                    self.candidates.hear(lease.agent, message.telemetry)
                     return [*self._roster.goodbye(lease, message), *self._advance()]
         except ContentRefused as refused:
             return [*self._roster.refuse(lease, str(refused)), *self._advance()]
+
+    def _telemetry(self, agent: str | None, message: Telemetry, now: float) -> list[WorkerAction]:
+        actions = self._roster.telemetry(agent, message, now)
+        if agent is not None and self.leases.of(agent) is not None:
+            self.candidates.hear(agent, message)
+            actions += self._conclude_alone(now)
+        return actions
 
     def _training_done(self, lease: Lease) -> list[WorkerAction]:
         if actions := self._roster.training_done(lease):
@@ -553,19 +641,37 @@ class WorkerSession:
         if self.phase is RunPhase.WAITING:
             num_needed = 1 if self._roster.is_resumed and not self._roster.awaits else run.limits.min_agents
             if num_agents >= num_needed or others is not RunPhase.WAITING:
-                return self._enter(RunPhase.TRAINING, "")
+                return self._enter_kept() or self._enter(RunPhase.TRAINING, "")
             return []
         if run.limits.is_service or self._roster.awaits:
             return []
-        others_train = run.members is not None and run.members.num_training_agents > num_agents
-        if self.phase is RunPhase.TRAINING and num_agents and not self.leases.training() and not others_train:
-            # With nobody left the run is not over: it waits for whoever comes (back).
+        if self.phase is RunPhase.TRAINING and (kept := self._enter_kept()):
+            return kept
+        if run.selection is None and self._is_over():
             return self._enter(RunPhase.EVALUATING, "all agents have done their epochs")
         if self.phase is RunPhase.EVALUATING and not num_agents:
-            return self._enter(RunPhase.ENDED, "all agents have done their epochs")
+            return self._enter(RunPhase.ENDED, self.reason)
         if self.phase is not RunPhase.ENDED and others is RunPhase.ENDED and not num_agents:
             return self._enter(RunPhase.ENDED, reason)
         return []
+
+    def _is_over(self) -> bool:
+        """Return whether all agents that are here have done their epochs.
+
+        With nobody left the run is not over: it waits for whoever comes (back).
+        """
+        run, num_agents = self._run, self.leases.num_taking_part
+        if self.phase is not RunPhase.TRAINING or run.limits.is_service or self._roster.awaits:
+            return False
+        others_train = run.members is not None and run.members.num_training_agents > num_agents
+        return bool(num_agents) and not self.leases.training() and not others_train
+
+    def _enter_kept(self) -> list[WorkerAction]:
+        """Go on to the evaluation of weights that were chosen before: by an earlier process, or by the pool."""
+        selection = self._run.selection
+        if selection is None or not selection.is_restored or not self.leases.num_taking_part:
+            return []
+        return self._enter(RunPhase.EVALUATING, selection.reason())
 
     def _enter(self, phase: RunPhase, reason: str) -> list[WorkerAction]:
         self._run.phase, self._run.reason = phase, reason

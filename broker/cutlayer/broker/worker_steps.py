@@ -21,6 +21,7 @@ from cutlayer.broker.messages import (
     Mode,
     OutputGradients,
     Outputs,
+    Phase,
     Resend,
     ResendReason,
 )
@@ -61,6 +62,15 @@ class WorkerSteps:
         key = Key(lease.agent, message.mode, message.step)
         if key.mode is Mode.TRAIN and key.step in run.ledger.of(lease.agent):
             return [Duplicate("Activations"), self._commit_again(lease, key.step)]
+        if message.candidate and (refusal := self._refuse_candidate(lease, message)) is not None:
+            return refusal
+        if key.mode is Mode.TRAIN and run.selection is not None and run.selection.is_restored:
+            # Training has ended early, and the agent has not heard of it.
+            phase = Phase(lease.lease, run.phase, run.reason)
+            return [
+                Refused("state", f"a training step of {lease.agent} after the end of training"),
+                Publish(AgentTopics(lease.agent).down_control, phase, repeated=True),
+            ]
         exchange = run.scheduler.exchanges.get(key)
         if exchange is not None:
             # Under another lease it is what an earlier process of this agent has sent the gradients of: it will be
@@ -78,6 +88,31 @@ class WorkerSteps:
             return [Refused("credits", f"{lease.agent} sends more than its {run.limits.credits} credits")]
         run.scheduler.add(Exchange(key, lease.lease, message, ExchangeState.ACTIVATIONS, message.num_samples, now))
         return []
+
+    def _refuse_candidate(self, lease: Lease, message: Activations) -> list[WorkerAction] | None:
+        """Return what to say of an evaluation of a candidate that is not held; None for one that is.
+
+        In a round it may be about to become one: others of the pool may have ended the round already.
+        """
+        if message.mode is not Mode.EVAL:
+            raise ContentRefused(f"{message.mode} with a candidate's weights, which is for eval alone")
+        run = self._run
+        if run.selection is not None and (message.candidate in run.selection.held or run.scheduler.is_in_round):
+            return None
+        resend = Resend(lease.lease, message.step, message.mode, ResendReason.CANDIDATE)
+        return [Publish(AgentTopics(lease.agent).down_control, resend)]
+
+    def drop_unheld(self) -> list[WorkerAction]:
+        """Forget the evaluations of candidates that are not held any more, and say so."""
+        run = self._run
+        held = () if run.selection is None else run.selection.held
+        actions: list[WorkerAction] = []
+        for key, exchange in list(run.scheduler.exchanges.items()):
+            if exchange.activations.candidate and exchange.activations.candidate not in held:
+                run.scheduler.discard(key)
+                resend = Resend(exchange.lease, key.step, key.mode, ResendReason.CANDIDATE)
+                actions.append(Publish(AgentTopics(key.agent).down_control, resend))
+        return actions
 
     def _make_room(self, key: Key) -> bool:
         """Forget the oldest training step of an agent that lacks its gradients; return whether there is one.

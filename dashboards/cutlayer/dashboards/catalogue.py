@@ -269,14 +269,16 @@ METRICS: Final[tuple[Metric, ...]] = (
     _counter("cutlayer_samples_total", "Training samples committed.", across=Across.MAX),
     _gauge(
         "cutlayer_loss",
-        "Mean loss in nats: train over the agents' last reports, test over their last evaluations.",
+        "Mean loss in nats: train over the agents' last reports, test over their last evaluations; validation "
+        "over those of candidates, where weights are chosen.",
         labels={"split": None},  # absent until known: an accuracy of 0 would be a claim
         source=Source.AGENTS,
         across=Across.MAX,
     ),
     _gauge(
         "cutlayer_accuracy_ratio",
-        "Share of samples that are right: train over the agents' last reports, test over their last evaluations.",
+        "Share of samples that are right: train over the agents' last reports, test over their last evaluations; "
+        "validation over those of candidates, where weights are chosen.",
         labels={"split": None},  # absent until known: an accuracy of 0 would be a claim
         source=Source.AGENTS,
         across=Across.MAX,
@@ -284,7 +286,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     _gauge(
         "cutlayer_task_metric",
         "What models of the run are compared by, where that is no accuracy: its name with its unit, whether more or "
-        "less of it is better; train and test as for accuracy.",
+        "less of it is better; train, test and validation as for accuracy.",
         labels={"metric": None, "better": None, "split": None},
         source=Source.AGENTS,
         across=Across.MAX,

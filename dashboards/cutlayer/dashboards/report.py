@@ -9,6 +9,7 @@ from cutlayer.dashboards.federated_comparison import federated_averaging_text
 from cutlayer.dashboards.html_parts import flattened, folded, page, pair, section, table
 from cutlayer.dashboards.plots import bytes_by_kind, metric_by_bytes, metric_by_epoch, metric_by_modality
 from cutlayer.dashboards.run_record import JOINT, RunRecord, parse_run
+from cutlayer.dashboards.run_record_parts import Selection
 from cutlayer.dashboards.units import (
     bytes_text,
     count_text,
@@ -58,6 +59,8 @@ def _parts(run: RunRecord) -> Iterable[str]:
     yield pair(modalities, kinds)
     if len(run.measures) > 1 and run.metrics:
         yield _measures_section(run)
+    if run.selection is not None:
+        yield _selection_section(run.selection)
     yield pair(_bytes_section(run), _round_trip_section(run))
     yield section("Federated averaging, for comparison", "", federated_averaging_text(run))
     if run.stages:
@@ -94,6 +97,23 @@ def _measures_section(run: RunRecord) -> str:
     ]
     note = "Over the test samples of all agents together."
     return section("Metrics of the trained model", table(("metric", "better", *heads), rows, num_names=2), note)
+
+
+def _selection_section(selection: Selection) -> str:
+    """Return which weights the run has ended with, and all that were judged."""
+    rows = [
+        (
+            f"{row.epoch}{' (kept)' if row.epoch == selection.kept_epoch else ''}",
+            "-" if row.value is None else f"{row.value:.4g}",
+            "-" if row.loss is None else f"{row.loss:.4g}",
+            count_text(row.num_samples),
+        )
+        for row in selection.candidates
+    ]
+    note = "Over the validation samples of all agents together; the test samples were evaluated once, at the end."
+    if selection.kept_epoch is None:
+        note += " The last weights are kept."
+    return section("Which weights", table(("epoch", selection.metric, "loss", "samples"), rows), note)
 
 
 def _bytes_section(run: RunRecord) -> str:

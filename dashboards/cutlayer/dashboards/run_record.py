@@ -26,6 +26,7 @@ from cutlayer.dashboards.run_record_parts import (
     Rejects,
     RoundTrip,
     Seconds,
+    Selection,
     StageLatency,
     TrafficRow,
 )
@@ -114,6 +115,7 @@ class RunRecord(Record):
         reconnects: Connections of agents that were lost and made again; None in older records.
         rejects: Messages that were not taken; None in older records.
         stages: Time of each stage of a step, in their order; empty in older records.
+        selection: How the weights were chosen, on validation samples; None where the last ones were taken.
     """
 
     format: Literal[1]
@@ -143,6 +145,7 @@ class RunRecord(Record):
     reconnects: Count | None = None
     rejects: Rejects | None = None
     stages: dict[str, StageLatency] = Field(default_factory=dict)
+    selection: Selection | None = None
 
     @property
     def num_agents(self) -> int:

@@ -10,12 +10,14 @@ __all__ = [
     "BytesMoved",
     "Count",
     "FederatedAveraging",
+    "JudgedEpoch",
     "Moved",
     "ProcessUsage",
     "Record",
     "Rejects",
     "RoundTrip",
     "Seconds",
+    "Selection",
     "StageLatency",
     "TrafficRow",
 ]
@@ -28,6 +30,38 @@ class Record(BaseModel):
     """A part: immutable, and keys that are not known here are left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class JudgedEpoch(Record):
+    """Weights that were judged.
+
+    Attributes:
+        epoch: Epochs of the run that they are of.
+        value: The metric, over the validation samples of all agents together; None where nobody could tell.
+        loss: Mean over samples; None as well.
+        num_samples: Those samples.
+    """
+
+    epoch: Count
+    value: Annotated[float, Field(allow_inf_nan=False)] | None
+    loss: Annotated[float, Field(allow_inf_nan=False)] | None
+    num_samples: Count
+
+
+class Selection(Record):
+    """Which weights a run has ended with.
+
+    Attributes:
+        metric: Name of what has judged them.
+        kept_epoch: Epoch of the weights; None for the last ones.
+        is_early: Whether training has ended before its last epoch.
+        candidates: All that were judged, in order.
+    """
+
+    metric: str
+    kept_epoch: Count | None
+    is_early: bool
+    candidates: tuple[JudgedEpoch, ...]
 
 
 class Moved(Record):

@@ -90,6 +90,9 @@ def _figures(run: RunRecord) -> Table:
     table.add_row("messages sent again", count_text(run.resends))
     if run.rejects is not None:
         table.add_row("messages not taken", count_text(run.rejects.total))
+    if run.selection is not None:
+        kept = run.selection.kept_epoch
+        table.add_row("weights kept", "the last" if kept is None else f"of epoch {kept}")
     if run.reconnects is not None:
         table.add_row("connections made again", count_text(run.reconnects))
     table.add_row("duration", duration_text(run.duration_s))

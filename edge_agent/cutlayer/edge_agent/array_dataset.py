@@ -24,7 +24,7 @@ class ArrayDataset:
         name: For people.
         classes: Names of what is learned, in the order of the outputs.
         modalities: Specification of each modality.
-        splits: A batch of all samples for `train` and for `test`.
+        splits: A batch of all samples for `train` and for `test`, and for `val` if there are any.
 
     Raises:
         SettingsError: When a split is missing or its arrays differ in length.
@@ -36,7 +36,8 @@ class ArrayDataset:
     splits: Mapping[Split, Batch]
 
     def __post_init__(self) -> None:
-        for split in ("train", "test"):
+        splits: tuple[Split, ...] = ("train", "test", "val") if "val" in self.splits else ("train", "test")
+        for split in splits:
             batch = self.splits.get(split)
             if batch is None:
                 raise SettingsError(f"{self.name} has no split {split!r}", "give 'train' and 'test'")
@@ -46,6 +47,11 @@ class ArrayDataset:
                 raise SettingsError(
                     f"{self.name}, {split}: lengths differ: {sizes}", "give one row a sample everywhere"
                 )
+
+    @property
+    def num_val(self) -> int:
+        """How many validation samples there are."""
+        return self.num_samples("val") if "val" in self.splits else 0
 
     def num_samples(self, split: Split) -> int:
         """Return how many samples a split has."""

@@ -16,8 +16,9 @@ from cutlayer.broker.manifest import ModalitySpec
 
 __all__ = ["SPLITS", "Batch", "Dataset", "Split", "Targets"]
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "val"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+"""What every data set has. `val` some have, and `validation.py` makes it of training samples where it is needed."""
 Targets: TypeAlias = NDArray[np.int64] | NDArray[np.float32]
 
 

@@ -57,7 +57,10 @@ class BytePlan:
         self._report_share = manifest.telemetry_share
         every = manifest.evaluation.every_epochs
         num_evaluations = (plan.epochs - 1) // every if every else 0
-        self._num_evaluated = num_evaluations * min(manifest.evaluation.samples, plan.num_test)
+        num_each = plan.num_test
+        if manifest.evaluation.selects:  # each epoch on validation samples, the last one, too
+            num_evaluations, num_each = -(-plan.epochs // max(every, 1)), plan.num_val
+        self._num_evaluated = num_evaluations * min(manifest.evaluation.samples, num_each)
         # With several modalities the finished model is evaluated with each alone, too.
         self._num_final = plan.num_test * (2 if (num_modalities or len(manifest.modalities)) > 1 else 1)
         self._start: Sent | None = None
@@ -119,7 +122,7 @@ class BytePlan:
         return times * max(others, 0) + reports_left
 
     def _fresh_left(self, num_fresh: float, *, is_kept: bool) -> float:
-        num_kept = min(self._plan.num_train, self._planned) + self._plan.num_test
+        num_kept = min(self._plan.num_train, self._planned) + self._plan.num_test + self._plan.num_val
         num_each_time = self._planned + self._num_evaluated * self._share + self._num_final
         # A store that had no room, or lost samples, has been sent more than all of them: then there is no telling.
         total = num_kept if is_kept and self._num_fresh < num_kept else num_each_time

@@ -5,11 +5,13 @@ Axes: B samples, b those of them that have a modality, N tokens, K of them that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 
 from cutlayer.broker.errors import ManifestUnsatisfiable, SettingsError
@@ -104,6 +106,9 @@ class ClientSide:
         self._samples: dict[tuple[Split, int], _Sample] = {}
         self._targets: dict[tuple[Split, int], Targets] = {}
         self._cached_bytes = 0
+        # What they are put back to after a moment with a candidate's.
+        is_trained = manifest.tokenizers.mode == "trainable"
+        self._weights: Mapping[str, NDArray[Any]] = safetensors.numpy.load(tokenizer_file) if is_trained else {}
 
     def tokenize(self, split: Split, indices: NDArray[np.int64], given: tuple[str, ...]) -> Tokenized:
         """Turn samples into activations.
@@ -166,6 +171,19 @@ class ClientSide:
 
     def take_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
         """Tokenize with other weights from now on: all parameters of all tokenizers, in their shapes."""
+        self._weights = weights
+        self._use(weights)
+
+    @contextmanager
+    def using(self, weights: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
+        """Tokenize with other weights for a moment; of tokenizers that are trained."""
+        self._use(weights)
+        try:
+            yield
+        finally:
+            self._use(self._weights)
+
+    def _use(self, weights: Mapping[str, NDArray[Any]]) -> None:
         for name, tokenizer in self._tokenizers.items():
             tokenizer.take_weights(parts_of(name, weights))
 

@@ -111,7 +111,8 @@ def _open_table(name: str, path: Path, request: DataRequest, options: UserDataOp
     else:
         targets = no_targets(request.task, table.num_rows)
     splits = _splits_of(table, request, options, targets)
-    return UserDataset(name, request, options, columns, targets, splits, _texts_of(table, columns, column_of))
+    texts, groups = _texts_of(table, columns, column_of), _groups_of(table, column_of("id"))
+    return UserDataset(name, request, options, columns, targets, splits, texts, groups)
 
 
 def _columns_of_table(table: Table, request: DataRequest, options: UserDataOptions) -> dict[str, Column]:
@@ -212,6 +213,13 @@ def _splits_of(table: Table, request: DataRequest, options: UserDataOptions, tar
     is_number = isinstance(request.task, RegressionSpec)
     strata = ["" if is_number else str(target.tolist()) for target in targets]
     return hashed_split(identities, strata, test_share=options.test_share, seed=options.split_seed)
+
+
+def _groups_of(table: Table, column: str) -> NDArray[np.int64] | None:
+    """Return which rows belong together by the column `id`, int64 (R); None without one."""
+    if column not in table.columns:
+        return None
+    return np.unique(np.array(table.columns[column], dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
 def _column_of(options: UserDataOptions) -> ColumnOf:

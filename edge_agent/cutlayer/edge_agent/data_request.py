@@ -28,6 +28,7 @@ class DataRequest:
         rows: Which rows a visit asks for: all of these count as for testing, in their order, and none as for training.
             None for training.
         wants_targets: Whether targets are of use; if not, there may be none, and any value will do.
+        validates: Whether the run asks for validation samples.
     """
 
     modalities: Mapping[str, ModalitySpec]
@@ -37,3 +38,4 @@ class DataRequest:
     options: Mapping[str, object] = field(default_factory=dict)
     rows: Rows | None = None
     wants_targets: bool = True
+    validates: bool = False

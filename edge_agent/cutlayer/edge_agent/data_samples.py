@@ -36,6 +36,8 @@ __all__ = ["UserDataset"]
 
 log = logging.getLogger(__name__)
 
+_ALL_SPLITS: tuple[Split, ...] = (*SPLITS, "val")
+
 
 class UserDataset:
     """One agent's part of a user's own data.
@@ -48,6 +50,7 @@ class UserDataset:
         targets: Of all rows, in the form of `batches.Batch`.
         splits: `train`, `val` or `test` for each row, str (R).
         texts: What names a row besides its number: `id`, or where its files are.
+        groups: What each row is of (a patient), int64 (R): rows of one go the same way. None for each its own.
 
     Raises:
         SettingsError: When no row is for training, or too many files cannot be read.
@@ -62,9 +65,11 @@ class UserDataset:
         targets: Targets,
         splits: NDArray[np.str_],
         texts: Mapping[str, Sequence[str]] | None = None,
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         self._texts = dict(texts or {})
         self._name = name
+        self._groups = np.arange(len(targets)) if groups is None else groups
         self._request = request
         self._columns = dict(sorted(columns.items()))
         self._targets = targets
@@ -74,12 +79,12 @@ class UserDataset:
             _check_pair(name, request.task, self._columns)
         self._stand_ins: dict[tuple[Split, int], int] = {}
         self._rows = _divide(request, options, targets, splits)
-        own_rows = np.sort(np.concatenate([self._rows[split] for split in SPLITS]))
+        own_rows = np.sort(np.concatenate([self._rows[split] for split in _ALL_SPLITS]))
         self.unreadable = UnreadableFiles(self._num_files(own_rows), options.max_unreadable)
         self._look_at_files(own_rows, is_full=options.check == "full")
         num_rows = own_rows.size
         # A visit keeps all its rows: what becomes of each is said.
-        for split in SPLITS if request.rows is None else ():
+        for split in _ALL_SPLITS if request.rows is None else ():
             rows_S = self._rows[split]
             self._rows[split] = rows_S[self._are_samples(rows_S)]
         self.num_skipped = num_rows - sum(rows_S.size for rows_S in self._rows.values())
@@ -114,6 +119,15 @@ class UserDataset:
         """The run's specification of each modality that some row may have."""
         return {modality: self._request.modalities[modality] for modality in self._columns}
 
+    @property
+    def num_val(self) -> int:
+        """How many rows are for validation: none unless the run asks for it, or where they are all there is to test."""
+        return self._rows["val"].size
+
+    def train_groups(self) -> NDArray[np.int64]:
+        """Return what each training sample is of, int64 (S): those of one group go the same way."""
+        return self._groups[self._rows["train"]]
+
     def num_samples(self, split: Split) -> int:
         """Return how many samples of `split` this agent has."""
         return self._rows[split].size
@@ -122,7 +136,7 @@ class UserDataset:
         """Read samples from their files.
 
         Args:
-            split: `train` or `test`.
+            split: `train`, `val` or `test`.
             indices: Sample numbers within this agent's split, int64 (B), from 0.
 
         Raises:
@@ -233,7 +247,9 @@ class UserDataset:
             parts.append(f"{self.num_skipped} rows without a modality to learn from skipped")
         if self.unreadable.reasons:
             parts.append(f"{len(self.unreadable.reasons)} of {self.unreadable.num_files} files unreadable")
-        if num_val := int((splits == "val").sum()) if (splits == "test").any() else 0:
+        if self.num_val:
+            parts.append(f"{self.num_val} for validation")
+        elif num_val := int((splits == "val").sum()) if (splits == "test").any() else 0:
             parts.append(f"{num_val} rows for validation not used")
         return ", ".join(parts)
 
@@ -254,7 +270,9 @@ def _divide(
     shard = request.shard
     if request.rows is not None:
         return _visited_rows(request, splits)
-    names: dict[Split, str] = {"train": "train", "test": "test" if (splits == "test").any() else "val"}
+    names: dict[Split, str] = {"train": "train", "test": "test", "val": "val" if request.validates else ""}
+    if not (splits == "test").any():
+        names |= {"test": "val", "val": ""}
     is_classification = isinstance(request.task, ClassificationSpec)
     if options.alpha is not None and not is_classification:
         raise SettingsError(
@@ -266,7 +284,7 @@ def _divide(
         rows_R = np.flatnonzero(splits == name).astype(np.int64)
         if split == "train" and rows_R.size == 0:
             raise SettingsError("no row is for training", "write `train` into the column `split` of some rows")
-        if split == "test" and rows_R.size < shard.count:
+        if split != "train" and rows_R.size < shard.count:
             rows[split] = rows_R[shard.index :: shard.count]
             continue
         labels = targets[rows_R].astype(np.int64) if is_classification else np.zeros(rows_R.size, np.int64)
@@ -286,7 +304,7 @@ def _visited_rows(request: DataRequest, splits: NDArray[np.str_]) -> dict[Split,
     rows_S = np.flatnonzero(chosen_R).astype(np.int64)[request.shard.index :: request.shard.count]
     if rows_S.size == 0:
         raise SettingsError(f"no row is for {wanted!r} in shard {request.shard}", "choose other rows: --split all")
-    return {"train": rows_S[:0], "test": rows_S}
+    return {"train": rows_S[:0], "val": rows_S[:0], "test": rows_S}
 
 
 def _stacked(values: list[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:

@@ -89,7 +89,16 @@ def open_dataset(
         return _BUILDERS[name](shard, seed, options)
     if manifest is None:
         raise SettingsError(f"{name} is opened for a run, and none is given", "give the run's manifest")
-    request = DataRequest(_as_raw(name, manifest.modalities), manifest.task, shard, seed, options, rows, wants_targets)
+    request = DataRequest(
+        _as_raw(name, manifest.modalities),
+        manifest.task,
+        shard,
+        seed,
+        options,
+        rows,
+        wants_targets,
+        validates=manifest.evaluation.selects,
+    )
     return open_from_factory(name, request) if is_factory(name) else open_user_data(name, request)
 
 

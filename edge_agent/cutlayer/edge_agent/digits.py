@@ -119,6 +119,10 @@ class DigitsDataset:
         """Return this shard's scans times their views."""
         return self._scans[split].size * self._views(split)
 
+    def train_groups(self) -> NDArray[np.int64]:
+        """Return the scan of each training sample, int64 (S): all views of a scan go the same way."""
+        return np.repeat(self._scans["train"], self._options.views)
+
     def batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Make samples; the same index always gives the same sample, on every machine.
 

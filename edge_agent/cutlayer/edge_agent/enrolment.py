@@ -20,6 +20,7 @@ from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.client_side import ClientSide, check_satisfiable
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.site_parts import SiteParts
+from cutlayer.edge_agent.validation import num_validation_samples, with_validation
 
 __all__ = ["Enrolled", "Enrolment"]
 
@@ -136,6 +137,8 @@ class Enrolment:
             self._transport.unsubscribe(model_chunks(known.tokenizers.digest))
         dataset = self._open_data(manifest)
         check_satisfiable(manifest, dataset, is_visit=self._is_visit)
+        if manifest.evaluation.selects and not self._is_visit:
+            dataset = with_validation(dataset, manifest, self._agent)
         self._manifest, self._dataset = manifest, dataset
         self._assembler = ModelAssembler(manifest.tokenizers)
         what = f"{manifest.epochs} epochs over {dataset.num_samples('train')} own samples"
@@ -168,6 +171,7 @@ class Enrolment:
             dataset.num_samples("train"),
             dataset.num_samples("test"),
             manifest.microbatch_samples,
+            num_validation_samples(dataset) if manifest.evaluation.selects and not self._is_visit else 0,
         )
         client = ClientSide(manifest, weights, dataset, self._site, is_visit=self._is_visit)
         return Enrolled(manifest, client, plan)

@@ -26,6 +26,7 @@ class EpochPlan:
         num_train: Training samples.
         num_test: Test samples.
         microbatch_samples: Samples of a step; an epoch's last may have fewer.
+        num_val: Validation samples.
     """
 
     seed: int
@@ -34,6 +35,7 @@ class EpochPlan:
     num_train: int
     num_test: int
     microbatch_samples: int
+    num_val: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,7 +55,14 @@ class EpochPlan:
 
     def test_batches(self, num_samples: int) -> list[NDArray[np.int64]]:
         """Return the batches of an evaluation on `num_samples` test samples (or all), the same ones each time."""
-        order = self._rng("test", 0).permutation(self.num_test)[:num_samples]
+        return self._batches("test", self.num_test, num_samples)
+
+    def val_batches(self, num_samples: int) -> list[NDArray[np.int64]]:
+        """Return the batches that judge candidates, of `num_samples` validation samples (or all), always the same."""
+        return self._batches("val", self.num_val, num_samples)
+
+    def _batches(self, split: str, num_all: int, num_samples: int) -> list[NDArray[np.int64]]:
+        order = self._rng(split, 0).permutation(num_all)[:num_samples]
         starts = range(0, len(order), self.microbatch_samples)
         return [order[start : start + self.microbatch_samples] for start in starts]
 

@@ -30,7 +30,7 @@ MAX_EVALUATION_VALUES = 65_536
 """Numbers and texts of the evaluations in a report: half of what a message may hold."""
 FREE_BYTES = 10_000
 """What reports may take in any case: some seven of them, so that what a run's start looks like is seen at once."""
-_EVALUATION_VALUES = 11  # itself, five fields, the four of its sums, the list of those by name
+_EVALUATION_VALUES = 12  # itself, six fields, the four of its sums, the list of those by name
 
 
 @dataclass(slots=True)
@@ -75,6 +75,7 @@ class Reporter:
         self._evaluations: list[Evaluation] = []
         self._stages: dict[str, _Stage] = {}
         self._epoch_shown = 0
+        self._is_urgent = False
 
     def start(self, items: WorkItems, every_s: float, now: float, *, share: float = 1.0) -> None:
         """Start reporting on some work.
@@ -97,8 +98,10 @@ class Reporter:
             now: Seconds.
             longest_s: Silence after which a report goes in any case: it is a sign of life.
         """
-        if self.due_at is None or now < self.due_at:
+        if self.due_at is None or (now < self.due_at and not self._is_urgent):
             return False
+        if self._is_urgent:
+            return True
         wire = self._courier.transport.wire
         free_bytes = FREE_BYTES + self._share * (wire.sent_bytes + wire.received_bytes) - self._spent_bytes
         if self._share >= 1.0 or self._last_bytes <= free_bytes or now >= self._reported_at + longest_s:
@@ -148,15 +151,22 @@ class Reporter:
         wire = self._courier.transport.wire
         sums = evaluation.sums.all()
         self._evaluations.append(evaluation.result(wire.sent_bytes + wire.received_bytes))
+        if evaluation.candidate:
+            self.report_soon()
         log.info(
-            "epoch %d%s: %s, loss %s on %d own test samples given %s",
+            "epoch %d%s: %s, loss %s on %d own %s samples given %s",
             evaluation.epoch,
             " (final)" if evaluation.is_final else "",
             self._metric_text(sums),
             "-" if sums.num_samples == 0 else f"{sums.loss_sum / sums.num_samples:.3f}",
             sums.num_samples,
+            "validation" if evaluation.candidate else "test",
             " + ".join(evaluation.given),
         )
+
+    def report_soon(self) -> None:
+        """Send the next report as soon as can be, whatever it costs: others wait for what it says."""
+        self._is_urgent = True
 
     def _metric_text(self, sums: MetricSums) -> str:
         if self.task is None:
@@ -184,6 +194,7 @@ class Reporter:
         assert self._items is not None
         items = self._items
         self.due_at = now + self._every_s
+        self._is_urgent = False
         self._sequence += 1
         recent = self._recent.take()
         # Both move together, so that no difference of two reports is a sum over fewer samples.

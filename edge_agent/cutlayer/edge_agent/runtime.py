@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from cutlayer import compression
 from cutlayer.broker.actions import (
     AgentAction,
+    CandidateGone,
+    CandidateOffered,
     Duplicate,
     Fail,
     LeaseGranted,
@@ -40,6 +42,7 @@ from cutlayer.broker.messages import (
     Direction,
     EncodedTensor,
     GoodbyeReason,
+    Mode,
     ModelChunk,
     RunManifest,
     RunPhase,
@@ -312,7 +315,8 @@ class AgentRuntime:
             )
         digest = bytes.fromhex(enrolled.manifest.digest())
         codecs, stages = compression.available_codecs(), compression.available_byte_stages()
-        self._do(self._session.ready(digest, enrolled.plan.num_train, codecs, stages, now), now)
+        num_train, num_val = enrolled.plan.num_train, enrolled.plan.num_val
+        self._do(self._session.ready(digest, num_train, codecs, stages, now, num_val=num_val), now)
 
     def _ladder(self, enrolled: Enrolled) -> CodecLadder | None:
         """Make what chooses the codec of activations; None where there is nothing to choose and nothing to meet."""
@@ -345,6 +349,12 @@ class AgentRuntime:
                 case WeightsReceived():
                     if self._bench is not None:
                         self._bench.take_weights(action)
+                case CandidateOffered():
+                    if self._bench is not None:
+                        self._withdraw(self._bench.offer(action))
+                case CandidateGone():
+                    if self._bench is not None:
+                        self._withdraw(self._bench.candidate_gone(action.step))
                 case TensorsWanted():
                     self._supply(action, now)
                 case LeaseGranted():
@@ -435,9 +445,14 @@ class AgentRuntime:
             microbatch = bench.next(codecs, may_train=may_train, store_for=self._session.store_for)
             if microbatch is None:  # what was left were evaluations of what no sample has
                 break
-            step, mode, refs = microbatch.step, microbatch.mode, microbatch.refs
-            self._do(self._session.submit(step, mode, microbatch.num_samples, microbatch.tensors, now, refs), now)
+            step, mode, refs, num_samples = microbatch.step, microbatch.mode, microbatch.refs, microbatch.num_samples
+            tensors, candidate = microbatch.tensors, microbatch.candidate
+            self._do(self._session.submit(step, mode, num_samples, tensors, now, refs, candidate), now)
         self._uplink.stop_waiting(now)
+
+    def _withdraw(self, evaluation_steps: list[int]) -> None:
+        for step in evaluation_steps:
+            self._session.withdraw(step, Mode.EVAL)
 
     def _supply(self, wanted: TensorsWanted, now: float) -> None:
         """Send a microbatch again with the tensors that a store lacks."""
@@ -486,7 +501,9 @@ class AgentRuntime:
             self._told_done = True
             self._do(self._session.training_done(now), now)
         if self._session.phase is RunPhase.EVALUATING and not bench.is_finishing:
-            bench.finish()
+            if bench.may_end_early:  # what is out will not be committed, and holds credits
+                self._session.withdraw_training()
+            self._withdraw(bench.finish())
             self._submit_work(now)
         if self._session.phase is RunPhase.ENDED or bench.is_finished:
             self.leave(GoodbyeReason.COMPLETED, now)

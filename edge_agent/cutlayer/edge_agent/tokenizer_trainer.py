@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,12 +85,26 @@ class TokenizerTrainer:
         Raises:
             WireError: When they are not what the manifest says.
         """
+        weights = self.check_weights(received.tensors)
+        if self.weights.take(received.lease, received.version):
+            self._client.take_weights(weights)
+
+    def check_weights(self, tensors: tuple[tuple[str, EncodedTensor], ...]) -> dict[str, NDArray[np.float32]]:
+        """Return weights of all tokenizers, decoded.
+
+        Raises:
+            WireError: When they are not what the manifest says.
+        """
         shapes = self._manifest.parameter_shapes()
-        given = dict(received.tensors)
-        if given.keys() != shapes.keys() or len(given) != len(received.tensors):
+        given = dict(tensors)
+        if given.keys() != shapes.keys() or len(given) != len(tensors):
             raise MalformedMessage(f"weights of {sorted(given)}, needed are {sorted(shapes)}")
         for name, tensor in given.items():
             check_tensor(tensor, shape=shapes[name], codec=WEIGHTS_CODEC, what=f"weights {name}")
-        weights = {name: decode_tensor(tensor, what=f"weights {name}") for name, tensor in given.items()}
-        if self.weights.take(received.lease, received.version):
-            self._client.take_weights(weights)
+        return {name: decode_tensor(tensor, what=f"weights {name}") for name, tensor in given.items()}
+
+    @contextmanager
+    def using(self, tensors: tuple[tuple[str, EncodedTensor], ...]) -> Iterator[None]:
+        """Tokenize with other weights for a moment, those of a candidate."""
+        with self._client.using(self.check_weights(tensors)):
+            yield

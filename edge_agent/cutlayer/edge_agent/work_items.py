@@ -29,8 +29,9 @@ class EvaluationRun:
         is_final: Whether the weights are the run's last.
         num_left: Batches without outputs yet.
         sums: Sums so far.
-        is_whole: Whether it is of all test samples.
+        is_whole: Whether it is of all test samples, or of all validation samples.
         embeddings: Outputs that are judged all together, at its end.
+        candidate: The candidate that it judges; empty for the newest weights.
     """
 
     epoch: int
@@ -40,6 +41,7 @@ class EvaluationRun:
     sums: Sums
     is_whole: bool = False
     embeddings: list[NDArray[np.float32]] = field(default_factory=list)
+    candidate: str = ""
 
     def add(self, result: LossResult) -> None:
         """Take the outcome of one batch."""
@@ -54,7 +56,7 @@ class EvaluationRun:
     def result(self, wire_bytes: int) -> Evaluation:
         """Return the finished evaluation as a message carries it."""
         sums = self.sums.take(with_targets=self.is_whole)
-        return Evaluation(self.epoch, "+".join(self.given), self.is_final, sums, wire_bytes)
+        return Evaluation(self.epoch, "+".join(self.given), self.is_final, sums, wire_bytes, self.candidate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +194,21 @@ class WorkItems:
         self._next_step = 0
         return lacks_steps
 
+    def take_back_training(self) -> None:
+        """Count no training step as sent that is not committed: training has ended early, or may go on elsewhere."""
+        self._outstanding.clear()
+        self._next_step = 0
+
     def forget_evaluations(self) -> None:
         """Drop the evaluation batches that wait to be sent."""
         self._evaluations.clear()
+
+    def evaluate_candidate(self, epoch: int, name: str) -> None:
+        """Queue the evaluation of a candidate, on validation samples and given all modalities."""
+        batches = self.plan.val_batches(self._evaluation_samples)
+        is_whole = self._evaluation_samples >= self.plan.num_val
+        evaluation = EvaluationRun(epoch, self._of_run, False, len(batches), Sums(), is_whole, candidate=name)
+        self._queue("val", batches, self._modalities, evaluation)
 
     def start_final_evaluations(self) -> None:
         """Queue the evaluations of the finished model: with all modalities, and with each alone."""
@@ -217,9 +231,13 @@ class WorkItems:
         batches = self.plan.test_batches(num_samples)
         is_whole = num_samples >= self.plan.num_test
         told = self._of_run if given == self._modalities else given
-        evaluation = EvaluationRun(epoch, told, is_final, len(batches), Sums(), is_whole)
+        self._queue("test", batches, given, EvaluationRun(epoch, told, is_final, len(batches), Sums(), is_whole))
+
+    def _queue(
+        self, split: Split, batches: list[NDArray[np.int64]], given: tuple[str, ...], evaluation: EvaluationRun
+    ) -> None:
         for indices in batches:
-            self._evaluations.append(WorkItem(Mode.EVAL, self._next_eval_step, "test", indices, given, evaluation))
+            self._evaluations.append(WorkItem(Mode.EVAL, self._next_eval_step, split, indices, given, evaluation))
             self._next_eval_step += 1
 
 

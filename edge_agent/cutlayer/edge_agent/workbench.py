@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.broker.actions import OutputsReceived, TensorsWanted, WeightsReceived
+from cutlayer.broker.actions import CandidateOffered, OutputsReceived, TensorsWanted, WeightsReceived
 from cutlayer.broker.errors import RunError, WireError
 from cutlayer.broker.messages import EncodedTensor, Mode, NegotiatedCodecs, RunPhase
 from cutlayer.broker.ragged_tokens import pack_rows
@@ -18,6 +18,7 @@ from cutlayer.broker.tensors import encode_tensor
 from cutlayer.compression import CodecError
 from cutlayer.compression.delta import DEFAULT_MAX_BYTES
 from cutlayer.edge_agent.batches import Targets
+from cutlayer.edge_agent.candidate_judge import CandidateJudge
 from cutlayer.edge_agent.client_side import Tokenized
 from cutlayer.edge_agent.codec_ladder import CodecLadder
 from cutlayer.edge_agent.enrolment import Enrolled
@@ -43,6 +44,7 @@ class Microbatch:
         num_samples: Samples B.
         tensors: (modality, tokens (F, K, D)) of each modality given, of the samples that are fresh.
         refs: What goes up of the samples besides.
+        candidate: The candidate that it judges; empty for the newest weights.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Microbatch:
     num_samples: int
     tensors: tuple[tuple[str, EncodedTensor], ...]
     refs: SampleRefs
+    candidate: str = ""
 
 
 @dataclass(slots=True)
@@ -91,7 +94,8 @@ class Workbench:
         self._num_train = enrolled.plan.num_train
         # Under the topic of an agent that trained, a visit's samples would pass for those of the same numbers.
         self._may_be_kept = may_be_kept and manifest.activations != "every-step" and visit is None
-        num_samples = enrolled.plan.num_train + enrolled.plan.num_test
+        self._num_test = enrolled.plan.num_test
+        num_samples = enrolled.plan.num_train + enrolled.plan.num_test + enrolled.plan.num_val
         self._kept = KeptSamples(num_samples)
         self._changes = SampleChanges(num_samples, change_bytes) if manifest.activations == "delta" else None
         self._trainer = TokenizerTrainer(enrolled.client, manifest) if manifest.tokenizers.mode == "trainable" else None
@@ -100,9 +104,11 @@ class Workbench:
             self._all_modalities,
             of_run=tuple(sorted(manifest.modalities)),
             evaluates_alone=not isinstance(manifest.task, RetrievalSpec),  # one alone has nothing to be found by
-            every_epochs=manifest.evaluation.every_epochs,
+            every_epochs=0 if manifest.evaluation.selects else manifest.evaluation.every_epochs,
             evaluation_samples=manifest.evaluation.samples,
         )
+        self.may_end_early = manifest.evaluation.selects
+        """Whether steps may be out for good when training ends."""
         self.telemetry_s = manifest.telemetry_s
         self.telemetry_share = manifest.telemetry_share
         self.is_finishing = visit is not None
@@ -111,6 +117,7 @@ class Workbench:
         if visit is not None:
             visit.begin(enrolled, self.items)
         self._client = enrolled.client
+        self._judge = CandidateJudge(self.items, reporter, self._trainer)
         self._reporter = reporter
         reporter.task = manifest.task
         self._in_flight: dict[tuple[Mode, int], _InFlight] = {}
@@ -148,13 +155,49 @@ class Workbench:
             self.is_finishing = False
             self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is Mode.TRAIN}
             self.items.forget_evaluations()
+            self._judge.stop()
             self._reporter.forget_final_evaluations()
         return lacks_steps
 
-    def finish(self) -> None:
-        """Begin to evaluate the finished model."""
+    def finish(self) -> list[int]:
+        """Begin to evaluate the finished model; return the evaluation steps that are to be withdrawn."""
         self.is_finishing = True
+        if self.may_end_early:
+            self.items.take_back_training()
+            self._in_flight = {key: flight for key, flight in self._in_flight.items() if key[0] is not Mode.TRAIN}
+        withdrawn = self._drop_candidate()
         self.items.start_final_evaluations()
+        return withdrawn
+
+    def offer(self, candidate: CandidateOffered) -> list[int]:
+        """Begin to evaluate a candidate in place of another; return the evaluation steps that are to be withdrawn.
+
+        Raises:
+            WireError: When its tokenizers are not what the manifest says.
+        """
+        if self.is_finishing or not self.items.plan.num_val or not self._judge.wants(candidate.name):
+            return []
+        withdrawn = self._drop_candidate()
+        self._judge.begin(candidate)
+        return withdrawn
+
+    def candidate_gone(self, step: int) -> list[int]:
+        """Give up a candidate whose weights no worker holds; return the evaluation steps that are to be withdrawn."""
+        flight = self._in_flight.get((Mode.EVAL, step))
+        is_of_it = flight is not None and flight.item.evaluation is not None and flight.item.evaluation.candidate != ""
+        return self._drop_candidate() if is_of_it else []
+
+    def _drop_candidate(self) -> list[int]:
+        steps = [
+            step
+            for (_, step), flight in self._in_flight.items()
+            if flight.item.evaluation is not None and flight.item.evaluation.candidate
+        ]
+        for step in steps:
+            del self._in_flight[Mode.EVAL, step]
+        if self._judge.stop():
+            self.items.forget_evaluations()
+        return steps
 
     def next(
         self, codecs: NegotiatedCodecs, *, may_train: bool, store_for: Callable[[int], str] = lambda _: ""
@@ -189,6 +232,7 @@ class Workbench:
                 return replace(item, indices=item.indices[has_B])
             if item.evaluation is not None:
                 self._reporter.evaluated(item.evaluation, NO_RESULT)
+                self._judge.evaluated(item.evaluation)
         return None
 
     def again(self, wanted: TensorsWanted) -> Microbatch | None:
@@ -232,7 +276,8 @@ class Workbench:
         positions: tuple[tuple[str, bytes], ...] = ()
         bases = b""
         if not known_B.all():
-            with self._reporter.stage("tokenize"):
+            of_candidate = item.evaluation is not None and item.evaluation.candidate != ""
+            with self._reporter.stage("tokenize"), self._judge.tokenizers(is_wanted=of_candidate):
                 tokenized = self._client.tokenize(item.split, item.indices[~known_B], item.given)
             with self._reporter.stage("encode"):
                 codec = self._codec(codecs.activations, tokenized, item, is_kept=is_named)
@@ -257,7 +302,8 @@ class Workbench:
                 num_fresh=int((~known_B).sum()) * self._share_of(item.given),
                 tensor_bytes=sum(len(tensor.data) for _, tensor in tensors),
             )
-        return Microbatch(item.step, item.mode, len(item.indices), tensors, refs)
+        candidate = "" if item.evaluation is None else item.evaluation.candidate
+        return Microbatch(item.step, item.mode, len(item.indices), tensors, refs, candidate)
 
     def _encode_changes(
         self, changes: SampleChanges, flight: _InFlight, store: str, codec: str, tokenized: Tokenized
@@ -298,8 +344,9 @@ class Workbench:
         return sum(self._num_sent[name] for name in given) / sum(self._num_sent.values())
 
     def _numbers(self, item: WorkItem) -> NDArray[np.int64]:
-        """Return the agent's own numbers of a microbatch's samples: those for testing come after the others."""
-        return item.indices if item.split == "train" else item.indices + self._num_train
+        """Return the agent's own numbers of a microbatch's samples: for training, then for testing, then the others."""
+        first = {"train": 0, "test": self._num_train, "val": self._num_train + self._num_test}
+        return item.indices + first[item.split]
 
     def _keep_books(self, flight: _InFlight, received: OutputsReceived) -> None:
         """Take notice of what a store has of a microbatch that was answered."""
@@ -356,6 +403,7 @@ class Workbench:
         if flight.item.evaluation is not None:
             del self._in_flight[received.mode, received.step]
             self._reporter.evaluated(flight.item.evaluation, result)
+            self._judge.evaluated(flight.item.evaluation)
             return
         self._reporter.trained(received.step, result)
         codec = received.codecs.output_gradients

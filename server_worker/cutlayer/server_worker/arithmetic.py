@@ -91,7 +91,7 @@ class Arithmetic:
         if not items:
             return
         with self.timed(Stage.FORWARD, sum(item.num_samples for item in items)):
-            forwarded = self.engine.forward(items)
+            forwarded = self.engine.forward(items, work.candidate)
         if forwarded.refused and not forwarded.outputs and not self._is_sound(items[0]):
             raise RunError(_diverged("outputs", forwarded.version))
         for key, _ in work.microbatches:
@@ -184,9 +184,12 @@ class Arithmetic:
 
     def hand_out_weights(self) -> None:
         """Give the session the tokenizers' weights as they are now, where they are trained."""
-        weights = self.engine.tokenizer_weights()
-        tensors = tuple((name, encode_tensor(WEIGHTS_CODEC, array)) for name, array in sorted(weights.items()))
-        self._session.take_weights(self.engine.version, tensors)
+        self._session.take_weights(self.engine.version, self.tokenizer_tensors())
+
+    def tokenizer_tensors(self, candidate: str = "") -> NamedTensors:
+        """Return the tokenizers' weights as they travel, the newest or a candidate's; none where they are frozen."""
+        weights = self.engine.tokenizer_weights(candidate)
+        return tuple((name, encode_tensor(WEIGHTS_CODEC, array)) for name, array in sorted(weights.items()))
 
     def emit_committed(
         self,

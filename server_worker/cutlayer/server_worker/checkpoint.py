@@ -3,6 +3,7 @@
     <folder>/checkpoint-0000000012/
         weights.safetensors     the encoder's parameters and buffers
         optimizer.safetensors   the optimizer's state, `<parameter>/<quantity>`
+        candidates.safetensors  the trained parameters of weights that are judged, `<candidate>/<parameter>`; if any
         ledger.bin              opaque to this file
         checkpoint.json         format, version, meta, size and SHA-256 of the files above, and its own SHA-256
 
@@ -27,6 +28,7 @@ import pydantic
 import safetensors
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, JsonValue
+from torch import Tensor
 
 from cutlayer.broker.errors import CheckpointError
 from cutlayer.server_worker.parameters import EngineState
@@ -36,6 +38,8 @@ __all__ = ["Checkpoint", "CheckpointNotSaved", "CheckpointStore", "RestoredCheck
 _PREFIX = "checkpoint-"
 _CONTENTS = "checkpoint.json"
 _WEIGHTS, _OPTIMIZER, _LEDGER = "weights.safetensors", "optimizer.safetensors", "ledger.bin"
+_CANDIDATES = "candidates.safetensors"
+_FILES = (_WEIGHTS, _OPTIMIZER, _LEDGER, _CANDIDATES)
 
 
 class CheckpointNotSaved(CheckpointError):
@@ -59,11 +63,13 @@ class Checkpoint:
         state: Weights, optimizer and version.
         ledger: The session's account of committed steps, opaque here.
         meta: Counters and names of the caller, opaque here.
+        candidates: Trained parameters of the weights that are judged, by the candidate's name, which has no slash.
     """
 
     state: EngineState
     ledger: bytes = b""
     meta: Mapping[str, JsonValue] = field(default_factory=dict)
+    candidates: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +187,13 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     safetensors.torch.save_file(state.weights, folder / _WEIGHTS)
     safetensors.torch.save_file(state.optimizer, folder / _OPTIMIZER)
     (folder / _LEDGER).write_bytes(checkpoint.ledger)
-    files = {name: _seal(folder / name) for name in (_WEIGHTS, _OPTIMIZER, _LEDGER)}
+    names = [_WEIGHTS, _OPTIMIZER, _LEDGER]
+    if checkpoint.candidates:
+        # Versions share no memory, and safetensors refuses tensors that do.
+        flat = {f"{name}/{key}": value for name, held in checkpoint.candidates.items() for key, value in held.items()}
+        safetensors.torch.save_file(flat, folder / _CANDIDATES)
+        names.append(_CANDIDATES)
+    files = {name: _seal(folder / name) for name in names}
     contents = _Contents(version=state.version, meta=dict(checkpoint.meta), files=files).sealed()
     (folder / _CONTENTS).write_bytes(contents.to_bytes())
     _seal(folder / _CONTENTS)
@@ -203,7 +215,9 @@ def _read(folder: Path) -> Checkpoint:
         raise _Damaged(f"{_CONTENTS} is torn or of another format") from error
     if contents != contents.sealed():
         raise _Damaged(f"{_CONTENTS} does not match its digest")
-    for name in (_WEIGHTS, _OPTIMIZER, _LEDGER):
+    for name in dict.fromkeys((_WEIGHTS, _OPTIMIZER, _LEDGER, *contents.files)):
+        if name not in _FILES:
+            raise _Damaged(f"{_CONTENTS} names {name!r}, which is no file of a checkpoint")
         with (folder / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if (recorded := contents.files.get(name)) is None or recorded.sha256 != found:
@@ -213,7 +227,12 @@ def _read(folder: Path) -> Checkpoint:
         safetensors.torch.load_file(folder / _WEIGHTS),
         safetensors.torch.load_file(folder / _OPTIMIZER),
     )
-    return Checkpoint(state, (folder / _LEDGER).read_bytes(), contents.meta)
+    candidates: dict[str, dict[str, Tensor]] = {}
+    if _CANDIDATES in contents.files:
+        for path, value in safetensors.torch.load_file(folder / _CANDIDATES).items():
+            name, _, key = path.partition("/")
+            candidates.setdefault(name, {})[key] = value
+    return Checkpoint(state, (folder / _LEDGER).read_bytes(), contents.meta, candidates)
 
 
 def _sync_folder(folder: Path) -> None:

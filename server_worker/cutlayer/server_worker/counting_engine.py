@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class CountingEngine:
         weight: Sum of the contributions of all microbatches ever committed, modulo 2^62.
         version: Commits so far.
         num_forwarded_samples: Samples that went forward, evaluations included.
+        num_judged: Samples that went forward with each weight that was held as a candidate.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -51,6 +52,8 @@ class CountingEngine:
         self.weight = 0
         self.version = 0
         self.num_forwarded_samples = 0
+        self.num_judged: Counter[int] = Counter()
+        self._held: dict[str, int] = {}
         self._num_classes = num_classes
         self._groups: dict[int, dict[Hashable, int]] = {}
         self._window: list[Hashable] = []
@@ -68,8 +71,14 @@ class CountingEngine:
         """Groups whose gradients are awaited."""
         return len(self._groups)
 
-    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
-        """Answer with zeros (b, C)."""
+    def forward(self, items: Sequence[ForwardItem], candidate: str = "") -> Forwarded:
+        """Answer with zeros (b, C).
+
+        Raises:
+            KeyError: When no such candidate is held.
+        """
+        if candidate:
+            self.num_judged[self._held[candidate]] += sum(item.num_samples for item in items)
         outputs: dict[Hashable, NDArray[np.float32]] = {
             item.key: np.zeros((item.num_samples, self._num_classes), np.float32) for item in items
         }
@@ -141,8 +150,35 @@ class CountingEngine:
         """Empty the open window."""
         self._window, self._window_samples, self._window_sum = [], 0, 0
 
-    def tokenizer_weights(self) -> dict[str, NDArray[np.float32]]:
+    def hold_candidate(self) -> str:
+        """Hold the weight; return its name."""
+        name = self.fingerprint()
+        self._held[name] = self.weight
+        return name
+
+    def hold_only(self, names: Collection[str]) -> None:
+        """Let go of all candidates but these."""
+        self._held = {name: weight for name, weight in self._held.items() if name in names}
+
+    def keep_candidate(self, name: str) -> int:
+        """Go on from a candidate's weight; what waits for gradients and the open window are dropped."""
+        self.weight = self._held[name] if name else self.weight
+        self._groups.clear()
+        self.drop_gradients()
+        self.version += 1
+        return self.version
+
+    def candidates(self) -> dict[str, dict[str, Tensor]]:
+        """Return the weight of each candidate that is held."""
+        return {name: {"weight": torch.tensor([weight], dtype=torch.int64)} for name, weight in self._held.items()}
+
+    def load_candidates(self, candidates: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Hold these candidates instead."""
+        self._held = {name: int(values["weight"].item()) for name, values in candidates.items()}
+
+    def tokenizer_weights(self, candidate: str = "") -> dict[str, NDArray[np.float32]]:
         """Return no weights: it trains none."""
+        del candidate
         return {}
 
     def fingerprint(self) -> str:

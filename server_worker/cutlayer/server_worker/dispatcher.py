@@ -9,6 +9,7 @@ from collections.abc import Callable
 from cutlayer.broker.actions import (
     AgentJoined,
     AgentLeft,
+    CandidateJudged,
     Duplicate,
     Fail,
     PhaseReached,
@@ -170,6 +171,8 @@ class Dispatcher:
                     log.info("agent %s left: %s", action.agent, action.reason)
                     self._courier.forget(action.agent)
                     self._emit(AgentCountChanged(self._session.leases.num_taking_part))
+                case CandidateJudged():
+                    log.info("%s", action.text)
                 case TelemetryReceived():
                     self._telemetry(action)
                 case PhaseReached():

@@ -17,7 +17,7 @@ Not thread-safe: one thread owns an engine.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -159,18 +159,21 @@ class Engine:
         """Samples in those groups."""
         return sum(len(group.outputs) for group in self._groups.values())
 
-    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
-        """Run microbatches as one batch, on the newest parameter version.
+    def forward(self, items: Sequence[ForwardItem], candidate: str = "") -> Forwarded:
+        """Run microbatches as one batch, on the newest parameter version or, for `eval`, on one that is held.
 
         Args:
             items: At least one, of the same mode and modalities, with distinct keys.
+            candidate: Name of the version that is held; empty for the newest.
 
         Raises:
             ValueError: When items do not fit together, or activations are not (b, K, D) of a known modality.
+            KeyError: When no such candidate is held.
         """
         self._check(items)
+        assert not candidate or items[0].mode == "eval", "gradients are of the newest version alone"
         version = self._parameters.version
-        outputs_BC, tokens = self._run(items)
+        outputs_BC, tokens = self._run(items, candidate)
         outputs, refused = _finite_outputs(items, outputs_BC)
         if items[0].mode == "eval" or not outputs:
             return Forwarded(None, version, outputs, refused)
@@ -310,9 +313,42 @@ class Engine:
         sums = self._parameters.gradient_sums()
         self._parameters.set_gradient_sums(sums, bytes(len(sums)))
 
-    def tokenizer_weights(self) -> dict[str, NDArray[np.float32]]:
-        """Return the newest weights of the tokenizers, as their file names them; empty where they are frozen."""
-        return tokenizer_weights(self._parameters.newest)
+    def hold_candidate(self) -> str:
+        """Hold the newest weights as a candidate; return its name, the same for bit-identical weights alone."""
+        return self._parameters.hold()
+
+    def hold_only(self, names: Collection[str]) -> None:
+        """Let go of all candidates but these."""
+        held = self._parameters.held
+        self._parameters.held = {name: held[name] for name in held if name in names}
+
+    def keep_candidate(self, name: str) -> int:
+        """Go on from a candidate's weights, or, without a name, from the newest; return their version.
+
+        Live graphs and the open window are dropped.
+        """
+        self._parameters.keep(name)
+        self._groups.clear()
+        if self._contrast is not None:
+            self._contrast.drop()
+        return self._parameters.version
+
+    def candidates(self) -> dict[str, dict[str, Tensor]]:
+        """Return the trained parameters of each candidate that is held, which later commits do not change."""
+        held = self._parameters.held
+        return {name: {key: value.detach() for key, value in values.items()} for name, values in held.items()}
+
+    def load_candidates(self, candidates: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Hold these candidates instead.
+
+        Raises:
+            ValueError: When they are of another model.
+        """
+        self._parameters.load_held(candidates)
+
+    def tokenizer_weights(self, candidate: str = "") -> dict[str, NDArray[np.float32]]:
+        """Return the newest weights of the tokenizers, or a candidate's, as their file names them; empty if frozen."""
+        return tokenizer_weights(self._parameters.held[candidate] if candidate else self._parameters.newest)
 
     def fingerprint(self) -> str:
         """Return a cheap digest of the weights: see `VersionedParameters.fingerprint`."""
@@ -354,7 +390,7 @@ class Engine:
                 if places_bK is not None and not 0 <= places_bK.min() <= places_bK.max() <= num_tokens:
                     raise ValueError(f"positions of {name!r} of {item.key!r} are not all from 0 to {num_tokens}")
 
-    def _run(self, items: Sequence[ForwardItem]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _run(self, items: Sequence[ForwardItem], candidate: str = "") -> tuple[Tensor, dict[str, Tensor]]:
         """Return the outputs (B, C) of all items, one after the other, and the tokens (B, K, D) that they are of."""
         train = items[0].mode == "train"
         if self._encoder.training != train:
@@ -373,7 +409,7 @@ class Engine:
         with torch.set_grad_enabled(train):
             outputs_BC: Tensor = torch.func.functional_call(
                 self._encoder,
-                self._parameters.newest,
+                self._parameters.held[candidate] if candidate else self._parameters.newest,
                 (tokens, keep, positions),
                 tie_weights=False,  # the encoder ties none, and the search costs half a millisecond
             )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cutlayer.broker.manifest import Manifest
+from cutlayer.broker.selection import judging_metric
 from cutlayer.broker.task_metrics import metrics_of, primary_metric
 from cutlayer.broker.tasks import RegressionSpec, RetrievalSpec, TaskSpec
 
@@ -40,7 +41,7 @@ def model_card(
         _data(manifest, known_samples),
     ]
     if report is not None:
-        parts += [_reached(manifest.task, report), _cost(report)]
+        parts += [_reached(manifest.task, report), *_chosen(manifest.task, report), _cost(report)]
     return "\n\n".join([*parts, _OWNERS])
 
 
@@ -118,6 +119,30 @@ def _reached(task: TaskSpec, report: Mapping[str, Any]) -> str:
             unit = "" if metric is None or not metric.unit else f" {metric.unit}"
             lines.append(f"| {'all modalities' if given == 'joint' else given} | {title} | {text}{unit} |")
     return "\n".join(lines)
+
+
+def _chosen(task: TaskSpec, report: Mapping[str, Any]) -> list[str]:
+    """Say which weights these are, where they were chosen."""
+    selection = report.get("selection")
+    if not selection:
+        return []
+    metric = judging_metric(task, selection["metric"])
+    kept = selection["kept_epoch"]
+    lines = [
+        "## Weights",
+        f"Those of epoch {kept}, the best on" if kept is not None else "The last ones; candidates were judged by",
+    ]
+    lines[-1] += f" the sites' validation samples, pooled, by {metric.title}."
+    if selection["is_early"]:
+        lines[-1] += f" Training ended early: {report['reason']}."
+    lines += ["", f"| epoch | validation {metric.title} | loss | samples |", "| --- | --- | --- | --- |"]
+    for row in selection["candidates"]:
+        value = "-" if row["value"] is None else f"{row['value']:.4g}"
+        loss = "-" if row["loss"] is None else f"{row['loss']:.4g}"
+        lines.append(
+            f"| {row['epoch']}{' (kept)' if row['epoch'] == kept else ''} | {value} | {loss} | {row['num_samples']:,} |"
+        )
+    return ["\n".join(lines)]
 
 
 def _cost(report: Mapping[str, Any]) -> str:

@@ -71,6 +71,7 @@ class VersionedParameters:
     Attributes:
         version: Steps so far.
         newest: The newest version, by name; each tensor requires gradients and is never written to.
+        held: Versions that are judged, by the name of the candidate: references, since a version never changes.
     """
 
     def __init__(self, encoder: SplitEncoder, settings: OptimizerSettings) -> None:
@@ -82,6 +83,42 @@ class VersionedParameters:
         self._frozen_lanes: bytes | None = None
         self.version = 0
         self.newest = self._clone_masters()
+        self.held: dict[str, dict[str, Tensor]] = {}
+
+    def hold(self) -> str:
+        """Hold the newest version, and return the name that its weights give it."""
+        name = self.fingerprint()
+        self.held[name] = self.newest
+        return name
+
+    def keep(self, name: str) -> None:
+        """Go on from a version that is held: it is the newest from now on, under a number of its own.
+
+        Args:
+            name: Of the version; empty to go on from the newest. The open window is dropped.
+        """
+        if name:
+            self.newest = self.held[name]
+            with torch.no_grad():
+                for master, value in zip(self._masters.values(), self.newest.values(), strict=True):
+                    master.copy_(value)
+        self._sums = [None] * len(self._masters)
+        self.version += 1
+
+    def load_held(self, held: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Hold these versions instead, from a checkpoint.
+
+        Raises:
+            ValueError: When they are of another model.
+        """
+        loaded: dict[str, dict[str, Tensor]] = {}
+        for name, values in held.items():
+            if values.keys() != self._masters.keys():
+                raise ValueError("candidates are of another model: their parameters have other names")
+            loaded[name] = {
+                key: values[key].detach().to(master).clone().requires_grad_() for key, master in self._masters.items()
+            }
+        self.held = loaded
 
     def place_of(self, name: str) -> int:
         """Return the place of a parameter among the gradients of `add`.

@@ -30,7 +30,7 @@ from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.resuming import Resumed, resume_from
-from cutlayer.server_worker.run_book import RunBook, versions
+from cutlayer.server_worker.run_book import RunBook, selection_json, versions
 from cutlayer.server_worker.run_parts import (
     check_codecs,
     make_engine,
@@ -226,7 +226,12 @@ class Program:
             reason=self._reason,
             store=self._metrics.store,
         )
-        return {**content, "broker_budget": self._budget.as_json(), "disclosure": self.disclosure.as_json()}
+        return {
+            **content,
+            **selection_json(self.session.selection, runtime.book),
+            "broker_budget": self._budget.as_json(),
+            "disclosure": self.disclosure.as_json(),
+        }
 
     @property
     def _reason(self) -> str:

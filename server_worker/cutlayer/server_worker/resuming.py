@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from cutlayer.broker.errors import CheckpointError
 from cutlayer.broker.ledger import Ledger
@@ -30,6 +30,7 @@ class Resumed:
         window: Windows that are committed.
         committed_samples: Samples that are committed.
         known_samples: Samples of each agent that the run has seen.
+        selection: What was judged and chosen, where weights are; else None.
     """
 
     manifest: Manifest
@@ -37,6 +38,7 @@ class Resumed:
     window: int = 0
     committed_samples: int = 0
     known_samples: Mapping[str, int] = field(default_factory=dict)
+    selection: Mapping[str, Any] | None = None
 
 
 def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifest: Manifest) -> Resumed:
@@ -62,6 +64,7 @@ def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifes
         )
     try:
         engine.load_state_dict(checkpoint.state)
+        engine.load_candidates(checkpoint.candidates)
     except ValueError as error:
         raise CheckpointError(str(restored.path), f"{error}; give the same [model] and [optimizer]") from error
     window, committed = _counter(checkpoint, "window"), _counter(checkpoint, "committed_samples")
@@ -69,7 +72,12 @@ def resume_from(store: CheckpointStore, engine: Engine | CountingEngine, manifes
     known_samples = checkpoint.meta.get("known_samples", {})
     assert isinstance(known_samples, dict)
     return Resumed(
-        saved, Ledger.from_bytes(checkpoint.ledger), window, committed, cast("dict[str, int]", known_samples)
+        saved,
+        Ledger.from_bytes(checkpoint.ledger),
+        window,
+        committed,
+        cast("dict[str, int]", known_samples),
+        cast("dict[str, Any] | None", checkpoint.meta.get("selection")),
     )
 
 

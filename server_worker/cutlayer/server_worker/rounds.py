@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from cutlayer.broker.actions import WorkerAction
 from cutlayer.broker.errors import RunError
@@ -37,6 +37,7 @@ class Rounds:
         do: Does the session's actions.
         emit: Takes events.
         clock: Seconds, monotonic.
+        tend: Holds, lets go of and puts back weights that are judged, as a round has concluded.
 
     Attributes:
         is_member: Whether the first round is over: the worker has the pool's weights, and may serve.
@@ -52,6 +53,7 @@ class Rounds:
         do: Callable[[list[WorkerAction]], None],
         emit: EventHandler,
         clock: Callable[[], float],
+        tend: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._pool = pool
         self._session = session
@@ -60,6 +62,7 @@ class Rounds:
         self._do = do
         self._emit = emit
         self._clock = clock
+        self._tend = tend
         self._begun_at: float | None = None
         self._announced_at = 0.0
         self._ended_at = 0.0
@@ -157,6 +160,7 @@ class Rounds:
             self._arithmetic.engine.drop_gradients()
         if not verdict.commits:
             self._do(self._session.round_failed(verdict, result.generation, now))
+            self._tend(now)
             return False
         self._commit(result, verdict, now)
         return True
@@ -178,6 +182,7 @@ class Rounds:
         self._arithmetic.emit_committed(
             step, verdict.num_samples, len(verdict.steps), wanted_samples=wanted_samples, members=members
         )
+        self._tend(now)
 
     def _take_over(self, checkpoint: Checkpoint, generation: int, now: float) -> None:
         """Continue from another replica's state.
@@ -193,6 +198,7 @@ class Rounds:
         engine = self._arithmetic.engine
         try:
             engine.load_state_dict(checkpoint.state)
+            engine.load_candidates(checkpoint.candidates)
         except ValueError as error:
             raise RunError(f"the pool trains another model: {error}\n  fix: give the same --run to all") from error
         self._arithmetic.forget_groups()
@@ -207,6 +213,7 @@ class Rounds:
                 committed_samples=cast("int", checkpoint.meta["committed_samples"]),
                 generation=generation,
                 now=now,
+                selection=cast("dict[str, Any] | None", checkpoint.meta.get("selection")),
             )
         )
         log.info("took over the pool's weights at window %d", self._session.window)

@@ -17,6 +17,7 @@ from typing import Any
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Evaluation, Telemetry
 from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
+from cutlayer.broker.selection import Selection
 from cutlayer.broker.task_metrics import metrics_of
 from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER, REFUSALS, Side, Stage
@@ -24,13 +25,21 @@ from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker.run_results import (
     JOINT,
     Evaluated,
+    candidate_metrics,
     final_metrics,
     history,
     only_accuracy,
     tells_what_can_be,
 )
 
-__all__ = ["RUN_FORMAT", "RunBook", "federated_averaging_bytes", "num_exchanged_parameters", "versions"]
+__all__ = [
+    "RUN_FORMAT",
+    "RunBook",
+    "federated_averaging_bytes",
+    "num_exchanged_parameters",
+    "selection_json",
+    "versions",
+]
 
 RUN_FORMAT = 1
 FLOAT32_BYTES = 4
@@ -101,6 +110,10 @@ class RunBook:
     def history(self) -> list[dict[str, Any]]:
         """Return pooled metrics and loss after each epoch that was evaluated, and the bytes moved until then."""
         return history(self._manifest.task, self._evaluations())
+
+    def candidate_metrics(self) -> dict[str, dict[str, float]]:
+        """Return the metrics on validation samples of each candidate, by its name."""
+        return candidate_metrics(self._manifest.task, self._evaluations())
 
     def bytes_moved(self) -> dict[str, dict[str, int]]:
         """Return bytes up and down: tensors as float32, MQTT payloads, and all that crossed the agents' connections."""
@@ -274,6 +287,21 @@ def federated_averaging_bytes(num_parameters: int, num_rounds: int, num_agents: 
     McMahan et al., arXiv 1602.05629, algorithm 1, with every client in every round and one local epoch a round.
     """
     return 2 * num_rounds * num_agents * num_parameters * FLOAT32_BYTES
+
+
+def selection_json(selection: Selection | None, book: RunBook) -> dict[str, Any]:
+    """Return what `run.json` says of the weights that were judged; nothing where none were.
+
+    Args:
+        selection: What was judged and chosen.
+        book: Has the other metrics.
+    """
+    if selection is None:
+        return {}
+    metrics = book.candidate_metrics()
+    document = {key: value for key, value in selection.as_json().items() if key != "state"}
+    rows = [{**row, "metrics": metrics.get(row["name"], {})} for row in document["candidates"]]
+    return {"selection": {**document, "candidates": rows}}
 
 
 def versions() -> dict[str, str]:

@@ -50,7 +50,7 @@ class RunFigures:
         self._progress: dict[str, _Progress] = {}
         self._steps = self._total_steps = 0
         self._shares = 0.0
-        self._splits = {"train": _Split(), "test": _Split()}
+        self._splits = {"train": _Split(), "test": _Split(), "validation": _Split()}
 
     def take(self, agent: str, now: Telemetry, before: Telemetry | None) -> None:
         """Take an agent's report; `before` is the one before it of the same process."""
@@ -60,10 +60,11 @@ class RunFigures:
             self._store.set("cutlayer_run_bytes", self._bytes[labels], *labels)
         self._go_on(agent, _Progress(now.incarnation, now.steps, now.total_steps))
         self._splits["train"].take(agent, now.recent)
-        whole = (each for each in reversed(now.evaluations) if each.given == self._all_modalities)
-        latest = next((each for each in whole if each.sums.num_samples), None)
-        if latest is not None:
-            self._splits["test"].take(agent, latest.sums)
+        whole = [each for each in now.evaluations if each.given == self._all_modalities and each.sums.num_samples]
+        for split in ("test", "validation"):
+            of_split = [each for each in whole if bool(each.candidate) == (split == "validation")]
+            if of_split:
+                self._splits[split].take(agent, of_split[-1].sums)
         for split, sums in self._splits.items():
             self._show(split, sums.now())
 

@@ -15,6 +15,7 @@ from cutlayer.broker.leases import LeaseTable
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.modalities import TokensSpec
 from cutlayer.broker.model_chunks import describe_model
+from cutlayer.broker.selection import Selection
 from cutlayer.broker.site_optimizer import SiteOptimizer
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
@@ -162,6 +163,11 @@ def make_session(
     )
     numbers = random.SystemRandom() if lease_seed is None else random.Random(lease_seed)  # noqa: S311 - names, no secrets
     resumed = resumed or Resumed(manifest)
+    selection = None
+    if manifest.evaluation.selects and not only_visits:
+        selection = Selection(manifest.evaluation, manifest.task, manifest.epochs)
+        if resumed.selection is not None:
+            selection.load(resumed.selection)
     return WorkerSession(
         name,
         time.time_ns() // 1_000_000 if incarnation is None else incarnation,
@@ -174,6 +180,7 @@ def make_session(
         window=resumed.window,
         version=version,
         known_samples=resumed.known_samples,
+        selection=selection,
     )
 
 

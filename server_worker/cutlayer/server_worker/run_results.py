@@ -11,7 +11,15 @@ from cutlayer.broker.messages import Evaluation, MetricSums, Telemetry
 from cutlayer.broker.task_metrics import ACCURACY, is_plausible, mean_loss, metric_values, pooled
 from cutlayer.broker.tasks import TaskSpec
 
-__all__ = ["JOINT", "Evaluated", "final_metrics", "history", "only_accuracy", "tells_what_can_be"]
+__all__ = [
+    "JOINT",
+    "Evaluated",
+    "candidate_metrics",
+    "final_metrics",
+    "history",
+    "only_accuracy",
+    "tells_what_can_be",
+]
 
 JOINT = "joint"
 """Given all modalities."""
@@ -51,7 +59,7 @@ def final_metrics(task: TaskSpec, evaluations: Iterable[Evaluated]) -> dict[str,
 
 
 def history(task: TaskSpec, evaluations: Iterable[Evaluated]) -> list[dict[str, Any]]:
-    """Return metrics and loss after each epoch that was evaluated, and the bytes moved until then.
+    """Return metrics and loss on test samples after each epoch that was evaluated, and the bytes moved until then.
 
     Args:
         task: What is learned.
@@ -59,7 +67,7 @@ def history(task: TaskSpec, evaluations: Iterable[Evaluated]) -> list[dict[str, 
     """
     epochs: dict[int, dict[str, Evaluated]] = defaultdict(dict)
     for each in evaluations:
-        if each.given == JOINT:
+        if each.given == JOINT and not each.evaluation.candidate:
             epochs[each.evaluation.epoch][each.agent] = each
     rows = []
     for epoch, by_agent in sorted(epochs.items()):
@@ -78,6 +86,20 @@ def history(task: TaskSpec, evaluations: Iterable[Evaluated]) -> list[dict[str, 
                 }
             )
     return rows
+
+
+def candidate_metrics(task: TaskSpec, evaluations: Iterable[Evaluated]) -> dict[str, dict[str, float]]:
+    """Return the metrics of each candidate on validation samples, by its name and theirs.
+
+    Args:
+        task: What is learned.
+        evaluations: Of every agent, in order: of what it has evaluated twice the last time counts.
+    """
+    found: dict[str, dict[str, MetricSums]] = defaultdict(dict)
+    for each in evaluations:
+        if each.evaluation.candidate:
+            found[each.evaluation.candidate][each.agent] = each.evaluation.sums
+    return {name: metric_values(task, pooled(by_agent.values())) for name, by_agent in found.items()}
 
 
 def only_accuracy(metrics: dict[str, float]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from cutlayer.broker.transport import Connected, Disconnected, Received, Transpo
 from cutlayer.broker.work import Backward, Commit, Forward, Release, Work
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.server_worker.arithmetic import Arithmetic
+from cutlayer.server_worker.candidate_keeper import CandidateKeeper
 from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.dispatcher import Dispatcher
@@ -121,9 +122,12 @@ class WorkerRuntime:
         self._saver = Saver(checkpoints, session, engine, self._options.checkpoint_every_windows, on_event)
         self._keeper = keeper or StoreKeeper()
         self._arithmetic = Arithmetic(session, engine, self._do, on_event, clock, self._keeper)
+        self._tend = CandidateKeeper(session, self._arithmetic, self._do).tend
         self._rounds = None
         if pool is not None:
-            self._rounds = Rounds(pool, session, self._arithmetic, self._saver.snapshot, self._do, on_event, clock)
+            self._rounds = Rounds(
+                pool, session, self._arithmetic, self._saver.snapshot, self._do, on_event, clock, self._tend
+            )
         self._tokenizer_file = tokenizer_file
         self._emit = on_event
         self._url = url
@@ -253,6 +257,7 @@ class WorkerRuntime:
             return now + 0.05
         self._courier.tick(now)
         self._do(self._session.tick(now))
+        self._tend(now)
         self._observer.look(now)
         if self._rounds is not None and self._session.phase is RunPhase.ENDED:
             self._part(self._rounds, now)
@@ -362,4 +367,5 @@ class WorkerRuntime:
         self._arithmetic.emit_committed(
             step, work.num_samples, work.num_microbatches, wanted_samples=wanted_samples, members=members
         )
+        self._tend(self._clock())
         self._saver.save_if_due()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 
 from pydantic import JsonValue
+from torch import Tensor
 
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointNotSaved, CheckpointStore
@@ -69,4 +71,9 @@ class Saver:
             "committed_samples": session.committed_samples,
             "known_samples": dict(session.known_samples),
         }
-        return Checkpoint(self._engine.state_dict(), session.ledger.to_bytes(), meta)
+        candidates: Mapping[str, Mapping[str, Tensor]] = {}
+        if session.selection is not None:
+            meta["selection"] = session.selection.as_json()
+            held = session.selection.held
+            candidates = {name: values for name, values in self._engine.candidates().items() if name in held}
+        return Checkpoint(self._engine.state_dict(), session.ledger.to_bytes(), meta, candidates)

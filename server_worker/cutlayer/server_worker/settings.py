@@ -36,6 +36,7 @@ from cutlayer.broker.manifest import (
     TokenReduction,
     WindowSpec,
 )
+from cutlayer.broker.selection import judging_metric
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.tuning_spec import TuningSpec
 from cutlayer.server_worker.model_settings import ModelSettings
@@ -292,6 +293,32 @@ class RunSettings(Section):
             raise ValueError(
                 'tokenizers.mode = "trainable" needs gradients before a window closes, when task.negatives = "window" '
                 'gives them: set task.negatives to "agent", or tokenizers.mode to "frozen"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chooses_by_what_there_is(self) -> RunSettings:
+        evaluation = self.evaluation
+        try:
+            judging_metric(self.task, evaluation.metric)
+        except ValueError as error:
+            raise ValueError(f"evaluation.metric: {error}") from error
+        if not evaluation.selects:
+            return self
+        of = 'evaluation.keep = "best"' if evaluation.keep == "best" else "evaluation.patience_epochs"
+        if not evaluation.every_epochs:
+            raise ValueError(f"{of} judges epochs, and evaluation.every_epochs = 0 evaluates none: set it to 1 or more")
+        if self.run.service:
+            raise ValueError(f"{of} chooses at the end, and run.service = true has none: set one of the two")
+        if self.model.head == "agent":
+            raise ValueError(
+                f'{of} chooses weights of the worker, and the heads that model.head = "agent" leaves at the agents '
+                'would not be of the same epoch: set model.head to "server", or leave the other out'
+            )
+        if self.tokenizers.mode == "trainable" and any(spec.kind == "tokens" for spec in self.modalities.values()):
+            raise ValueError(
+                f'{of} chooses weights of the worker, and tokenizers of kind = "tokens" that are trained at the agents '
+                'would not be of the same epoch: set tokenizers.mode to "frozen", or leave the other out'
             )
         return self
 

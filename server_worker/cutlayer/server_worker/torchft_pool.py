@@ -243,11 +243,13 @@ class TorchftPool:
             "optimizer": checkpoint.state.optimizer,
             "ledger": torch.frombuffer(bytearray(checkpoint.ledger), dtype=torch.uint8),
             "meta": dict(checkpoint.meta),
+            "candidates": {name: dict(held) for name, held in checkpoint.candidates.items()},
         }
 
     def _take_over(self, state: dict[str, Any]) -> None:
         engine_state = EngineState(state["version"], state["weights"], state["optimizer"])
-        self._taken_over = Checkpoint(engine_state, state["ledger"].numpy().tobytes(), state["meta"])
+        ledger = state["ledger"].numpy().tobytes()
+        self._taken_over = Checkpoint(engine_state, ledger, state["meta"], state["candidates"])
 
 
 def _say_nothing(*_: object) -> None:

@@ -66,10 +66,10 @@ class _Engine(CountingEngine):
         self.num_gradients: dict[str, int] = {}
         self._shapes: dict[Hashable, tuple[int, ...]] = {}
 
-    def forward(self, items: Sequence[ForwardItem]) -> Forwarded:
+    def forward(self, items: Sequence[ForwardItem], candidate: str = "") -> Forwarded:
         """Remember what gradients at the cut will look like."""
         self._shapes |= {item.key: item.tokens["image"].shape for item in items if item.mode == "train"}
-        return super().forward(items)
+        return super().forward(items, candidate)
 
     def backward(
         self,
@@ -87,8 +87,9 @@ class _Engine(CountingEngine):
         cut = {key: {"image": np.zeros(self._shapes.pop(key), np.float32)} for key in done.accepted}
         return replace(done, cut_gradients=cut)
 
-    def tokenizer_weights(self) -> dict[str, NDArray[np.float32]]:
+    def tokenizer_weights(self, candidate: str = "") -> dict[str, NDArray[np.float32]]:
         """Return zeros."""
+        del candidate
         return WEIGHTS
 
 

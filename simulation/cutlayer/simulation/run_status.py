@@ -111,5 +111,5 @@ class RunStatus:
             agent.recent = telemetry.recent
         all_given = "+".join(sorted(self.manifest.modalities))
         for evaluation in telemetry.evaluations:
-            if evaluation.given == all_given and evaluation.sums.num_samples:
+            if evaluation.given == all_given and evaluation.sums.num_samples and not evaluation.candidate:
                 agent.test = evaluation.sums
