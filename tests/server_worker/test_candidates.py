@@ -119,6 +119,7 @@ def test_candidates_of_another_model_are_refused() -> None:
         ("keep = 'first'", "keep"),
         ("val_ratio = 0.6", "val_ratio"),
         ("keep = 'best'\n[run]\nservice = true", "run.service = true has none"),
+        ("patience_epochs = 2\n[model]\nhead = 'agent'", "would not be of the same epoch"),
     ],
 )
 def test_settings_that_choose_by_nothing_are_refused(tmp_path: Path, lines: str, said: str) -> None:

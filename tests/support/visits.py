@@ -12,6 +12,7 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.data_request import Rows
 from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.visit import Visit
 from cutlayer.edge_agent.visit_prediction import PredictionVisit
 from cutlayer.edge_agent.visited_data import VisitedDataset
@@ -31,6 +32,7 @@ def add_visit(
     rows: Rows = "all",
     faults: LinkFaults = NO_FAULTS,
     opens_in_s: float = 0.0,
+    site: SiteParts | None = None,
 ) -> AgentRuntime:
     """Start a visit with these samples, which take some time to open."""
     visited = VisitedDataset(dataset, rows)
@@ -47,19 +49,25 @@ def add_visit(
         topic,
         network.next_incarnation(),
         open_data,
-        options=AgentOptions(visit=visit),
+        options=AgentOptions(visit=visit, site=site or SiteParts()),
         clock=network.clock,
     )
     network.add(topic, agent, transport, lambda: agent.is_finished)
     return agent
 
 
-def trained_store(folder: Path, settings: RunSettings, datasets: Sequence[Dataset]) -> CheckpointStore:
+def trained_store(
+    folder: Path, settings: RunSettings, datasets: Sequence[Dataset], sites: Sequence[SiteParts] = ()
+) -> CheckpointStore:
     """Train a run to its end, and return where its checkpoints are."""
     network = VirtualNetwork()
     store = CheckpointStore(folder)
     worker = Worker(network, settings, computes=True, store=store)
-    agents = [network.add_agent(f"site/{index}", dataset) for index, dataset in enumerate(datasets)]
+    own = list(sites) or [None] * len(datasets)
+    agents = [
+        network.add_agent(f"site/{index}", dataset, site=site)
+        for index, (dataset, site) in enumerate(zip(datasets, own, strict=True))
+    ]
     run_until_over(network, worker, agents)
     return store
 
