@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.modalities import TokensSpec
 from cutlayer.edge_agent.datasets import Dataset, dataset_names, open_dataset
 from cutlayer.edge_agent.partition import Shard
+from support.small_side import small_manifest
 
 MEGABYTE_KB = 1_024
 LIGHT_AGENT = """
@@ -34,6 +37,13 @@ for start in range(0, dataset.num_samples("train") - 32, 32):
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(status["VmHWM"].split()[0], *(name for name in ("torch", "sklearn", "scipy", "timm") if name in sys.modules))
 """
+
+
+def test_files_need_to_know_what_a_raw_sample_is(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("image,label\na.png,no\n")
+    manifest = small_manifest().model_copy(update={"modalities": {"image": TokensSpec(num_tokens=4)}})
+    with pytest.raises(SettingsError, match=r"add \[modalities\.image\.raw\]"):
+        open_dataset(str(tmp_path), manifest=manifest)
 
 
 def test_a_data_set_opens_by_name() -> None:

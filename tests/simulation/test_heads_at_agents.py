@@ -15,8 +15,11 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.faults import NO_FAULTS, LinkFaults
 from cutlayer.broker.manifest import ImageSpec
+from cutlayer.broker.memory_broker import Publish
+from cutlayer.edge_agent import private_head
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import Batch, Split
+from cutlayer.edge_agent.head_optimizer import HeadState
 from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.server_worker.activation_store import MemoryActivationStore
 from cutlayer.server_worker.model_builder import build
@@ -115,6 +118,36 @@ def test_an_agent_that_comes_back_without_its_head_says_so(caplog: pytest.LogCap
         agent = network.add_agent("site/0", data)
         network.run(lambda: worker.runtime.is_finished and agent.is_finished)
     assert "its head, which they have trained, is not here: it begins anew" in caplog.text
+
+
+def test_neither_the_head_nor_its_outputs_leave_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = VirtualNetwork()
+    worker = SmallWorker(network, settings_of("sgd-float32", 1))
+    agent = network.add_agent("site/0", small_dataset(0, 20))
+    sent: list[bytes] = []
+    features: list[NDArray[np.float32]] = []
+    private: list[NDArray[np.float32]] = []
+    publish, outputs_of = network.broker.publish, private_head._outputs
+
+    def recorded(packet: Publish) -> None:
+        sent.append(packet.payload)
+        publish(packet)
+
+    def spied(state: HeadState, features_BD: NDArray[np.float32]) -> NDArray[np.float32]:
+        features.append(features_BD)
+        private.extend([outputs_of(state, features_BD), state.parts["weight"].astype(np.float32)])
+        return private[-2]
+
+    monkeypatch.setattr(network.broker, "publish", recorded)
+    monkeypatch.setattr(private_head, "_outputs", spied)
+    network.run(lambda: worker.runtime.is_finished and agent.is_finished)
+    everything = b"|".join(sent)
+    assert len(private) >= 40
+    # What is there is found: features come down as they are.
+    assert all(row.tobytes() in everything for part in features for row in part)
+    for array in private:
+        for dtype in (np.float32, np.float64, np.float16):
+            assert not any(row.astype(dtype).tobytes() in everything for row in array)
 
 
 def test_a_frozen_encoder_with_heads_at_the_agents_is_refused() -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from cutlayer.broker.errors import SettingsError
+from cutlayer.server_worker.settings import RunSettings
+from cutlayer.simulation.plan import Conditions
+from cutlayer.simulation.plan_comparison import FederatedChoice
 from cutlayer.simulation.plan_model import PlannedModel, plan_model
+from cutlayer.simulation.plan_report import make_report
+from cutlayer.simulation.plan_sites import CountChoice, DataChoice
+from cutlayer.simulation.plan_text import print_plan
+from cutlayer.simulation.plan_wire import Link
 from support.small_run import small_settings
 
 
@@ -48,3 +58,47 @@ def test_a_head_at_the_agents_is_part_of_the_model_that_others_would_train() -> 
 @pytest.mark.parametrize("mode", ["lora", "last", "frozen"])
 def test_the_model_that_others_would_train_is_the_same(mode: str) -> None:
     assert planned(tuning={"mode": mode}).sizes == planned().sizes
+
+
+def choice_of(data: str | None) -> DataChoice | CountChoice:
+    return CountChoice(100, 20, 2) if data is None else DataChoice(data, {}, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "sections"),
+    [("demo:digits", {}), (None, {"tokenizers": {"mode": "trainable"}, "activations": {"mode": "every-step"}})],
+    ids=["with data", "trained"],
+)
+def test_tokenizers_that_a_plan_does_not_have_are_told(data: str | None, sections: dict[str, Any]) -> None:
+    document = small_settings(**sections).model_dump() | {"modalities": {"image": {"kind": "tokens", "num_tokens": 4}}}
+    settings = RunSettings.model_validate(document)
+    conditions = Conditions(Link("5", 1_000_000), 1, 30.0)
+    with pytest.raises(SettingsError, match="plan with --samples N"):
+        make_report(
+            settings,
+            plan_model(settings),
+            choice_of(data),
+            conditions,
+            FederatedChoice(10, (1,), 8),
+            worker="w0",
+            announce=lambda _: None,
+        )
+
+
+def test_tokens_of_the_sites_own_are_bounded_and_their_work_is_not_made_up() -> None:
+    document = small_settings().model_dump() | {"modalities": {"image": {"kind": "tokens", "num_tokens": 4}}}
+    settings = RunSettings.model_validate(document)
+    report = make_report(
+        settings,
+        plan_model(settings),
+        choice_of(None),
+        Conditions(Link("5", 1_000_000), 1, 30.0, duration_s=60.0, forward_s=0.001),
+        FederatedChoice(10, (1,), 8),
+        worker="w0",
+        announce=lambda _: None,
+    )
+    console = Console(width=300, record=True, file=io.StringIO())
+    print_plan(console, report)
+    text = console.export_text()
+    assert "What the tokenizers of the sites' own take is for each site to say" in text
+    assert report.comparison.plan.whole.up > 100 * 4 * 16 * 4

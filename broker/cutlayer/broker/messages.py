@@ -320,7 +320,7 @@ class Outputs:
         mode: Echo of the Activations'.
         version: Version of the weights.
         server_s: Seconds from the worker's receipt of the activations to this answer.
-        outputs: (B, C).
+        outputs: (B, C); features (B, D) where the heads are at the agents.
         unkept: B bits, one for each sample with a number that the store has no room for; empty where all are kept.
     """
 
@@ -342,7 +342,7 @@ class OutputGradients:
         lease: The lease.
         step: The training step.
         version: Echo of the Outputs': a gradient of other outputs is not taken.
-        gradients: (B, C).
+        gradients: (B, C); (B, D) at features.
         tokenizer_gradients: (parameter of a tokenizer, its gradient), summed over the samples of the steps since the
             agent's last; with trainable tokenizers, now and then.
     """

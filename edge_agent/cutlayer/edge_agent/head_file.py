@@ -7,7 +7,6 @@ committed yet. Its metadata say which run it is of. It is written under another 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.edge_agent.head_optimizer import HeadGradient, HeadState
+from cutlayer.edge_agent.site_file import write_whole
 
 __all__ = ["HeadFile", "SavedHead"]
 
@@ -101,17 +101,7 @@ class HeadFile:
             tensors |= {f"pending.{step}.{name}": part for name, part in gradient.parts.items()}
             metadata[f"pending.{step}"] = str(gradient.num_samples)
         content = safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in tensors.items()}, metadata)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-        except OSError as error:
-            raise SettingsError(
-                f"--head {self.path} cannot be written: {error.strerror}", "name a file in a folder with room"
-            ) from error
+        write_whole(self.path, content, "--head ")
 
     def _saved(self, tensors: Tensors, metadata: dict[str, str]) -> SavedHead:
         state = HeadState(

@@ -200,6 +200,8 @@ class AgentRuntime:
     def leave(self, reason: GoodbyeReason, now: float) -> None:
         """Start saying goodbye; `is_finished` follows."""
         self._is_leaving = True
+        if self._bench is not None:
+            self._bench.save()
         if not self._was_leased:
             self._courier.send(self._session.offline())
             self.is_finished = True

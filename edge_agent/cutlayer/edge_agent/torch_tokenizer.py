@@ -11,7 +11,6 @@ Axes: B samples, N tokens, D width.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.modalities import TokensSpec
 from cutlayer.broker.site_optimizer import SiteOptimizer
+from cutlayer.edge_agent.site_file import write_whole
 from cutlayer.edge_agent.site_parts import TokenizerSource
 from cutlayer.edge_agent.tokenizer_checks import Parts
 
@@ -186,18 +186,7 @@ class TorchTokenizer:
                     tensors[f"{_STATE}{name}/{quantity}"] = value.detach().clone().contiguous()
         metadata = {**self._owner, "samples": str(self._num_samples), "steps": str(self._num_steps)}
         content = safetensors.torch.save(tensors, metadata)
-        partial = self._state.with_name(f"{self._state.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._state)
-        except OSError as error:
-            raise SettingsError(
-                f"--tokenizer-state {self._modality}={self._state} cannot be written: {error.strerror}",
-                "name a file in a folder with room",
-            ) from error
+        write_whole(self._state, content, f"--tokenizer-state {self._modality}=")
 
     def _tokens(self, raw: NDArray[Any]) -> Tensor:
         wanted = (len(raw), self._spec.num_tokens, self._width)

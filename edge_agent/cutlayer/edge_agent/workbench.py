@@ -434,6 +434,14 @@ class Workbench:
         if self.items.is_training_done:
             self._client.save()
 
+    def save(self) -> None:
+        """Write what was learned here to the site's own files.
+
+        Raises:
+            SettingsError: When one cannot be written.
+        """
+        self._client.save()
+
     def take_weights(self, received: WeightsReceived) -> None:
         """Take weights of the tokenizers, if they are newer.
 

@@ -80,9 +80,9 @@ class Comparison:
         return self.projection_flops + self.learning_flops
 
     @property
-    def flops_ratio(self) -> float:
-        """Training a sample at its site over what an agent does there, for one pass."""
-        return 3 * (self.forward_flops + self.projection_flops) / self.pass_flops
+    def flops_ratio(self) -> float | None:
+        """Training a sample at its site over what an agent does there, for one pass; None where nobody knows that."""
+        return 3 * (self.forward_flops + self.projection_flops) / self.pass_flops if self.pass_flops else None
 
 
 def compare(plan: RunPlan, model: ModelSizes, choice: FederatedChoice) -> Comparison:

@@ -104,7 +104,8 @@ def _ways_table(report: PlanReport) -> Table:
     comparison = report.comparison
     plan, num_sites = comparison.plan, len(comparison.plan.sites)
     table = _table("\nAll agents, whole run, beside other ways", "", "up", "down", "total", "FLOPs a sample")
-    table.add_row("Cutlayer", *_sizes(plan.whole), _flops_text(comparison.agent_flops), style="bold")
+    flops_text = "-" if comparison.flops_ratio is None else _flops_text(comparison.agent_flops)
+    table.add_row("Cutlayer", *_sizes(plan.whole), flops_text, style="bold")
     for kind in comparison.federated:
         flops = kind.flops * plan.manifest.epochs
         ways = Ways(kind.up_bytes, kind.down_bytes) * num_sites
@@ -129,12 +130,18 @@ def _times(report: PlanReport) -> list[str]:
 def _work(report: PlanReport) -> list[str]:
     comparison = report.comparison
     work = "its tokenizers and their gradients" if comparison.learning_flops else "its tokenizers"
-    lines = [
-        f"A pass over one sample takes an agent {_flops_text(comparison.pass_flops)}FLOP for {work} "
-        f"(to prepare its raw data: {_flops_text(comparison.feature_flops)}FLOP, once); training the model at its "
-        f"site would take {_flops_text(3 * (comparison.forward_flops + comparison.projection_flops))}FLOP, "
-        f"{comparison.flops_ratio:,.0f}x as much."
-    ]
+    of_training = _flops_text(3 * (comparison.forward_flops + comparison.projection_flops))
+    if comparison.flops_ratio is None:
+        lines = [
+            "What the tokenizers of the sites' own take is for each site to say; training what is behind them there "
+            f"would take {of_training}FLOP a sample."
+        ]
+    else:
+        lines = [
+            f"A pass over one sample takes an agent {_flops_text(comparison.pass_flops)}FLOP for {work} "
+            f"(to prepare its raw data: {_flops_text(comparison.feature_flops)}FLOP, once); training the model at its "
+            f"site would take {of_training}FLOP, {comparison.flops_ratio:,.0f}x as much."
+        ]
     if report.tokenize_s is not None and report.encode_s is not None:
         lines.append(
             f"Measured here: a microbatch of {comparison.plan.manifest.microbatch_samples} takes an agent's processor "
