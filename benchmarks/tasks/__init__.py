@@ -1,0 +1,1 @@
+"""Data sets that the benchmark of tasks trains on."""
