@@ -1,8 +1,8 @@
 """Federated averaging (McMahan et al., arXiv 1602.05629, algorithm 1), with all sites in each round, fairly tuned.
 
 Each round every site trains some epochs from the global weights, and the mean of what comes of it, weighted by
-samples, is the next global model. A site's optimizer starts anew each round, as is usual: its moments belong to weights that
-are gone. The learning rate's schedule runs over all rounds. The server's learning rate is 1.
+samples, is the next global model. A site's optimizer starts anew each round, as is usual: its moments belong to weights
+that are gone. The learning rate's schedule runs over all rounds. The server's learning rate is 1.
 """
 
 from __future__ import annotations

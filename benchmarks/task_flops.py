@@ -1,9 +1,9 @@
 """Floating-point operations of a site for one training sample: as an agent, and as a client of federated averaging.
 
 A client's are counted by torch on the real encoder and head, forward and backward. An agent's are those of its
-tokenizers, by the same rule: products of matrices count 2 for each multiplication and addition; norms, nonlinearities and
-softmax are not counted, on either side. Neither are spectrograms and the like, which both compute, nor codecs; processor
-seconds have these.
+tokenizers, by the same rule: products of matrices count 2 for each multiplication and addition; norms, nonlinearities
+and softmax are not counted, on either side. Neither are spectrograms and the like, which both compute, nor codecs;
+processor seconds have these.
 
 Axes: B samples, N tokens, D width.
 """

@@ -20,13 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from benchmarks import task_network
 from benchmarks.federated import Choice, num_bytes, train_federated
 from benchmarks.site_training import train_alone, train_each_alone
 from benchmarks.task_flops import VIT_B16, vit_b16, work_of
 from benchmarks.task_sites import NUM_SITES, Site, held, make_site, only, sites_of, topic_of, with_validation
 from benchmarks.tasks.catalogue import TASKS, Task
 
+from benchmarks import task_network
 from cutlayer.broker.task_metrics import Metric, metric_values, metrics_of, pooled
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.edge_agent.array_dataset import ArrayDataset

@@ -1,7 +1,7 @@
 """Cutlayer against centralized training, federated averaging and local training, on every task: `make bench-tasks`.
 
-Each finished training is a line of JSON in the results. What is there already is not made again, so that a series may be
-stopped at any time and taken up. Seeds come one after the other, and within a seed all schemes of one task, so that
+Each finished training is a line of JSON in the results. What is there already is not made again, so that a series may
+be stopped at any time and taken up. Seeds come one after the other, and within a seed all schemes of one task, so that
 whatever is there can be compared.
 """
 

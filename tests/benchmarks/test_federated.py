@@ -13,14 +13,14 @@ from benchmarks.task_schemes import tuning_sites
 from benchmarks.task_sites import NUM_SITES, Site, held, make_site, only, topic_of, with_validation
 from hypothesis import given
 from hypothesis import strategies as st
-from support.small_benchmark import Watched, small_task
-from support.small_run import small_dataset, small_settings
 
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.partition import Shard
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_parts import make_manifest
 from cutlayer.server_worker.settings import RunSettings
+from support.small_benchmark import Watched, small_task
+from support.small_run import small_dataset, small_settings
 
 SETTINGS = small_settings(run={"epochs": 4}, model={"modality_dropout": 0.3}, optimizer={"name": "adamw"})
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from benchmarks.task_flops import Work, step_flops, vit_b16, work_of
-from support.small_run import small_settings
+from timm.layers import Attention
 from torch import nn
 
-from timm.layers import Attention
+from support.small_run import small_settings
 
 
 def test_a_linear_map_takes_two_for_each_weight_and_row_and_twice_that_back() -> None:

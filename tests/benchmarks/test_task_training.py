@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks import task_schemes, task_training
 from benchmarks.federated import Choice, grid
 from benchmarks.task_schemes import Job, Row, key_of, run
 from benchmarks.task_training import job_key, planned, read_rows, seconds_left, tuned
 from benchmarks.tasks.catalogue import TASKS, Task
-from support.small_benchmark import small_task
-from support.small_run import small_dataset
 
+from benchmarks import task_schemes, task_training
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.partition import Shard
+from support.small_benchmark import small_task
+from support.small_run import small_dataset
 
 RETRIEVAL = 'kind = "retrieval"\nbetween = ["audio", "image"]\ndimensions = 8'
 LATE = 'fusion = "late"'
@@ -94,7 +94,7 @@ def test_a_seed_is_finished_before_the_next_begins() -> None:
 
 
 def test_tuning_has_one_seed_for_each_partition() -> None:
-    jobs = [job for job in planned(["digits"], ["fedavg-tuning"], 3)]
+    jobs = planned(["digits"], ["fedavg-tuning"], 3)
     assert len(jobs) == 2 * len(grid(10))
     assert {job.seed for job in jobs} == {0}
 
