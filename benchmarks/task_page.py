@@ -151,6 +151,16 @@ def summary_table(results: Results) -> str:
     )
 
 
+def pictures(results: Results) -> str:
+    """Return the places of the pictures, once there is something to draw."""
+    if not results.tasks:
+        return table([], [])
+    return (
+        "![Each task's metric, a point a scheme](img/benchmarks-metrics.png)\n\n"
+        "![What each scheme costs the sites](img/benchmarks-costs.png)\n"
+    )
+
+
 def work_table(results: Results) -> str:
     """Return what a training sample costs a site, and the ratio of both ways."""
     rows = [
@@ -233,6 +243,7 @@ def negatives_table(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary_table,
+    "pictures": pictures,
     "tasks": task_tables,
     "work": work_table,
     "negatives": negatives_table,

@@ -86,7 +86,9 @@ def settings_of(task: Task, seed: int, overrides: Mapping[str, object] | None = 
 @functools.cache
 def digest_of(task: Task) -> str:
     """Return what names a task's settings: results of other settings do not count."""
-    text = f"{VERSION} {settings_of(task, 0).model_dump_json()}"
+    # Where files lie is no part of what is trained.
+    settings = settings_of(task, 0).model_dump_json(exclude={"model": {"weights"}, "activations": {"store"}})
+    text = f"{VERSION} {settings}"
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -231,7 +233,7 @@ def _cutlayer(task: Task, job: Job) -> Row:
 
 def _networked(task: Task, settings: RunSettings, sites: Sequence[ArrayDataset]) -> Row:
     trained = task_network.train(settings, build(settings, settings.run.seed), sites)
-    by_site = [metric_values(settings.task, sums)[task.metric] for sums in trained.sums]
+    by_site = [metric_values(settings.task, sums).get(task.metric) for sums in trained.sums]
     return {
         "value": metric_values(settings.task, pooled(trained.sums))[task.metric],
         "by_site": by_site,

@@ -57,7 +57,8 @@ def job_key(job: Job) -> str:
 
 
 def planned(tasks: Sequence[str], schemes: Collection[str], seeds: int) -> list[Job]:
-    """Return all trainings in order; federated averaging without its choice, which tuning gives."""
+    """Return all trainings in order; federated averaging without its choice, which its tuning gives."""
+    wanted = {*schemes, "fedavg-tuning"} if "fedavg" in schemes else set(schemes)
     jobs = [Job(name, "flops", "-", 0) for name in (VIT_B16, *tasks)]
     for seed in range(seeds):
         for partition in PARTITIONS:
@@ -70,7 +71,7 @@ def planned(tasks: Sequence[str], schemes: Collection[str], seeds: int) -> list[
                 jobs += [Job(name, scheme, partition, seed) for scheme in schemes_of(TASKS[name])]
         for name in (name for name in tasks if name in DISJOINT):
             jobs += [Job(name, scheme, "disjoint", seed) for scheme in ("disjoint-together", "disjoint-alone")]
-    return [job for job in jobs if job.scheme in schemes]
+    return [job for job in jobs if job.scheme in wanted]
 
 
 def tuned(job: Job, rows: Iterable[Row]) -> Job | None:
@@ -148,7 +149,7 @@ def _next(waiting: list[Job], rows: Sequence[Row]) -> Job | None:
 
 def _tell(job: Job, row: Row, left_s: float | None) -> None:
     value = row.get("value")
-    shown = "" if "metric" not in row else f": {row['metric']['name']} {'-' if value is None else format(value, '.4f')}"
+    shown = "" if "value" not in row else f": {row['metric']['name']} {'-' if value is None else format(value, '.4f')}"
     moved = f", {(row['up_bytes'] + row['down_bytes']) / 1e6:,.1f} MB" if row.get("up_bytes") else ""
     took = f", {row['seconds']:.0f} s" if "seconds" in row else ""
     left = "" if left_s is None else f"; about {left_s / 60:.0f} min left"
