@@ -159,6 +159,6 @@ def test_tuning_never_trains_or_validates_on_test_samples(tmp_path: Path) -> Non
 
 def test_data_are_read_once_and_modalities_can_be_left_out() -> None:
     watched = Watched(small_dataset(0), set())
-    data = only(held(watched), ["audio"])  # type: ignore[arg-type]
+    data = only(held(watched), ["audio"])
     assert watched.read == {"train", "test"}
     assert set(data.modalities) == set(data.splits["test"].inputs) == {"audio"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from benchmarks.task_flops import Work, step_flops, vit_b16, work_of
-from timm.layers import Attention
+from timm.layers.attention import Attention
 from torch import nn
 
 from support.small_run import small_settings
