@@ -57,6 +57,7 @@ def test_the_same_seed_gives_the_same_training(small: Task) -> None:
 
 def test_sites_with_a_modality_each_train_together_and_alone(small: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_schemes, "DISJOINT_SHARDS", 2)
+    monkeypatch.setattr(task_schemes, "DISJOINT_EPOCHS", 3)
     together, alone = (run(Job(small.name, f"disjoint-{how}", "disjoint", 0)) for how in ("together", "alone"))
     for row in (together, alone):
         assert list(row["given"]) == ["audio", "image"]
