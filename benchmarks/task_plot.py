@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib as mpl
-from benchmarks.compression_plot import DOTS_AN_INCH, INK, MUTED, STYLE
+from benchmarks.compression_plot import DOTS_AN_INCH, INK, STYLE
 from benchmarks.task_results import PARTITION_TITLES, TITLES, Compared, Results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def _draw_task(axes: Axes, results: Results, task: str) -> None:
     axes.set_title(results.title(task), fontsize=9, color=INK)
     axes.set_xticks(range(len(partitions)), [PARTITION_TITLES[partition] for partition in partitions])
     axes.set_xlim(-0.6, len(partitions) - 0.4)
-    better = "" if metric.better == "more" else " (less is better)"
+    better = "" if metric.better == "more" else "\n(less is better)"
     unit = ", %" if metric.is_share else f", {metric.unit}" if metric.unit else ""
     axes.set_ylabel(f"{metric.title}{unit}{better}")
     axes.grid(visible=True, axis="y", color="#e8e8e8", linewidth=0.7)
@@ -105,10 +105,9 @@ def _draw_cost(
     for row, (task, partition) in enumerate(places):
         compared = results.compared(task, partition)
         values = {scheme: cost(compared, scheme) for scheme in compared.schemes}
-        there = {scheme: value for scheme, value in values.items() if value}
-        if there:
-            axes.plot([min(there.values()), max(there.values())], [row, row], color=MUTED, linewidth=0.6, zorder=0)
-        for scheme, value in there.items():
+        for scheme, value in values.items():
+            if not value:
+                continue  # nothing moves, or nobody has counted: no place on a logarithmic axis
             colour, marker = LOOKS[scheme]
             axes.plot([value], [row], color=colour, marker=marker, markersize=6, linestyle="")
 
