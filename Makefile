@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-quick test-programs mosquitto dashboards dashboards-pictures screenshots \
 	bench bench-data bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel bench-store \
-	bench-codecs bench-uplink bench-tuning bench-compression bench-compression-page fuzz clean
+	bench-codecs bench-uplink bench-tuning bench-compression bench-compression-page bench-tasks bench-tasks-page fuzz clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -110,6 +110,13 @@ bench-compression: $(READY) ## Every codec on real tensors; accuracy against byt
 
 bench-compression-page: $(READY) ## docs/compression.md and its picture from the results in runs/compression/
 	$(BIN)/python -m benchmarks.compression_page
+
+bench-tasks: $(READY) ## Every task with Cutlayer, centralized, federated, local (hours; goes on where it was stopped)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.task_training
+	@$(MAKE) bench-tasks-page
+
+bench-tasks-page: $(READY) ## docs/benchmarks.md and its pictures from benchmarks/results/tasks.jsonl
+	$(BIN)/python -m benchmarks.task_page
 
 fuzz: $(READY) ## Damaged encodings to every decoder, for ten minutes
 	$(BIN)/python tests/support/fuzz_decoders.py --seconds 600

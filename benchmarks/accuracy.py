@@ -33,8 +33,9 @@ def demo(seed: int, *flags: str) -> dict[str, float]:
 
 def centralized(seed: int, *flags: str) -> dict[str, float]:
     """Train on the pooled data in one process and return the same."""
-    command = [sys.executable, str(HERE / "centralized.py"), "--seed", str(seed), *flags]
-    accuracy: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-m", "benchmarks.centralized", "--seed", str(seed), *flags]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent)
+    accuracy: dict[str, float] = json.loads(done.stdout)
     return accuracy
 
 

@@ -26,7 +26,7 @@ FROZEN, TRAINED, INK, MUTED = "#0072b2", "#d55e00", "#222222", "#777777"
 _HOW = {"once": "activations once", "every-step": "activations every step", "delta": "changes of activations"}
 MARKERS = {"once": "o", "every-step": "s", "delta": "D"}
 WIDTH_IN, HEIGHT_IN, DOTS_AN_INCH = 9.0, 5.6, 110
-_STYLE = {
+STYLE = {
     "axes.edgecolor": "#cccccc",
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -44,7 +44,7 @@ _CLEAR = 2.0
 def draw(trainings: Trainings, path: Path) -> None:
     """Draw all schemes that there are results of, by the seeds that all have, and write a PNG."""
     trainings = trainings.of_common_seeds()
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=DOTS_AN_INCH, layout="constrained")
         axes = figure.add_subplot()
         places = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from benchmarks.centralized import accuracy, tokenize_all
+from benchmarks.pooled_tokens import accuracy, tokenize_all
 from numpy.typing import NDArray
 
 from cutlayer.edge_agent.batches import Dataset

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from benchmarks.centralized import Tokens, accuracy, tokenize_all
+from benchmarks.pooled_tokens import Tokens, accuracy, tokenize_all
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -1,0 +1,297 @@
+"""What is compared on each task, and how one training of each kind is made: a row of results.
+
+cutlayer                   worker and agents over a broker, the run's own codecs, asynchronous
+cutlayer-agent-negatives   the same with the paper's negatives: those of a microbatch (retrieval)
+centralized                all samples in one place
+fedavg                     federated averaging, tuned on validation samples (`fedavg-tuning`)
+local                      a model a site
+disjoint-together          two sites of one modality each, over the broker
+disjoint-alone             each of the two by itself, the same way
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from benchmarks.federated import Choice, num_bytes, train_federated
+from benchmarks.site_training import train_alone, train_each_alone
+from benchmarks.task_flops import VIT_B16, vit_b16, work_of
+from benchmarks.task_sites import NUM_SITES, Site, held, make_site, only, sites_of, topic_of, with_validation
+from benchmarks.tasks.catalogue import TASKS, Task
+
+from benchmarks import task_network
+from cutlayer.broker.task_metrics import Metric, metric_values, metrics_of, pooled
+from cutlayer.broker.tasks import RetrievalSpec
+from cutlayer.edge_agent.array_dataset import ArrayDataset
+from cutlayer.edge_agent.partition import Shard
+from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.run_parts import make_manifest
+from cutlayer.server_worker.settings import RunSettings, load_run_settings
+
+Row = dict[str, Any]
+VERSION = 1
+"""Of how trainings are made: results of another one do not count."""
+RETRIEVAL_MICROBATCH = 4
+"""Samples: what the paper's sites had at 100 of them."""
+DISJOINT = ("digits",)
+"""Tasks whose modalities show the same classes, so that sites with one each can be trained together."""
+DISJOINT_SITES = 2
+DISJOINT_SHARDS = 16
+"""Each of the two has a sixteenth of the data: where a site has enough, nobody has to help it."""
+DISJOINT_EPOCHS = 40
+"""So few samples take many. (After ten, with an eighth each, accuracy was 55.7 % together, 59.8 % alone; one seed.)"""
+_NETWORKED: Mapping[str, object] = {
+    "run.absence_grace_s": 3_600.0,
+    "worker.lease_s": 3_600.0,
+    "window.mode": "asynchronous",
+    "evaluation.every_epochs": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """One training.
+
+    Attributes:
+        task: Its name.
+        scheme: What is trained.
+        partition: `iid`, `dirichlet-0.5`, `pooled`, `disjoint`; `-` where nothing is trained.
+        seed: Of data, weights and order.
+        choice: What federated averaging is tried with, or has been tuned to.
+    """
+
+    task: str
+    scheme: str
+    partition: str
+    seed: int
+    choice: Choice | None = None
+
+    @property
+    def title(self) -> str:
+        """For progress."""
+        tried = "" if self.choice is None else f" lr x {self.choice.factor:g}, {self.choice.local_epochs} epochs"
+        return f"{self.task} {self.partition} seed {self.seed} {self.scheme}{tried}"
+
+
+def settings_of(task: Task, seed: int, overrides: Mapping[str, object] | None = None) -> RunSettings:
+    """Load a task's run settings."""
+    return load_run_settings(task.run, {"run.seed": seed, **(overrides or {})})
+
+
+@functools.cache
+def digest_of(task: Task) -> str:
+    """Return what names a task's settings: results of other settings do not count."""
+    # Where files lie is no part of what is trained.
+    settings = settings_of(task, 0).model_dump_json(exclude={"model": {"weights"}, "activations": {"store"}})
+    text = f"{VERSION} {settings}"
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def metric_of(task: Task, settings: RunSettings) -> Metric:
+    """Return a task's headline metric."""
+    return next(metric for metric in metrics_of(settings.task) if metric.name == task.metric)
+
+
+def schemes_of(task: Task) -> tuple[str, ...]:
+    """Return what is compared on a task under each partition, but for what needs none."""
+    is_retrieval = isinstance(settings_of(task, 0).task, RetrievalSpec)
+    negatives = ("cutlayer-agent-negatives",) if is_retrieval else ()
+    return ("cutlayer", *negatives, "fedavg", "local")
+
+
+def batch_samples(settings: RunSettings) -> int:
+    """Return what a federated or lonely site trains with at once: a microbatch, and a window where it is negatives."""
+    return settings.window.samples if isinstance(settings.task, RetrievalSpec) else settings.run.microbatch_samples
+
+
+def run(job: Job) -> Row:
+    """Make one training and return its row."""
+    torch.set_num_threads(1)
+    started_s, cpu_started_s = time.perf_counter(), time.process_time()
+    identity: Row = {"task": job.task, "scheme": job.scheme, "partition": job.partition, "seed": job.seed}
+    if job.choice is not None:
+        identity["choice"] = dataclasses.asdict(job.choice)
+    if job.task == VIT_B16:
+        return {**identity, "digest": str(VERSION), "work": work_of(vit_b16()).as_row()}
+    task = TASKS[job.task]
+    found = _RUNS[job.scheme](task, job)
+    settings = settings_of(task, job.seed)
+    return {
+        **identity,
+        "digest": digest_of(task),
+        "title": task.title,
+        "metric": dataclasses.asdict(metric_of(task, settings)),
+        "epochs": settings.run.epochs,
+        **found,
+        "seconds": round(time.perf_counter() - started_s, 1),
+        "process_s": round(time.process_time() - cpu_started_s, 1),
+    }
+
+
+def _flops(task: Task, job: Job) -> Row:
+    return {"work": work_of(settings_of(task, job.seed)).as_row()}
+
+
+def _sites(settings: RunSettings, data: Sequence[ArrayDataset]) -> tuple[BuiltModel, list[Site]]:
+    """Build a run's model, and sites that train by themselves."""
+    built = build(settings, settings.run.seed)
+    manifest = make_manifest(settings, built, run_id="tasks")
+    size = batch_samples(settings)
+    sites = [
+        make_site(manifest, built.tokenizer_file, each, topic_of(index), batch_samples=size)
+        for index, each in enumerate(data)
+    ]
+    return built, sites
+
+
+def _centralized(task: Task, job: Job) -> Row:
+    settings = settings_of(task, job.seed)
+    built = build(settings, job.seed)
+    manifest = make_manifest(settings, built, run_id="tasks")
+    whole = held(task.open(Shard(), job.seed, None))
+    site = make_site(manifest, built.tokenizer_file, whole, "pooled", batch_samples=settings.window.samples)
+    trainer = train_alone(settings, built, site)
+    # On the sites' test samples, as all others: in retrieval it matters among how many one is found.
+    tests = [
+        make_site(manifest, built.tokenizer_file, data, topic_of(index))
+        for index, data in enumerate(sites_of(task, "iid", job.seed))
+    ]
+    return {"value": trainer.evaluate(tests)[task.metric], "num_train": site.plan.num_train}
+
+
+def _federated(task: Task, job: Job) -> Row:
+    assert job.choice is not None
+    settings = settings_of(task, job.seed)
+    built, sites = _sites(settings, sites_of(task, job.partition, job.seed))
+    trainer = train_federated(settings, built, sites, job.choice)
+    rounds = settings.run.epochs // job.choice.local_epochs
+    moved = num_bytes(built.num_trained_parameters, len(sites), rounds)
+    return {
+        "value": trainer.evaluate(sites)[task.metric],
+        "up_bytes": moved // 2,
+        "down_bytes": moved // 2,
+        "cpu_s": round(trainer.cpu_s, 2),
+        "num_train": sum(site.plan.num_train for site in sites),
+    }
+
+
+def tuning_sites(task: Task, partition: str, seed: int) -> list[ArrayDataset]:
+    """Return the sites' training samples, a tenth of each for validation; test samples are not among them."""
+    return [with_validation(data) for data in sites_of(task, partition, seed)]
+
+
+def _tuning(task: Task, job: Job) -> Row:
+    assert job.choice is not None
+    settings = settings_of(task, job.seed)
+    built, sites = _sites(settings, tuning_sites(task, job.partition, job.seed))
+    trainer = train_federated(settings, built, sites, job.choice)
+    try:
+        value = trainer.evaluate(sites).get(task.metric)
+    except FloatingPointError:
+        value = None
+    return {"value": value, "num_train": sum(site.plan.num_train for site in sites)}
+
+
+def _local(task: Task, job: Job) -> Row:
+    settings = settings_of(task, job.seed)
+    built, sites = _sites(settings, sites_of(task, job.partition, job.seed))
+    values, cpu_s = train_each_alone(settings, built, sites, task.metric)
+    return {
+        "value": sum(values) / len(values),
+        "by_site": values,
+        "up_bytes": 0,
+        "down_bytes": 0,
+        "cpu_s": round(cpu_s, 2),
+        "num_train": sum(site.plan.num_train for site in sites),
+    }
+
+
+def _networked_settings(task: Task, seed: int, num_sites: int, more: Mapping[str, object]) -> RunSettings:
+    settings = settings_of(task, seed)
+    changes = {**_NETWORKED, "run.min_agents": num_sites, **more}
+    if isinstance(settings.task, RetrievalSpec):
+        changes["run.microbatch_samples"] = RETRIEVAL_MICROBATCH
+        # Enough in flight to fill a window twice, or windows would close for want of samples.
+        enough = -(-2 * settings.window.samples // (num_sites * RETRIEVAL_MICROBATCH))
+        changes["worker.credits"] = max(settings.worker.credits, enough)
+    return settings_of(task, seed, changes)
+
+
+def _cutlayer(task: Task, job: Job) -> Row:
+    more = {"task.negatives": "agent"} if job.scheme == "cutlayer-agent-negatives" else {}
+    settings = _networked_settings(task, job.seed, NUM_SITES, more)
+    return _networked(task, settings, sites_of(task, job.partition, job.seed))
+
+
+def _networked(task: Task, settings: RunSettings, sites: Sequence[ArrayDataset]) -> Row:
+    trained = task_network.train(settings, build(settings, settings.run.seed), sites)
+    by_site = [metric_values(settings.task, sums).get(task.metric) for sums in trained.sums]
+    return {
+        "value": metric_values(settings.task, pooled(trained.sums))[task.metric],
+        "by_site": by_site,
+        "up_bytes": trained.up_bytes,
+        "down_bytes": trained.down_bytes,
+        "total_bytes": trained.total_bytes,
+        "cpu_s": round(trained.cpu_s, 2),
+        "num_train": trained.num_train,
+    }
+
+
+def _disjoint_sites(task: Task, seed: int) -> tuple[tuple[str, ...], list[ArrayDataset]]:
+    """Return a modality a site, and the sites: each with training samples of its own, tested on all test samples."""
+    names = tuple(sorted(settings_of(task, seed).modalities))[:DISJOINT_SITES]
+    whole = held(task.open(Shard(), seed, None))
+    sites = []
+    for index, name in enumerate(names):
+        own = only(held(task.open(Shard(index, DISJOINT_SHARDS), seed, None)), [name])
+        splits = {"train": own.splits["train"], "test": only(whole, [name]).splits["test"]}
+        sites.append(ArrayDataset(own.name, own.classes, own.modalities, splits))  # type: ignore[arg-type]
+    return names, sites
+
+
+def _disjoint_together(task: Task, job: Job) -> Row:
+    names, sites = _disjoint_sites(task, job.seed)
+    settings = _networked_settings(task, job.seed, len(sites), {"run.epochs": DISJOINT_EPOCHS})
+    return {**_networked(task, settings, sites), "given": names, "epochs": DISJOINT_EPOCHS}
+
+
+def _disjoint_alone(task: Task, job: Job) -> Row:
+    names, sites = _disjoint_sites(task, job.seed)
+    # As many steps as together, with as many samples of one's own in each.
+    share = settings_of(task, job.seed).window.samples // len(sites)
+    more = {"run.epochs": DISJOINT_EPOCHS, "window.samples": share}
+    settings = _networked_settings(task, job.seed, 1, more)
+    rows = [_networked(task, settings, [site]) for site in sites]
+    values = [row["value"] for row in rows]
+    summed = {
+        key: sum(row[key] for row in rows) for key in ("up_bytes", "down_bytes", "total_bytes", "cpu_s", "num_train")
+    }
+    value = sum(values) / len(values)
+    return {**summed, "value": value, "by_site": values, "given": names, "epochs": DISJOINT_EPOCHS}
+
+
+_RUNS: Mapping[str, Callable[[Task, Job], Row]] = {
+    "flops": _flops,
+    "fedavg-tuning": _tuning,
+    "cutlayer": _cutlayer,
+    "cutlayer-agent-negatives": _cutlayer,
+    "centralized": _centralized,
+    "fedavg": _federated,
+    "local": _local,
+    "disjoint-together": _disjoint_together,
+    "disjoint-alone": _disjoint_alone,
+}
+SCHEMES = tuple(_RUNS)
+
+
+def key_of(row: Row) -> str:
+    """Return what a row is the result of."""
+    parts = [row[name] for name in ("task", "scheme", "partition", "seed", "digest")]
+    return json.dumps([*parts, row.get("choice") if row["scheme"] == "fedavg-tuning" else None])
