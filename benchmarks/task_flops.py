@@ -88,7 +88,7 @@ def work_of(settings: RunSettings) -> Work:
     built = build(settings, settings.run.seed)
     manifest = make_manifest(settings, built)
     built.encoder.train()
-    dtype = built.encoder.head.weight.dtype
+    dtype = built.encoder.any_parameter.dtype
     tokens = {
         name: torch.zeros(1, spec.num_tokens, built.width, dtype=dtype) for name, spec in manifest.modalities.items()
     }

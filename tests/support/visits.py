@@ -63,7 +63,7 @@ def trained_store(
     network = VirtualNetwork()
     store = CheckpointStore(folder)
     worker = Worker(network, settings, computes=True, store=store)
-    own = list(sites) or [None] * len(datasets)
+    own = list(sites) or [SiteParts()] * len(datasets)
     agents = [
         network.add_agent(f"site/{index}", dataset, site=site)
         for index, (dataset, site) in enumerate(zip(datasets, own, strict=True))
