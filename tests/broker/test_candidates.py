@@ -122,9 +122,6 @@ def test_after_the_choice_training_is_not_taken_and_the_phase_is_said_again() ->
     clinic.hold("c0ffee")
     clinic.reports("c0ffee")
     clinic.selection.conclude((), is_over=True)
-    if clinic.selection.due is not None:
-        clinic.selection.taken("last")
-    clinic.selection.conclude((), is_over=True)
     clinic.worker.kept(version=2)
     assert clinic.worker.phase is RunPhase.EVALUATING
     actions = clinic.evaluates("", mode=Mode.TRAIN)

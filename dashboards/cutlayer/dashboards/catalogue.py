@@ -111,6 +111,7 @@ TENSOR_KINDS: Final[Mapping[str, str]] = {
     "Outputs": "down",
     "ActivationGradients": "down",
     "TokenizerWeights": "down",
+    "Candidate": "down",
 }
 """Messages that carry tensors, and their direction."""
 OTHER_KINDS: Final[Mapping[str, tuple[str, ...]]] = {
