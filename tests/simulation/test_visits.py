@@ -338,6 +338,38 @@ def test_a_pool_that_trains_answers_a_visit_and_ends_as_if_there_were_none(predi
     assert finals[0] == finals[1]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_run_that_chooses_its_weights_answers_a_visit_meanwhile_and_chooses_the_same(
+    num_workers: int, predicting: Predict
+) -> None:
+    found = []
+    for is_visited in (False, True):
+        network = VirtualNetwork(LinkFaults(delay_s=0.02))
+        lighthouse = MemoryLighthouse(network.clock, join_timeout_s=5.0) if num_workers > 1 else None
+        settings = small_settings(
+            1.0, run={"min_agents": 2, "epochs": 8}, window={"mode": "synchronous"}, evaluation={"keep": "best"}
+        )
+        workers = [
+            Worker(network, settings, computes=True, name=f"w{number}", lighthouse=lighthouse)
+            for number in range(num_workers)
+        ]
+        agents = [network.add_agent(f"site/{index}", small_dataset(index, num_val=64)) for index in range(2)]
+        network.run(lambda: workers[0].session.window >= 2)  # noqa: B023 - it is over before the next
+        if is_visited:
+            visit = predicting(network)
+            visitor = add_visit(network, VISIT, visit, small_dataset(5, 8, 8))
+            network.run(lambda: visitor.is_finished)  # noqa: B023
+            assert workers[0].session.phase is RunPhase.TRAINING
+        network.run(lambda: all(member.is_finished for member in agents))  # noqa: B023
+        network.run(lambda: all(worker.runtime.is_finished for worker in workers))  # noqa: B023
+        selection = workers[0].session.selection
+        assert selection is not None
+        assert selection.is_restored
+        found.append((selection.as_json(), workers[0].engine.fingerprint()))
+    assert predicted_rows(visit.finish()) == list(range(1, 17))
+    assert found[0] == found[1]
+
+
 def test_a_worker_that_serves_keeps_its_weights_and_refuses_to_train(store: CheckpointStore) -> None:
     network = VirtualNetwork()
     worker = serving(network, store)

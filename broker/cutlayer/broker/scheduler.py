@@ -8,7 +8,7 @@ window's gradient sums stay as they are, and only forward passes run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from cutlayer.broker.leases import Lease
 from cutlayer.broker.ledger import Ledger
@@ -161,7 +161,7 @@ class Scheduler:
         now: float,
         others: OthersInWindow | None = None,
         may_commit: bool = True,
-        candidates: Collection[str] | None = None,
+        may_evaluate: Callable[[str, str], bool] = lambda *_: True,
     ) -> Work | None:
         """Return what to compute next, or None.
 
@@ -174,14 +174,13 @@ class Scheduler:
             now: Seconds.
             others: What the other workers of the pool hold; None without a pool.
             may_commit: Whether the window may close.
-            candidates: Names of the weights that evaluations may run with, an empty one for the newest: others wait.
-                None where nothing is chosen, and nothing waits.
+            may_evaluate: Says of an agent and the weights that it names whether what it evaluates may run now.
         """
         if self._to_release:
             return Release(self._to_release.pop())
         held = others or OthersInWindow()
         if self.is_in_round:
-            return self._next_forward(ledger, held, candidates, is_training=is_training)
+            return self._next_forward(ledger, held, may_evaluate, is_training=is_training)
         backward = self._next_backward(now)
         is_due = may_commit and self._is_due(training, ledger, credits, backward, now, held)
         if is_due or (others is not None and others.ask_to_close):
@@ -192,7 +191,7 @@ class Scheduler:
                 self.progress(self._window_samples, planned_samples),
                 is_due,
             )
-        return backward or self._next_forward(ledger, held, candidates, is_training=is_training)
+        return backward or self._next_forward(ledger, held, may_evaluate, is_training=is_training)
 
     def progress(self, window_samples: int, planned_samples: int | None) -> float | None:
         """Return the share of the planned samples that is committed with a window of so many samples."""
@@ -261,7 +260,12 @@ class Scheduler:
         return None
 
     def _next_forward(
-        self, ledger: Ledger, others: OthersInWindow, candidates: Collection[str] | None, *, is_training: bool
+        self,
+        ledger: Ledger,
+        others: OthersInWindow,
+        may_evaluate: Callable[[str, str], bool],
+        *,
+        is_training: bool,
     ) -> Forward | None:
         ready = self._in_turn(ledger, others) if is_training else set()
         chosen: list[tuple[Key, Activations]] = []
@@ -273,7 +277,7 @@ class Scheduler:
                 continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
-            if key.mode is not Mode.TRAIN and candidates is not None and message.candidate not in candidates:
+            if key.mode is not Mode.TRAIN and not may_evaluate(key.agent, message.candidate):
                 continue
             signature = (key.mode, sorted(message.modalities), self._keeps_apart(key), message.candidate)
             if form is None:

@@ -15,7 +15,7 @@ up a window, all of them start a *round*, which commits it everywhere or nowhere
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -236,19 +236,23 @@ class WorkerSession:
             now=now,
             others=others,
             may_commit=may_commit,
-            candidates=self._runnable(),
+            may_evaluate=self._may_evaluate,
         )
 
-    def _runnable(self) -> Collection[str] | None:
-        """Return which candidates evaluations may run with now; None where nothing is chosen.
+    def _may_evaluate(self, agent: str, candidate: str) -> bool:
+        """Return whether an agent's evaluation may run now with the weights that it names; empty for the newest.
 
-        What evaluates the finished model at a worker of a pool that does not have it yet waits for it.
+        What evaluates the finished model at a worker of a pool that does not have it yet waits for it. A visit takes
+        the weights as they are.
         """
         selection = self._run.selection
         if selection is None:
-            return None
-        has_newest = self._run.members is None or selection.is_restored
-        return ("", *selection.held) if has_newest else selection.held
+            return True
+        if candidate:
+            return candidate in selection.held
+        lease = self.leases.of(agent)
+        is_visit = lease is not None and lease.is_visit
+        return is_visit or self._run.members is None or selection.is_restored
 
     def next_deadline(self, now: float) -> float | None:
         """Return the time at which `tick` or `next_work` has something to do by the clock alone, or None."""
