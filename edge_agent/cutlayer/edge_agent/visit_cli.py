@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +25,7 @@ from cutlayer.broker.broker_flags import (
     Username,
     broker_settings,
 )
-from cutlayer.broker.command_line import EXIT_CODES, GracefulStop, configure_logging
+from cutlayer.broker.command_line import EXIT_CODES, configure_logging
 from cutlayer.broker.errors import SettingsError
 from cutlayer.edge_agent.cli_flags import (
     ConnectTimeout,
@@ -44,19 +41,12 @@ from cutlayer.edge_agent.cli_flags import (
     Quiet,
     ShardText,
     Topic,
-    client_identifier,
     data_options,
 )
-from cutlayer.edge_agent.rate_text import parse_rate
 
 if TYPE_CHECKING:
-    from cutlayer.broker.broker_settings import BrokerSettings
     from cutlayer.broker.manifest import Manifest
     from cutlayer.edge_agent.batches import Dataset
-    from cutlayer.edge_agent.data_request import Rows
-    from cutlayer.edge_agent.runtime import AgentRuntime
-    from cutlayer.edge_agent.site_parts import SiteParts
-    from cutlayer.edge_agent.visit import Visit
 
 __all__ = ["add_visits"]
 
@@ -130,13 +120,14 @@ def evaluate(
     _begin(log_format, quiet=quiet, debug=debug)
     from cutlayer.edge_agent.evaluation_text import evaluation_as_json, evaluation_table
     from cutlayer.edge_agent.visit_evaluation import EvaluationVisit
+    from cutlayer.edge_agent.visit_program import VisitData, make_runtime, own_parts, run_visit
 
     if json is not None and not json.absolute().parent.is_dir():
         raise SettingsError(f"--json {json}: {json.parent} is no folder", "name a file in an existing folder")
     visit = EvaluationVisit(patience_s=worker_timeout)
-    site = _site_parts(head, tokenizer, tokenizer_weights)
+    site = own_parts(head, tokenizer, tokenizer_weights)
     options = data_options(data_option, max_unreadable)
-    opener = _Opener(data, split, shard, options, wants_targets=True)
+    opener = VisitData(data, split, shard, options, wants_targets=True)
     settings = broker_settings(
         broker,
         username,
@@ -148,8 +139,8 @@ def evaluate(
         keep_alive,
         mqtt_version,
     )
-    runtime = _runtime(topic, settings, opener.open, visit, connect_timeout, max_uplink, site)
-    stop = _run(runtime, visit, is_shown=not quiet and log_format == "text")
+    runtime = make_runtime(topic, settings, opener.open, visit, connect_timeout, max_uplink, site)
+    stop = run_visit(runtime, visit, is_shown=not quiet and log_format == "text")
     if not visit.is_complete:
         log.warning("stopped before all samples were answered: there is no result")
         raise KeyboardInterrupt
@@ -210,12 +201,13 @@ def predict(
     _begin(log_format, quiet=quiet, debug=debug)
     from cutlayer.edge_agent.prediction_file import check_output
     from cutlayer.edge_agent.visit_prediction import PredictionVisit
+    from cutlayer.edge_agent.visit_program import VisitData, make_runtime, own_parts, run_visit
 
     check_output(output)
     visit = PredictionVisit(output, num_matches=matches, patience_s=worker_timeout)
-    site = _site_parts(head, tokenizer, tokenizer_weights)
+    site = own_parts(head, tokenizer, tokenizer_weights)
     options = data_options(data_option, max_unreadable)
-    opener = _Opener(data, split, shard, options, wants_targets=False)
+    opener = VisitData(data, split, shard, options, wants_targets=False)
 
     def opened(manifest: Manifest) -> Dataset:
         dataset = opener.open(manifest)
@@ -233,9 +225,9 @@ def predict(
         keep_alive,
         mqtt_version,
     )
-    runtime = _runtime(topic, settings, opened, visit, connect_timeout, max_uplink, site)
+    runtime = make_runtime(topic, settings, opened, visit, connect_timeout, max_uplink, site)
     try:
-        stop = _run(runtime, visit, is_shown=not quiet and log_format == "text")
+        stop = run_visit(runtime, visit, is_shown=not quiet and log_format == "text")
         if not visit.is_complete:
             log.warning("stopped before all samples were answered: %s is not written", output)
             raise KeyboardInterrupt
@@ -253,97 +245,8 @@ def predict(
         raise KeyboardInterrupt
 
 
-class _Opener:
-    """Opens the data of a visit once the run is known; checks before what can be checked."""
-
-    def __init__(self, data: str, split: str, shard: str, options: dict[str, object], *, wants_targets: bool) -> None:
-        from cutlayer.edge_agent.data_request import ROWS
-        from cutlayer.edge_agent.datasets import check_data
-        from cutlayer.edge_agent.partition import Shard
-        from cutlayer.edge_agent.row_names import RowNames
-
-        rows = next((name for name in ROWS if name == split), None)
-        if rows is None:
-            raise SettingsError(f"--split {split!r} is unknown", f"choose {', '.join(ROWS[:-1])} or {ROWS[-1]}")
-        self._data, self._options, self._wants_targets = data, options, wants_targets
-        self._rows: Rows = rows
-        self._shard = Shard.parse(shard)
-        self.names: RowNames | None = None
-        check_data(data, shard=self._shard, options=options)
-
-    def open(self, manifest: Manifest) -> Dataset:
-        from cutlayer.edge_agent.visited_data import open_visited
-
-        dataset, self.names = open_visited(
-            self._data,
-            manifest,
-            self._rows,
-            shard=self._shard,
-            options=self._options,
-            wants_targets=self._wants_targets,
-        )
-        return dataset
-
-
 def _begin(log_format: str, *, quiet: bool, debug: bool) -> None:
     configure_logging(log_format, quiet=quiet, debug=debug)
     # More threads gain nothing at a few milliseconds a microbatch. Set before NumPy is loaded.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def _site_parts(head: Path | None, tokenizers: list[str] | None, weights: list[str] | None) -> SiteParts:
-    from cutlayer.edge_agent.own_tokenizers import check_sources, parse_sources
-    from cutlayer.edge_agent.site_parts import SiteParts
-
-    sources = parse_sources(tokenizers or (), weights or (), ())
-    check_sources(sources)
-    return SiteParts(head=head, tokenizers=sources)
-
-
-def _runtime(
-    topic: str,
-    settings: BrokerSettings,
-    open_data: Callable[[Manifest], Dataset],
-    visit: Visit,
-    connect_timeout_s: float,
-    max_uplink: str | None,
-    site: SiteParts,
-) -> AgentRuntime:
-    from cutlayer.broker.mqtt import MqttTransport
-    from cutlayer.broker.topics import AgentTopics
-    from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
-
-    AgentTopics(topic)
-    limit = None if max_uplink is None else parse_rate(max_uplink, name="--max-uplink")
-    incarnation = time.time_ns() // 1_000_000
-    return AgentRuntime(
-        MqttTransport(settings, client_id=client_identifier(topic, incarnation), identity=topic),
-        topic,
-        incarnation,
-        open_data,
-        url=settings.url,
-        options=AgentOptions(
-            connect_timeout_s=connect_timeout_s,
-            software=f"cutlayer {importlib.metadata.version('cutlayer')}",
-            max_uplink_bytes_per_s=limit,
-            visit=visit,
-            site=site,
-        ),
-    )
-
-
-def _run(runtime: AgentRuntime, visit: Visit, *, is_shown: bool) -> signal.Signals | None:
-    """Run a visit, with a bar on a terminal; return the signal that stopped it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with (
-        GracefulStop("leaving; Ctrl-C again to stop at once") as stop,
-        Progress(console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar,
-    ):
-        task = bar.add_task("samples", total=None)
-        visit.on_progress = lambda progress: bar.update(task, completed=progress.num_done, total=progress.num_passes)
-        runtime.run(stop.should_stop)
-    return stop.received
