@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.compression_page import filled, table
 from benchmarks.compression_statistics import Mean, mean_of, paired_difference
 from benchmarks.task_plot import draw_costs, draw_metrics
-from benchmarks.task_results import PARTITION_TITLES, TITLES, Compared, Results
+from benchmarks.task_results import PARTITION_TITLES, POOLED, TITLES, Compared, Results
 from benchmarks.task_training import RESULTS, read_rows
 
 from cutlayer.broker.task_metrics import Metric
@@ -185,22 +185,26 @@ def work_table(results: Results) -> str:
 
 
 def tuning_table(results: Results) -> str:
-    """Return what federated averaging was tried with, by the metric on the validation samples."""
+    """Return what was tried, by the metric on the validation samples."""
     rows = []
     for task in results.tasks:
-        for partition in results.partitions(task):
+        for partition in (POOLED, *results.partitions(task)):
             tried = results.tunings(task, partition)
-            metric = results.metric(task)
+            metric, whom = results.metric(task), "centralized" if partition == POOLED else "fedavg"
             taken = {
                 (row["choice"]["factor"], row["choice"]["local_epochs"])
-                for row in results.compared(task, partition).rows.get("fedavg", {}).values()
+                for row in results.compared(task, partition).rows.get(whom, {}).values()
+                if "choice" in row
             }
             for row in sorted(tried, key=lambda row: (row["choice"]["local_epochs"], row["choice"]["factor"])):
                 choice = (row["choice"]["factor"], row["choice"]["local_epochs"])
                 value = "diverged" if row["value"] is None else value_text(mean_of([row["value"]]), metric)
-                place = f"{results.title(task)}, {PARTITION_TITLES[partition]}"
-                rows.append([place, f"{choice[0]:g}", str(choice[1]), value, "yes" if choice in taken else ""])
-    return table(["task", "learning rate x the run's", "local epochs", "metric on validation samples", "taken"], rows)
+                place = "in one place" if partition == POOLED else f"federated averaging, {PARTITION_TITLES[partition]}"
+                epochs = "" if partition == POOLED else str(choice[1])
+                mark = "yes" if choice in taken else ""
+                rows.append([results.title(task), place, f"{choice[0]:g}", epochs, value, mark])
+    head = ["task", "training", "learning rate x the run's", "local epochs", "metric on validation samples", "taken"]
+    return table(head, rows)
 
 
 def disjoint_table(results: Results) -> str:

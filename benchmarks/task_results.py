@@ -124,13 +124,13 @@ class Results:
         """Return the trainings of a task under a partition, and those that need none."""
         rows: dict[str, dict[int, Row]] = {}
         for row in self._of(task, {partition, POOLED}):
-            if row["scheme"] != "fedavg-tuning":
+            if not row["scheme"].endswith("-tuning"):
                 rows.setdefault(row["scheme"], {})[int(row["seed"])] = row
         return Compared(self.metric(task), rows, self.works().get(task))
 
     def tunings(self, task: str, partition: str) -> list[Row]:
-        """Return what federated averaging was tried with."""
-        return [row for row in self._of(task, {partition}) if row["scheme"] == "fedavg-tuning"]
+        """Return what was tried under a partition; under `POOLED`, what all but federated averaging take."""
+        return [row for row in self._of(task, {partition}) if row["scheme"].endswith("-tuning")]
 
     def disjoint(self, task: str) -> Compared:
         """Return the trainings of sites that share no modality."""

@@ -3,10 +3,13 @@
 cutlayer                   worker and agents over a broker, the run's own codecs, asynchronous
 cutlayer-agent-negatives   the same with the paper's negatives: those of a microbatch (retrieval)
 centralized                all samples in one place
-fedavg                     federated averaging, tuned on validation samples (`fedavg-tuning`)
+fedavg                     federated averaging
 local                      a model a site
 disjoint-together          two sites of one modality each, over the broker
 disjoint-alone             each of the two by itself, the same way
+
+The learning rate is tuned on validation samples: federated averaging's by `fedavg-tuning`, together with its local
+epochs and for each partition, that of all others by `centralized-tuning`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from benchmarks.federated import Choice, num_bytes, train_federated
+from benchmarks.federated import LEARNING_RATE_FACTORS, Choice, grid, num_bytes, train_federated, with_rate
 from benchmarks.site_training import train_alone, train_each_alone
 from benchmarks.task_flops import VIT_B16, vit_b16, work_of
 from benchmarks.task_sites import NUM_SITES, Site, held, make_site, only, sites_of, topic_of, with_validation
@@ -36,7 +39,7 @@ from cutlayer.server_worker.run_parts import make_manifest
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 
 Row = dict[str, Any]
-VERSION = 1
+VERSION = 2
 """Of how trainings are made: results of another one do not count."""
 RETRIEVAL_MICROBATCH = 4
 """Samples: what the paper's sites had at 100 of them."""
@@ -47,6 +50,8 @@ DISJOINT_SHARDS = 16
 """Each of the two has a sixteenth of the data: where a site has enough, nobody has to help it."""
 DISJOINT_EPOCHS = 40
 """So few samples take many. (After ten, with an eighth each, accuracy was 55.7 % together, 59.8 % alone; one seed.)"""
+RATE_SCHEMES = ("centralized", "cutlayer", "cutlayer-agent-negatives", "local")
+"""Schemes that take the learning rate with which training in one place does best on validation samples."""
 _NETWORKED: Mapping[str, object] = {
     "run.absence_grace_s": 3_600.0,
     "worker.lease_s": 3_600.0,
@@ -64,7 +69,7 @@ class Job:
         scheme: What is trained.
         partition: `iid`, `dirichlet-0.5`, `pooled`, `disjoint`; `-` where nothing is trained.
         seed: Of data, weights and order.
-        choice: What federated averaging is tried with, or has been tuned to.
+        choice: What it is tried with, or has been tuned to.
     """
 
     task: str
@@ -76,7 +81,10 @@ class Job:
     @property
     def title(self) -> str:
         """For progress."""
-        tried = "" if self.choice is None else f" lr x {self.choice.factor:g}, {self.choice.local_epochs} epochs"
+        choice, tried = self.choice, ""
+        if choice is not None:
+            epochs = f", {choice.local_epochs} epochs" if self.scheme.startswith("fedavg") else ""
+            tried = f" lr x {choice.factor:g}{epochs}"
         return f"{self.task} {self.partition} seed {self.seed} {self.scheme}{tried}"
 
 
@@ -104,6 +112,20 @@ def schemes_of(task: Task) -> tuple[str, ...]:
     is_retrieval = isinstance(settings_of(task, 0).task, RetrievalSpec)
     negatives = ("cutlayer-agent-negatives",) if is_retrieval else ()
     return ("cutlayer", *negatives, "fedavg", "local")
+
+
+def tuning_of(job: Job) -> tuple[str, str] | None:
+    """Return the scheme and the partition that a job's choice comes from; None where it has none."""
+    if job.scheme == "fedavg":
+        return "fedavg-tuning", job.partition
+    return ("centralized-tuning", "pooled") if job.scheme in RATE_SCHEMES else None
+
+
+def choices_of(task: Task, scheme: str) -> list[Choice]:
+    """Return what is tried by a scheme that tunes."""
+    if scheme == "fedavg-tuning":
+        return grid(settings_of(task, 0).run.epochs)
+    return [Choice(factor, 1) for factor in LEARNING_RATE_FACTORS]
 
 
 def batch_samples(settings: RunSettings) -> int:
@@ -151,8 +173,14 @@ def _sites(settings: RunSettings, data: Sequence[ArrayDataset]) -> tuple[BuiltMo
     return built, sites
 
 
+def _with_choice(task: Task, job: Job) -> RunSettings:
+    """Load a task's run settings with a job's learning rate."""
+    assert job.choice is not None
+    return with_rate(settings_of(task, job.seed), job.choice.factor)
+
+
 def _centralized(task: Task, job: Job) -> Row:
-    settings = settings_of(task, job.seed)
+    settings = _with_choice(task, job)
     built = build(settings, job.seed)
     manifest = make_manifest(settings, built, run_id="tasks")
     whole = held(task.open(Shard(), job.seed, None))
@@ -187,6 +215,20 @@ def tuning_sites(task: Task, partition: str, seed: int) -> list[ArrayDataset]:
     return [with_validation(data) for data in sites_of(task, partition, seed)]
 
 
+def _centralized_tuning(task: Task, job: Job) -> Row:
+    settings = _with_choice(task, job)
+    built = build(settings, job.seed)
+    manifest = make_manifest(settings, built, run_id="tasks")
+    whole = with_validation(held(task.open(Shard(), job.seed, None)))
+    site = make_site(manifest, built.tokenizer_file, whole, "pooled", batch_samples=settings.window.samples)
+    trainer = train_alone(settings, built, site)
+    try:
+        value = trainer.evaluate([site]).get(task.metric)
+    except FloatingPointError:
+        value = None
+    return {"value": value, "num_train": site.plan.num_train}
+
+
 def _tuning(task: Task, job: Job) -> Row:
     assert job.choice is not None
     settings = settings_of(task, job.seed)
@@ -200,7 +242,7 @@ def _tuning(task: Task, job: Job) -> Row:
 
 
 def _local(task: Task, job: Job) -> Row:
-    settings = settings_of(task, job.seed)
+    settings = _with_choice(task, job)
     built, sites = _sites(settings, sites_of(task, job.partition, job.seed))
     values, cpu_s = train_each_alone(settings, built, sites, task.metric)
     return {
@@ -226,7 +268,8 @@ def _networked_settings(task: Task, seed: int, num_sites: int, more: Mapping[str
 
 def _cutlayer(task: Task, job: Job) -> Row:
     more = {"task.negatives": "agent"} if job.scheme == "cutlayer-agent-negatives" else {}
-    settings = _networked_settings(task, job.seed, NUM_SITES, more)
+    assert job.choice is not None
+    settings = with_rate(_networked_settings(task, job.seed, NUM_SITES, more), job.choice.factor)
     return _networked(task, settings, sites_of(task, job.partition, job.seed))
 
 
@@ -279,6 +322,7 @@ def _disjoint_alone(task: Task, job: Job) -> Row:
 
 _RUNS: Mapping[str, Callable[[Task, Job], Row]] = {
     "flops": _flops,
+    "centralized-tuning": _centralized_tuning,
     "fedavg-tuning": _tuning,
     "cutlayer": _cutlayer,
     "cutlayer-agent-negatives": _cutlayer,
@@ -294,4 +338,4 @@ SCHEMES = tuple(_RUNS)
 def key_of(row: Row) -> str:
     """Return what a row is the result of."""
     parts = [row[name] for name in ("task", "scheme", "partition", "seed", "digest")]
-    return json.dumps([*parts, row.get("choice") if row["scheme"] == "fedavg-tuning" else None])
+    return json.dumps([*parts, row.get("choice") if row["scheme"].endswith("-tuning") else None])

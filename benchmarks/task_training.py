@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.federated import Choice, chosen, grid
+from benchmarks.federated import Choice, chosen
 from benchmarks.task_flops import VIT_B16
 from benchmarks.task_schemes import (
     DISJOINT,
@@ -26,12 +26,14 @@ from benchmarks.task_schemes import (
     VERSION,
     Job,
     Row,
+    choices_of,
     digest_of,
     key_of,
     metric_of,
     run,
     schemes_of,
     settings_of,
+    tuning_of,
 )
 from benchmarks.task_sites import PARTITIONS
 from benchmarks.tasks.catalogue import TASKS
@@ -57,34 +59,40 @@ def job_key(job: Job) -> str:
 
 
 def planned(tasks: Sequence[str], schemes: Collection[str], seeds: int) -> list[Job]:
-    """Return all trainings in order; federated averaging without its choice, which its tuning gives."""
-    wanted = {*schemes, "fedavg-tuning"} if "fedavg" in schemes else set(schemes)
+    """Return all trainings in order, without the choices that tuning gives; what tunes comes along."""
+    wanted = {*schemes, *(source[0] for scheme in schemes if (source := tuning_of(Job("", scheme, "", 0))))}
     jobs = [Job(name, "flops", "-", 0) for name in (VIT_B16, *tasks)]
     for seed in range(seeds):
         for partition in PARTITIONS:
             for name in tasks:
                 if partition == next(iter(PARTITIONS)):
+                    if seed == 0:
+                        jobs += _tries(name, "centralized-tuning", "pooled")
                     jobs.append(Job(name, "centralized", "pooled", seed))
                 if seed == 0:
-                    choices = grid(settings_of(TASKS[name], 0).run.epochs)
-                    jobs += [Job(name, "fedavg-tuning", partition, 0, choice) for choice in choices]
+                    jobs += _tries(name, "fedavg-tuning", partition)
                 jobs += [Job(name, scheme, partition, seed) for scheme in schemes_of(TASKS[name])]
         for name in (name for name in tasks if name in DISJOINT):
             jobs += [Job(name, scheme, "disjoint", seed) for scheme in ("disjoint-together", "disjoint-alone")]
     return [job for job in jobs if job.scheme in wanted]
 
 
+def _tries(task: str, scheme: str, partition: str) -> list[Job]:
+    return [Job(task, scheme, partition, 0, choice) for choice in choices_of(TASKS[task], scheme)]
+
+
 def tuned(job: Job, rows: Iterable[Row]) -> Job | None:
-    """Return a job of federated averaging with what tuning has found; None while the grid is not complete."""
+    """Return a job with what tuning has found, if any is for it; None while that is not complete."""
+    source = tuning_of(job)
+    if source is None:
+        return job
     task = TASKS[job.task]
     settings = settings_of(task, 0)
     found: dict[Choice, float | None] = {}
     for row in rows:
-        if (row["task"], row["scheme"], row["partition"]) == (job.task, "fedavg-tuning", job.partition) and row[
-            "digest"
-        ] == digest(job):
+        if (row["task"], row["scheme"], row["partition"], row["digest"]) == (job.task, *source, digest(job)):
             found[Choice(**row["choice"])] = row["value"]
-    wanted = grid(settings.run.epochs)
+    wanted = choices_of(task, source[0])
     if any(choice not in found for choice in wanted):
         return None
     is_more_better = metric_of(task, settings).better == "more"
@@ -140,7 +148,7 @@ def train_all(jobs: list[Job], path: Path, processes: int) -> list[Job]:
 def _next(waiting: list[Job], rows: Sequence[Row]) -> Job | None:
     """Take out the first job that can be made now."""
     for place, job in enumerate(waiting):
-        ready = job if job.scheme != "fedavg" else tuned(job, rows)
+        ready = tuned(job, rows)
         if ready is not None:
             del waiting[place]
             return ready

@@ -162,9 +162,11 @@ def test_what_was_tried_and_what_was_taken_is_told() -> None:
         row("fedavg-tuning", 0, value, choice={"factor": factor, "local_epochs": epochs})
         for factor, epochs, value in ((1.0, 1, 0.8), (3.0, 2, 0.9))
     ]
-    text = tuning_table(Results([*ROWS, *tried]))
-    assert cells(text, 0) == ["Digits, IID", "1", "1", "80.00", ""]
-    assert cells(text, 1) == ["Digits, IID", "3", "2", "90.00", "yes"]
+    pooled = row("centralized-tuning", 0, 0.7, partition="pooled", choice={"factor": 0.3, "local_epochs": 1})
+    text = tuning_table(Results([*ROWS, *tried, pooled]))
+    assert cells(text, 0) == ["Digits", "in one place", "0.3", "", "70.00", ""]
+    assert cells(text, 1) == ["Digits", "federated averaging, IID", "1", "1", "80.00", ""]
+    assert cells(text, 2) == ["Digits", "federated averaging, IID", "3", "2", "90.00", "yes"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cutlayer.edge_agent.partition import Shard
 from support.small_benchmark import small_task
 from support.small_run import small_dataset
 
+UNTUNED = Choice(1.0, 1)
 RETRIEVAL = 'kind = "retrieval"\nbetween = ["audio", "image"]\ndimensions = 8'
 LATE = 'fusion = "late"'
 
@@ -33,13 +34,14 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     return task
 
 
-@pytest.mark.parametrize("scheme", ["cutlayer", "centralized", "fedavg", "fedavg-tuning", "local"])
+@pytest.mark.parametrize(
+    "scheme", ["cutlayer", "centralized", "centralized-tuning", "fedavg", "fedavg-tuning", "local"]
+)
 def test_each_scheme_trains_and_tells_its_metric_and_costs(small: Task, scheme: str) -> None:
-    choice = Choice(1.0, 1) if scheme.startswith("fedavg") else None
-    row = json.loads(json.dumps(run(Job(small.name, scheme, "iid", 0, choice))))
+    row = json.loads(json.dumps(run(Job(small.name, scheme, "iid", 0, UNTUNED))))
     assert 0.0 <= row["value"] <= 1.0
     assert row["metric"]["name"] == "accuracy"
-    assert row["num_train"] == (4 * 36 if scheme == "fedavg-tuning" else 160)
+    assert row["num_train"] == (144 if scheme.endswith("-tuning") else 160)
     if scheme == "cutlayer":
         assert 0 < row["up_bytes"] + row["down_bytes"] < row["total_bytes"]
         assert row["cpu_s"] > 0
@@ -50,7 +52,7 @@ def test_each_scheme_trains_and_tells_its_metric_and_costs(small: Task, scheme: 
 
 
 def test_the_same_seed_gives_the_same_training(small: Task) -> None:
-    rows = [run(Job(small.name, "cutlayer", "iid", 1)) for _ in range(2)]
+    rows = [run(Job(small.name, "cutlayer", "iid", 1, UNTUNED)) for _ in range(2)]
     for name in ("value", "by_site", "up_bytes", "down_bytes", "total_bytes"):
         assert rows[0][name] == rows[1][name]
 
@@ -75,9 +77,9 @@ def test_retrieval_is_trained_with_either_negatives_in_small_microbatches(
     use(small_task(tmp_path, task=RETRIEVAL, model=LATE, metric="recall_1", opened=open_), monkeypatch)
     schemes = task_schemes.schemes_of(TASKS["small"])
     assert schemes == ("cutlayer", "cutlayer-agent-negatives", "fedavg", "local")
-    rows = [run(Job("small", scheme, "iid", 0)) for scheme in schemes[:2]]
+    rows = [run(Job("small", scheme, "iid", 0, UNTUNED)) for scheme in schemes[:2]]
     rows.append(run(Job("small", "fedavg", "iid", 0, Choice(1.0, 2))))
-    rows.append(run(Job("small", "centralized", "pooled", 0)))
+    rows.append(run(Job("small", "centralized", "pooled", 0, UNTUNED)))
     assert all(0.0 <= row["value"] <= 1.0 for row in rows)
     # Embeddings come down with the paper's negatives, and a loss a sample with the window's.
     assert rows[0]["down_bytes"] < rows[1]["down_bytes"]
@@ -91,7 +93,7 @@ def test_a_seed_is_finished_before_the_next_begins() -> None:
     assert iid == ["fedavg-tuning"] * 9 + ["cutlayer", "fedavg", "local"]
     place = [job.partition for job in first].index("dirichlet-0.5")
     assert {"cutlayer", "centralized", "fedavg", "local"} <= {job.scheme for job in first[:place]}
-    assert [job.scheme for job in planned(["digits"], ["local"], 1)] == ["local", "local"]
+    assert [job.scheme for job in planned(["digits"], ["local"], 1)] == ["centralized-tuning"] * 3 + ["local"] * 2
 
 
 def test_tuning_has_one_seed_for_each_partition() -> None:
@@ -114,6 +116,15 @@ def test_federated_averaging_waits_for_the_whole_grid_and_takes_its_best(small: 
     assert tuned(job, [*rows, *others]) == found
 
 
+def test_all_others_wait_for_the_learning_rate_that_is_best_in_one_place(small: Task) -> None:
+    job = Job(small.name, "cutlayer", "iid", 1)
+    choices = task_schemes.choices_of(small, "centralized-tuning")
+    tried = [Job(small.name, "centralized-tuning", "pooled", 0, choice) for choice in choices]
+    rows = [{**_row(each), "value": each.choice.factor if each.choice else None} for each in tried]
+    assert tuned(job, rows[:2]) is None
+    assert tuned(job, rows) == replace(job, choice=Choice(3.0, 1))
+
+
 def _row(job: Job) -> Row:
     choice = {} if job.choice is None else {"factor": job.choice.factor, "local_epochs": job.choice.local_epochs}
     base = {name: getattr(job, name) for name in ("task", "scheme", "partition", "seed")}
@@ -122,7 +133,7 @@ def _row(job: Job) -> Row:
 
 def test_a_row_has_the_key_of_its_job(small: Task) -> None:
     jobs = [Job(small.name, "fedavg-tuning", "iid", 0, choice) for choice in grid(2)]
-    jobs += [Job(small.name, "flops", "-", 0), Job(small.name, "cutlayer", "iid", 0)]
+    jobs += [Job(small.name, "flops", "-", 0), Job(small.name, "cutlayer", "iid", 0, UNTUNED)]
     keys = [job_key(job) for job in jobs]
     assert len(set(keys)) == len(jobs)
     row = json.loads(json.dumps(run(jobs[-2])))
