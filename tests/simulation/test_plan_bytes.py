@@ -274,7 +274,7 @@ def test_reports_of_a_long_run_are_in_the_plan() -> None:
         assert agent.reporter.last is not None
         assert site.num_reports >= 8
         assert site.reports.both > 0.05 * site.whole.both
-        # Bytes limit reports here: a few more, a little smaller, take as many. Sizes follow the digits of measured times.
+        # Bytes limit reports here: a few more, a little smaller, take as many. Sizes follow digits of measured times.
         assert site.num_reports == pytest.approx(agent.reporter.last.sequence - 1, abs=4)
         assert site.whole.both == pytest.approx(
             agent._transport.wire.sent_bytes + agent._transport.wire.received_bytes, rel=TOLERANCE
