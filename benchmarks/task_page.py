@@ -211,22 +211,25 @@ def disjoint_table(results: Results) -> str:
     """Return what sites with one modality each gain from each other."""
     rows = []
     for task in results.tasks:
-        compared = results.disjoint(task)
-        both = [compared.rows.get(f"disjoint-{how}", {}) for how in ("together", "alone")]
-        if not all(both):
-            continue
-        for place, name in enumerate(next(iter(both[0].values()))["given"]):
-            values = [{seed: row["by_site"][place] for seed, row in by_seed.items()} for by_seed in both]
-            rows.append(
-                [
-                    results.title(task),
-                    name,
-                    str(len(values[0].keys() & values[1].keys())),
-                    *(value_text(mean_of(each.values()), compared.metric) for each in values),
-                    difference_text(paired_difference(*values), compared.metric),
-                ]
-            )
-    return table(["task", "site with", "seeds", "together", "alone", "together minus alone"], rows)
+        metric = results.metric(task)
+        for factor, by_scheme in results.disjoint(task).items():
+            both = list(by_scheme.values())
+            if not all(both):
+                continue
+            for place, name in enumerate(next(iter(both[0].values()))["given"]):
+                values = [{seed: row["by_site"][place] for seed, row in by_seed.items()} for by_seed in both]
+                rows.append(
+                    [
+                        f"{results.title(task)}, {_called(metric)}",
+                        f"{factor:g}",
+                        name,
+                        str(len(values[0].keys() & values[1].keys())),
+                        *(value_text(mean_of(each.values()), metric) for each in values),
+                        difference_text(paired_difference(*values), metric),
+                    ]
+                )
+    head = ["task", "learning rate x the run's", "site with", "seeds", "together", "alone", "together minus alone"]
+    return table(head, rows)
 
 
 def negatives_table(results: Results) -> str:

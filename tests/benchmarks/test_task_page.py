@@ -134,16 +134,18 @@ def test_results_of_older_settings_are_left_out() -> None:
     assert results.compared("digits", "iid").value("cutlayer").value == pytest.approx(0.95)
 
 
-def test_a_site_of_each_modality_is_compared_with_itself_alone() -> None:
+def test_a_site_of_each_modality_is_compared_with_itself_alone_at_each_learning_rate() -> None:
     rows = []
-    for seed in range(3):
-        for how, values in (("together", [0.6, 0.5]), ("alone", [0.5, 0.55])):
-            rows.append(
-                row(f"disjoint-{how}", seed, 0.5, by_site=values, given=["audio", "image"], partition="disjoint")
-            )
+    for factor, gain in ((1.0, 0.0), (0.3, 0.1)):
+        more = {"given": ["audio", "image"], "partition": "disjoint", "choice": {"factor": factor, "local_epochs": 1}}
+        for seed in range(3):
+            for how, values in (("together", [0.5 + gain, 0.5]), ("alone", [0.5, 0.55])):
+                rows.append(row(f"disjoint-{how}", seed, 0.5, by_site=values, **more))
     text = disjoint_table(Results(rows))
-    assert cells(text, 0)[1:] == ["audio", "3", "60.00 ± 0.00", "50.00 ± 0.00", "+10.00 ± 0.00"]
+    assert cells(text, 0)[1:] == ["0.3", "audio", "3", "60.00 ± 0.00", "50.00 ± 0.00", "+10.00 ± 0.00"]
     assert cells(text, 1)[-1] == "-5.00 ± 0.00"
+    assert cells(text, 2)[1:3] == ["1", "audio"]
+    assert cells(text, 2)[-1] == "+0.00 ± 0.00"
 
 
 def test_negatives_of_the_window_are_compared_with_those_of_a_microbatch() -> None:
