@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_training(small: Task) -> None:
 
 def test_sites_with_a_modality_each_train_together_and_alone(small: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DISJOINT, small.name, Disjoint(shards=2, epochs=3, rates=(0.3, 1.0)))
-    jobs = [job for job in planned([small.name], SCHEMES, 1)]
+    jobs = planned([small.name], SCHEMES, 1)
     assert [(job.scheme, job.choice) for job in jobs] == [
         (scheme, Choice(rate, 1)) for rate in (0.3, 1.0) for scheme in SCHEMES
     ]
@@ -77,7 +77,7 @@ def test_sites_with_a_modality_each_train_together_and_alone(small: Task, monkey
     assert len({tuple(row["by_site"]) for row in rows}) > 1
 
 
-def test_sites_with_a_modality_each_share_no_sample(small: Task) -> None:
+def test_sites_with_a_modality_each_have_training_samples_of_their_own_and_all_for_testing() -> None:
     sites = disjoint_sites(TASKS["vitals"], 0, 4)
     assert [list(site.modalities) for site in sites.values()] == [["blood"], ["examination"]]
     whole = held(TASKS["vitals"].open(Shard(), 0, None))
