@@ -209,24 +209,21 @@ def tuning_table(results: Results) -> str:
 
 def disjoint_table(results: Results) -> str:
     """Return what sites with one modality each gain from each other."""
-    rows = []
-    for task in results.tasks:
-        compared = results.disjoint(task)
-        both = [compared.rows.get(f"disjoint-{how}", {}) for how in ("together", "alone")]
-        if not all(both):
-            continue
-        for place, name in enumerate(next(iter(both[0].values()))["given"]):
-            values = [{seed: row["by_site"][place] for seed, row in by_seed.items()} for by_seed in both]
-            rows.append(
-                [
-                    results.title(task),
-                    name,
-                    str(len(values[0].keys() & values[1].keys())),
-                    *(value_text(mean_of(each.values()), compared.metric) for each in values),
-                    difference_text(paired_difference(*values), compared.metric),
-                ]
-            )
-    return table(["task", "site with", "seeds", "together", "alone", "together minus alone"], rows)
+    rows = [
+        [
+            f"{results.title(task)}, {_called(results.metric(task))}",
+            rate,
+            site.given,
+            str(len(site.together.keys() & site.alone.keys())),
+            *(value_text(mean_of(each.values()), results.metric(task)) for each in (site.together, site.alone)),
+            difference_text(paired_difference(site.together, site.alone), results.metric(task)),
+        ]
+        for task in results.tasks
+        for rate, sites in results.disjoint(task).items()
+        for site in sites
+    ]
+    head = ["task", "learning rate x the run's", "site with", "seeds", "together", "alone", "together minus alone"]
+    return table(head, rows)
 
 
 def negatives_table(results: Results) -> str:

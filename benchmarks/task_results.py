@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.compression_statistics import Mean, mean_of, paired_difference
+from benchmarks.disjoint_results import DisjointSite, compare_disjoint
+from benchmarks.task_disjoint import PARTITION
 from benchmarks.task_flops import Work
 
 from cutlayer.broker.task_metrics import Metric
@@ -132,9 +134,10 @@ class Results:
         """Return what was tried under a partition; under `POOLED`, what all but federated averaging take."""
         return [row for row in self._of(task, {partition}) if row["scheme"].endswith("-tuning")]
 
-    def disjoint(self, task: str) -> Compared:
-        """Return the trainings of sites that share no modality."""
-        return self.compared(task, "disjoint")
+    def disjoint(self, task: str) -> dict[str, list[DisjointSite]]:
+        """Return what the sites that share no modality reach, by learning rate (`compare_disjoint`)."""
+        is_more_better = self.metric(task).better == "more"
+        return compare_disjoint(self._of(task, {PARTITION}), is_more_better=is_more_better)
 
     def _of(self, task: str, partitions: set[str]) -> list[Row]:
         return [row for row in self._rows if row["task"] == task and row["partition"] in partitions]

@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from benchmarks.federated import LEARNING_RATE_FACTORS, Choice, grid, num_bytes, train_federated, with_rate
 from benchmarks.site_training import train_alone, train_each_alone
+from benchmarks.task_disjoint import DISJOINT, disjoint_sites
 from benchmarks.task_flops import VIT_B16, vit_b16, work_of
-from benchmarks.task_sites import NUM_SITES, Site, held, make_site, only, sites_of, topic_of, with_validation
+from benchmarks.task_sites import NUM_SITES, Site, held, make_site, sites_of, topic_of, with_validation
 from benchmarks.tasks.catalogue import TASKS, Task
 
-from benchmarks import task_network
+from benchmarks import task_disjoint, task_network
 from cutlayer.broker.task_metrics import Metric, metric_values, metrics_of, pooled
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.edge_agent.array_dataset import ArrayDataset
@@ -43,13 +44,6 @@ VERSION = 2
 """Of how trainings are made: results of another one do not count."""
 RETRIEVAL_MICROBATCH = 4
 """Samples: what the paper's sites had at 100 of them."""
-DISJOINT = ("digits",)
-"""Tasks whose modalities show the same classes, so that sites with one each can be trained together."""
-DISJOINT_SITES = 2
-DISJOINT_SHARDS = 16
-"""Each of the two has a sixteenth of the data: where a site has enough, nobody has to help it."""
-DISJOINT_EPOCHS = 40
-"""So few samples take many. (After ten, with an eighth each, accuracy was 55.7 % together, 59.8 % alone; one seed.)"""
 RATE_SCHEMES = ("centralized", "cutlayer", "cutlayer-agent-negatives", "local")
 """Schemes that take the learning rate with which training in one place does best on validation samples."""
 _NETWORKED: Mapping[str, object] = {
@@ -287,37 +281,36 @@ def _networked(task: Task, settings: RunSettings, sites: Sequence[ArrayDataset])
     }
 
 
-def _disjoint_sites(task: Task, seed: int) -> tuple[tuple[str, ...], list[ArrayDataset]]:
-    """Return a modality a site, and the sites: each with training samples of its own, tested on all test samples."""
-    names = tuple(sorted(settings_of(task, seed).modalities))[:DISJOINT_SITES]
-    whole = held(task.open(Shard(), seed, None))
-    sites = []
-    for index, name in enumerate(names):
-        own = only(held(task.open(Shard(index, DISJOINT_SHARDS), seed, None)), [name])
-        splits = {"train": own.splits["train"], "test": only(whole, [name]).splits["test"]}
-        sites.append(ArrayDataset(own.name, own.classes, own.modalities, splits))  # type: ignore[arg-type]
-    return names, sites
+def _disjoint(task: Task, job: Job, num_together: int) -> Row:
+    """Train sites of one modality each, all at once or one by one."""
+    assert job.choice is not None
+    how = DISJOINT[task.name]
+    data = disjoint_sites(task, job.seed, how.shards)
+    # As many steps alone as together, with as many samples of one's own in each.
+    window = settings_of(task, job.seed).window.samples * num_together // len(data)
+    more = {"run.epochs": how.epochs, "window.samples": window}
+    settings = with_rate(_networked_settings(task, job.seed, num_together, more), job.choice.factor)
+    sites = list(data.values())
+    rows = [
+        _networked(task, settings, sites[first : first + num_together]) for first in range(0, len(sites), num_together)
+    ]
+    values = [value for row in rows for value in row["by_site"]]
+    costs = ("up_bytes", "down_bytes", "total_bytes", "cpu_s", "num_train")
+    return {
+        **{cost: sum(row[cost] for row in rows) for cost in costs},
+        "value": sum(values) / len(values),
+        "by_site": values,
+        "given": list(data),
+        "epochs": how.epochs,
+    }
 
 
 def _disjoint_together(task: Task, job: Job) -> Row:
-    names, sites = _disjoint_sites(task, job.seed)
-    settings = _networked_settings(task, job.seed, len(sites), {"run.epochs": DISJOINT_EPOCHS})
-    return {**_networked(task, settings, sites), "given": names, "epochs": DISJOINT_EPOCHS}
+    return _disjoint(task, job, task_disjoint.NUM_SITES)
 
 
 def _disjoint_alone(task: Task, job: Job) -> Row:
-    names, sites = _disjoint_sites(task, job.seed)
-    # As many steps as together, with as many samples of one's own in each.
-    share = settings_of(task, job.seed).window.samples // len(sites)
-    more = {"run.epochs": DISJOINT_EPOCHS, "window.samples": share}
-    settings = _networked_settings(task, job.seed, 1, more)
-    rows = [_networked(task, settings, [site]) for site in sites]
-    values = [row["value"] for row in rows]
-    summed = {
-        key: sum(row[key] for row in rows) for key in ("up_bytes", "down_bytes", "total_bytes", "cpu_s", "num_train")
-    }
-    value = sum(values) / len(values)
-    return {**summed, "value": value, "by_site": values, "given": names, "epochs": DISJOINT_EPOCHS}
+    return _disjoint(task, job, 1)
 
 
 _RUNS: Mapping[str, Callable[[Task, Job], Row]] = {
@@ -338,4 +331,5 @@ SCHEMES = tuple(_RUNS)
 def key_of(row: Row) -> str:
     """Return what a row is the result of."""
     parts = [row[name] for name in ("task", "scheme", "partition", "seed", "digest")]
-    return json.dumps([*parts, row.get("choice") if row["scheme"].endswith("-tuning") else None])
+    has_tries = row["scheme"].endswith("-tuning") or row["scheme"] in task_disjoint.SCHEMES
+    return json.dumps([*parts, row.get("choice") if has_tries else None])

@@ -19,9 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.federated import Choice, chosen
+from benchmarks.task_disjoint import DISJOINT
 from benchmarks.task_flops import VIT_B16
 from benchmarks.task_schemes import (
-    DISJOINT,
     SCHEMES,
     VERSION,
     Job,
@@ -37,6 +37,8 @@ from benchmarks.task_schemes import (
 )
 from benchmarks.task_sites import PARTITIONS
 from benchmarks.tasks.catalogue import TASKS
+
+from benchmarks import task_disjoint
 
 RESULTS = Path("benchmarks/results/tasks.jsonl")
 
@@ -72,9 +74,19 @@ def planned(tasks: Sequence[str], schemes: Collection[str], seeds: int) -> list[
                 if seed == 0:
                     jobs += _tries(name, "fedavg-tuning", partition)
                 jobs += [Job(name, scheme, partition, seed) for scheme in schemes_of(TASKS[name])]
-        for name in (name for name in tasks if name in DISJOINT):
-            jobs += [Job(name, scheme, "disjoint", seed) for scheme in ("disjoint-together", "disjoint-alone")]
+        jobs += [job for name in tasks for job in _disjoint(name, seed)]
+    # Tasks whose disjoint sites need more seeds than all else.
+    most = max((DISJOINT[name].seeds for name in tasks if name in DISJOINT), default=0)
+    jobs += [job for seed in range(seeds, most) for name in tasks for job in _disjoint(name, seed, min_seeds=seed + 1)]
     return [job for job in jobs if job.scheme in wanted]
+
+
+def _disjoint(task: str, seed: int, min_seeds: int = 0) -> list[Job]:
+    how = DISJOINT.get(task)
+    if how is None or how.seeds < min_seeds:
+        return []
+    choices, schemes = how.choices, task_disjoint.SCHEMES
+    return [Job(task, scheme, task_disjoint.PARTITION, seed, choice) for choice in choices for scheme in schemes]
 
 
 def _tries(task: str, scheme: str, partition: str) -> list[Job]:

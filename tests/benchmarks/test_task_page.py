@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.compression_page import filled
+from benchmarks.disjoint_results import BEST
 from benchmarks.task_flops import VIT_B16, Work
 from benchmarks.task_page import (
     TABLES,
@@ -134,16 +135,44 @@ def test_results_of_older_settings_are_left_out() -> None:
     assert results.compared("digits", "iid").value("cutlayer").value == pytest.approx(0.95)
 
 
-def test_a_site_of_each_modality_is_compared_with_itself_alone() -> None:
+def disjoint_rows(*tried: tuple[float, list[float], list[float]], **more: object) -> list[Row]:
     rows = []
-    for seed in range(3):
-        for how, values in (("together", [0.6, 0.5]), ("alone", [0.5, 0.55])):
-            rows.append(
-                row(f"disjoint-{how}", seed, 0.5, by_site=values, given=["audio", "image"], partition="disjoint")
-            )
-    text = disjoint_table(Results(rows))
-    assert cells(text, 0)[1:] == ["audio", "3", "60.00 ± 0.00", "50.00 ± 0.00", "+10.00 ± 0.00"]
+    for factor, together, alone in tried:
+        choice = {"factor": factor, "local_epochs": 1}
+        for how, values in (("together", together), ("alone", alone)):
+            given = {"given": ["audio", "image"], "partition": "disjoint", "choice": choice, "by_site": values}
+            rows += three(f"disjoint-{how}", 0.5, 0.5, 0.5, **given, **more)
+    return rows
+
+
+def test_a_site_of_each_modality_is_compared_with_itself_alone() -> None:
+    text = disjoint_table(Results(disjoint_rows((1.0, [0.6, 0.5], [0.5, 0.55]))))
+    assert cells(text, 0)[1:] == ["1", "audio", "3", "60.00 ± 0.00", "50.00 ± 0.00", "+10.00 ± 0.00"]
     assert cells(text, 1)[-1] == "-5.00 ± 0.00"
+    assert len(text.splitlines()) == 4
+
+
+def test_a_site_alone_is_compared_at_its_best_learning_rate_too() -> None:
+    tried = (1.0, [0.6, 0.5], [0.4, 0.4]), (0.3, [0.5, 0.5], [0.5, 0.3])
+    found = [cells(disjoint_table(Results(disjoint_rows(*tried))), place) for place in range(6)]
+    assert [line[1] for line in found] == ["0.3", "0.3", "1", "1", BEST, BEST]
+    # Together there is one model, of rate 1; alone sounds do best with 0.3, and images with 1.
+    assert found[4][4:] == ["60.00 ± 0.00", "50.00 ± 0.00", "+10.00 ± 0.00"]
+    assert found[5][4:] == ["50.00 ± 0.00", "40.00 ± 0.00", "+10.00 ± 0.00"]
+
+
+def test_of_an_error_the_least_is_the_best() -> None:
+    tried = (1.0, [2.0, 2.0], [4.0, 4.0]), (0.3, [3.0, 3.0], [3.5, 5.0])
+    found = Results(disjoint_rows(*tried, metric=MAE)).disjoint("digits")[BEST]
+    assert [(set(site.together.values()), set(site.alone.values())) for site in found] == [
+        ({2.0}, {3.5}),
+        ({2.0}, {4.0}),
+    ]
+
+
+def test_a_learning_rate_of_which_one_half_is_not_there_yet_is_left_out() -> None:
+    rows = disjoint_rows((1.0, [0.6, 0.5], [0.4, 0.4]), (0.3, [0.5, 0.5], [0.5, 0.3]))
+    assert list(Results(rows[:-3]).disjoint("digits")) == ["1"]
 
 
 def test_negatives_of_the_window_are_compared_with_those_of_a_microbatch() -> None:

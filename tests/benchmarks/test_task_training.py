@@ -6,9 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from benchmarks.federated import Choice, grid
+from benchmarks.task_disjoint import DISJOINT, SCHEMES, Disjoint, disjoint_sites
 from benchmarks.task_schemes import Job, Row, key_of, run
+from benchmarks.task_sites import held
 from benchmarks.task_training import job_key, planned, read_rows, seconds_left, tuned
 from benchmarks.tasks.catalogue import TASKS, Task
 
@@ -58,13 +61,38 @@ def test_the_same_seed_gives_the_same_training(small: Task) -> None:
 
 
 def test_sites_with_a_modality_each_train_together_and_alone(small: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_schemes, "DISJOINT_SHARDS", 2)
-    monkeypatch.setattr(task_schemes, "DISJOINT_EPOCHS", 3)
-    together, alone = (run(Job(small.name, f"disjoint-{how}", "disjoint", 0)) for how in ("together", "alone"))
-    for row in (together, alone):
-        assert list(row["given"]) == ["audio", "image"]
+    monkeypatch.setitem(DISJOINT, small.name, Disjoint(shards=2, epochs=3, rates=(0.3, 1.0)))
+    jobs = planned([small.name], SCHEMES, 1)
+    assert [(job.scheme, job.choice) for job in jobs] == [
+        (scheme, Choice(rate, 1)) for rate in (0.3, 1.0) for scheme in SCHEMES
+    ]
+    rows = [json.loads(json.dumps(run(job))) for job in jobs]
+    for job, row in zip(jobs, rows, strict=True):
+        assert row["given"] == ["audio", "image"]
         assert len(row["by_site"]) == 2
         assert row["num_train"] == 80
+        assert row["epochs"] == 3
+        assert key_of(row) == job_key(job)
+    assert len({job_key(job) for job in jobs}) == 4, "each learning rate is a training of its own"
+    assert len({tuple(row["by_site"]) for row in rows}) > 1
+
+
+def test_sites_with_a_modality_each_have_training_samples_of_their_own_and_all_for_testing() -> None:
+    sites = disjoint_sites(TASKS["vitals"], 0, 4)
+    assert [list(site.modalities) for site in sites.values()] == [["blood"], ["examination"]]
+    whole = held(TASKS["vitals"].open(Shard(), 0, None))
+    for place, (name, site) in enumerate(sites.items()):
+        assert site.num_samples("test") == whole.num_samples("test")
+        np.testing.assert_array_equal(site.splits["test"].inputs[name], whole.splits["test"].inputs[name])
+        own = held(TASKS["vitals"].open(Shard(place, 4), 0, None)).splits["train"]
+        np.testing.assert_array_equal(site.splits["train"].inputs[name], own.inputs[name])
+
+
+def test_where_the_metric_is_noisy_more_seeds_are_trained() -> None:
+    jobs = planned(["digits", "vitals"], SCHEMES, 1)
+    seeds = {task: {job.seed for job in jobs if job.task == task} for task in ("digits", "vitals")}
+    assert seeds == {task: set(range(DISJOINT[task].seeds)) for task in seeds}
+    assert len(jobs) == len(set(jobs))
 
 
 def test_retrieval_is_trained_with_either_negatives_in_small_microbatches(

@@ -1,0 +1,71 @@
+"""What sites that share no modality reach together and alone: the rows of `task_disjoint`, by learning rate."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.task_disjoint import SCHEMES
+
+Row = dict[str, Any]
+BEST = "each one's best"
+
+
+@dataclass(frozen=True, slots=True)
+class DisjointSite:
+    """One site's metric, given its own modality.
+
+    Attributes:
+        given: The modality.
+        together: By seed, of the model that both sites trained.
+        alone: By seed, of the site's own.
+    """
+
+    given: str
+    together: Mapping[int, float]
+    alone: Mapping[int, float]
+
+
+def compare_disjoint(rows: Sequence[Row], *, is_more_better: bool) -> dict[str, list[DisjointSite]]:
+    """Return the sites by learning rate, as a factor on the run's, and by `BEST` where several were tried.
+
+    With `BEST` each takes the rate that has the best mean over the seeds: a site alone its own; together there is one
+    model, so that it takes the best mean over both sites.
+
+    Args:
+        rows: Those of one task.
+        is_more_better: Whether more of its metric is better.
+    """
+    found: dict[float, dict[str, dict[int, Row]]] = {}
+    for row in rows:
+        by_scheme = found.setdefault(row["choice"]["factor"], {scheme: {} for scheme in SCHEMES})
+        by_scheme[row["scheme"]][int(row["seed"])] = row
+    by_rate: dict[str, list[DisjointSite]] = {}
+    for factor, by_scheme in sorted(found.items()):
+        together, alone = (by_scheme[scheme] for scheme in SCHEMES)
+        if not together or not alone:
+            continue
+        names = next(iter(together.values()))["given"]
+        by_rate[f"{factor:g}"] = [
+            DisjointSite(name, _values(together, place), _values(alone, place)) for place, name in enumerate(names)
+        ]
+    if len(by_rate) > 1:
+        by_rate[BEST] = _best(list(by_rate.values()), 1 if is_more_better else -1)
+    return by_rate
+
+
+def _values(by_seed: Mapping[int, Row], place: int) -> dict[int, float]:
+    return {seed: row["by_site"][place] for seed, row in by_seed.items()}
+
+
+def _best(tried: Sequence[Sequence[DisjointSite]], sign: int) -> list[DisjointSite]:
+    def mean(*values: Mapping[int, float]) -> float:
+        return sign * statistics.fmean(statistics.fmean(each.values()) for each in values)
+
+    shared = max(tried, key=lambda sites: mean(*(site.together for site in sites)))
+    return [
+        DisjointSite(site.given, site.together, max((sites[place].alone for sites in tried), key=mean))
+        for place, site in enumerate(shared)
+    ]
