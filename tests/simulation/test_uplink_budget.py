@@ -176,7 +176,7 @@ def test_a_link_that_comes_and_goes_is_followed_without_flapping(half_s: float) 
 @pytest.mark.parametrize("bytes_per_s", [100_000.0, 200_000.0, 400_000.0, 800_000.0])
 def test_a_link_between_two_rungs_does_not_make_them_take_turns(bytes_per_s: float) -> None:
     done = run(settings_of(16), up=LinkFaults(bytes_per_s=bytes_per_s, delay_s=0.05))
-    # Once down the ladder, and then a few tries: 320 steps have room for no more, where each wait is twice the one before.
+    # Once down the ladder, and then a few tries: with waits that double, 320 steps have room for no more.
     assert done.last.codec_changes <= len(LADDER) + 8, "of 320 steps"
 
 
