@@ -136,6 +136,32 @@ def test_a_batch_holds_no_more_samples_than_allowed_but_always_one_microbatch() 
     assert b.forward() == (alone,)
 
 
+def test_one_of_each_agent_goes_forward_before_a_second_one_of_any() -> None:
+    agents = bench(max_batch_samples=8)
+    first = [agents.arrive("a", 0), agents.arrive("a", 1), agents.arrive("b", 0), agents.arrive("c", 0)]
+    assert agents.forward() == (first[0], first[2])
+    assert agents.forward() == (first[3], first[1])
+
+
+def test_what_of_an_agent_has_gone_forward_already_counts() -> None:
+    agents = bench(max_batch_samples=4)
+    in_window = agents.arrive("a", 0)
+    agents.through(*agents.forward())
+    assert agents.scheduler.in_window == (in_window,)
+    second, others = agents.arrive("a", 1), agents.arrive("b", 0)
+    assert agents.forward() == (others,)
+    assert agents.forward() == (second,)
+
+
+def test_whoever_has_least_in_the_window_goes_backward_first() -> None:
+    agents = bench(max_batch_samples=4)
+    keys = [agents.arrive("a", 0), agents.arrive("a", 1), agents.arrive("b", 0)]
+    for _ in keys:
+        agents.forward()
+    agents.gradients(*keys)
+    assert [agents.backward() for _ in keys] == [(keys[0],), (keys[2],), (keys[1],)]
+
+
 def test_other_modalities_and_modes_go_apart() -> None:
     b = bench()
     a = b.arrive("a")

@@ -7,6 +7,7 @@ window's gradient sums stay as they are, and only forward passes run.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
@@ -241,23 +242,31 @@ class Scheduler:
         return coming - shortfall > shortfall
 
     def _next_backward(self, now: float) -> Backward | None:
-        for group in self._groups.values():
-            late_at = self._late_at(group)
-            is_late = late_at is not None and now >= late_at
-            if group.ready and (not group.waiting or is_late):
-                gradients = []
-                for key in group.ready:
-                    tensor = self.exchanges[key].gradients
-                    assert tensor is not None
-                    gradients.append((key, tensor))
-                of_tokenizers = tuple((key, self.exchanges[key].tokenizer_gradients) for key in group.ready)
-                return Backward(
-                    group.number,
-                    tuple(gradients),
-                    last=not group.waiting,
-                    tokenizer_gradients=tuple(pair for pair in of_tokenizers if pair[1]),
-                )
-        return None
+        due = [
+            group for group in self._groups.values() if group.ready and (not group.waiting or self._is_late(group, now))
+        ]
+        if not due:
+            return None
+        held = Counter(key.agent for key in self._in_window)
+        # Who has least in the window comes first, so that each window has samples of as many sites as it can; of
+        # equals the older one (min takes the first).
+        group = min(due, key=lambda group: max(held[key.agent] for key in group.ready))
+        gradients = []
+        for key in group.ready:
+            tensor = self.exchanges[key].gradients
+            assert tensor is not None
+            gradients.append((key, tensor))
+        of_tokenizers = tuple((key, self.exchanges[key].tokenizer_gradients) for key in group.ready)
+        return Backward(
+            group.number,
+            tuple(gradients),
+            last=not group.waiting,
+            tokenizer_gradients=tuple(pair for pair in of_tokenizers if pair[1]),
+        )
+
+    def _is_late(self, group: Group, now: float) -> bool:
+        late_at = self._late_at(group)
+        return late_at is not None and now >= late_at
 
     def _next_forward(
         self,
@@ -271,10 +280,8 @@ class Scheduler:
         chosen: list[tuple[Key, Activations]] = []
         form: object = None
         num_samples = 0
-        for key, exchange in self.exchanges.items():
+        for key, exchange in self._by_turns():
             message = exchange.activations
-            if exchange.state is not ExchangeState.ACTIVATIONS or exchange.group is not None:
-                continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
             if key.mode is not Mode.TRAIN and not may_evaluate(key.agent, message.candidate):
@@ -301,6 +308,21 @@ class Scheduler:
         if mode is Mode.TRAIN:
             self._groups[number] = Group(number, self.version, {key for key, _ in chosen})
         return Forward(number, mode, tuple(chosen), chosen[0][1].candidate)
+
+    def _by_turns(self) -> list[tuple[Key, Exchange]]:
+        """Return what waits for its forward pass: the first that is here of each agent, then the second of each, ...
+
+        So what goes forward together has samples of as many sites as it can, and a window too: sites differ in what
+        they see.
+        """
+        num_here: Counter[str] = Counter()
+        turns: list[tuple[int, Key, Exchange]] = []
+        for key, exchange in self.exchanges.items():
+            if exchange.state is ExchangeState.ACTIVATIONS and exchange.group is None:
+                turns.append((num_here[key.agent], key, exchange))
+            num_here[key.agent] += 1
+        turns.sort(key=operator.itemgetter(0))
+        return [(key, exchange) for _, key, exchange in turns]
 
     def _keeps_apart(self, key: Key) -> str | None:
         """Return the agent whose microbatches go forward without those of others, since they would wait for it."""
