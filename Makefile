@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-quick test-programs mosquitto dashboards dashboards-pictures screenshots \
+.PHONY: help setup demo check format test test-quick storms test-programs mosquitto dashboards dashboards-pictures screenshots \
 	bench bench-data bench-network bench-accuracy bench-slow-agent bench-pool bench-metrics bench-first-panel bench-store \
 	bench-codecs bench-uplink bench-tuning bench-compression bench-compression-page bench-tasks bench-tasks-page fuzz clean
 
@@ -43,6 +43,9 @@ test: $(READY) test-programs ## All tests, as CI runs them
 
 test-quick: $(READY) ## The tests that take seconds
 	$(BIN)/pytest -m "not slow"
+
+storms: $(READY) ## A thousand storms of two hundred virtual agents (45 minutes on two cores; tests have fewer of that size)
+	$(BIN)/python -m cutlayer.simulation.storm_seeds 0-999
 
 test-programs:
 	@sh scripts/install_test_programs.sh

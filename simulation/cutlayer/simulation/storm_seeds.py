@@ -27,6 +27,8 @@ __all__ = ["main", "run_seeds"]
 
 SEEDS_AT_ONCE = 8
 """Seeds that a process takes at a time: few enough to spread evenly, and to show progress."""
+_GC_THRESHOLD = 50_000
+"""Objects between two collections: a storm makes many that live as long as it does, and collecting took a tenth."""
 
 
 def run_seeds(
@@ -66,10 +68,15 @@ def _run_portions(
         return
     # Not fork: torch has threads by now, and a copy of a locked lock is locked for ever.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, context, initializer=gc.freeze) as pool:
+    with ProcessPoolExecutor(num_processes, context, initializer=_collect_seldom) as pool:
         waiting = [pool.submit(run, portion) for portion in portions]
         for future in as_completed(waiting):
             yield future.result()
+
+
+def _collect_seldom() -> None:
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 def _run_portion(seeds: Sequence[int], settings: StormSettings) -> tuple[list[StormResult], list[str]]:
