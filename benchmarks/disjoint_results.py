@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.task_disjoint import SCHEMES
+from benchmarks.task_disjoint import SCHEMES, TUNING
 
 Row = dict[str, Any]
 BEST = "each one's best"
+CHOSEN = "chosen by each one's validation samples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,11 @@ class DisjointSite:
 
 
 def compare_disjoint(rows: Sequence[Row], *, is_more_better: bool) -> dict[str, list[DisjointSite]]:
-    """Return the sites by learning rate, as a factor on the run's, and by `BEST` where several were tried.
+    """Return the sites by learning rate, as a factor on the run's, and by `BEST` and `CHOSEN` where several were tried.
 
     With `BEST` each takes the rate that has the best mean over the seeds: a site alone its own; together there is one
-    model, so that it takes the best mean over both sites.
+    model, so that it takes the best mean over both sites. With `CHOSEN` each takes, seed by seed, the rate that was
+    best on its validation samples: a site alone on its own, together on those of both.
 
     Args:
         rows: Those of one task.
@@ -40,7 +42,7 @@ def compare_disjoint(rows: Sequence[Row], *, is_more_better: bool) -> dict[str, 
     """
     found: dict[float, dict[str, dict[int, Row]]] = {}
     for row in rows:
-        by_scheme = found.setdefault(row["choice"]["factor"], {scheme: {} for scheme in SCHEMES})
+        by_scheme = found.setdefault(row["choice"]["factor"], {scheme: {} for scheme in (*SCHEMES, *TUNING)})
         by_scheme[row["scheme"]][int(row["seed"])] = row
     by_rate: dict[str, list[DisjointSite]] = {}
     for factor, by_scheme in sorted(found.items()):
@@ -52,7 +54,10 @@ def compare_disjoint(rows: Sequence[Row], *, is_more_better: bool) -> dict[str, 
             DisjointSite(name, _values(together, place), _values(alone, place)) for place, name in enumerate(names)
         ]
     if len(by_rate) > 1:
-        by_rate[BEST] = _best(list(by_rate.values()), 1 if is_more_better else -1)
+        sign = 1 if is_more_better else -1
+        by_rate[BEST] = _best(list(by_rate.values()), sign)
+        if sites := _chosen(by_rate[BEST], [by_scheme for _, by_scheme in sorted(found.items())], sign):
+            by_rate[CHOSEN] = sites
     return by_rate
 
 
@@ -69,3 +74,28 @@ def _best(tried: Sequence[Sequence[DisjointSite]], sign: int) -> list[DisjointSi
         DisjointSite(site.given, site.together, max((sites[place].alone for sites in tried), key=mean))
         for place, site in enumerate(shared)
     ]
+
+
+def _chosen(
+    sites: Sequence[DisjointSite], tried: Sequence[Mapping[str, Mapping[int, Row]]], sign: int
+) -> list[DisjointSite]:
+    """Return the sites with the rate that each seed's validation chooses; of the seeds of which everything is there."""
+    schemes = (*SCHEMES, *TUNING)
+    seeds = set.intersection(*(set(by_scheme[scheme]) for by_scheme in tried for scheme in schemes))
+    (together, alone), (together_tuning, alone_tuning) = SCHEMES, TUNING
+
+    def best(seed: int, scheme: str, values: str, place: int) -> Mapping[str, Mapping[int, Row]]:
+        return max(tried, key=lambda by_scheme: sign * by_scheme[scheme][seed][values][place])
+
+    found = []
+    for place, site in enumerate(sites):
+        shared = {seed: best(seed, together_tuning, "pooled", 0) for seed in seeds}
+        own = {seed: best(seed, alone_tuning, "by_site", place) for seed in seeds}
+        found.append(
+            DisjointSite(
+                site.given,
+                {seed: by_scheme[together][seed]["by_site"][place] for seed, by_scheme in shared.items()},
+                {seed: by_scheme[alone][seed]["by_site"][place] for seed, by_scheme in own.items()},
+            )
+        )
+    return found if seeds else []

@@ -5,7 +5,9 @@ the same, with as many steps and as many samples of its own in each. All that a 
 train: the encoder's blocks, its norm, and the head.
 
 It depends on the learning rate, since a small site overfits, and the other one's samples act against that. So each is
-trained with several, and all are told: the best of a site alone is what together has to beat.
+trained with several, and all are told: the best of a site alone is what together has to beat. Nobody knows the best
+beforehand; so it is also told what each reaches with the rate that validation samples of its own choose: a third of a
+site's training samples, and together those of both sites.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from cutlayer.edge_agent.partition import Shard
 
 PARTITION = "disjoint"
 SCHEMES = ("disjoint-together", "disjoint-alone")
+TUNING = tuple(f"{scheme}-tuning" for scheme in SCHEMES)
+"""The same trainings with some of the training samples to be tested on, not trained on: by seed and learning rate."""
+VALIDATION_SHARE = 0.35
+"""More than other sites hold back, which have more samples: an agent tells no sums over fewer than 32."""
 NUM_SITES = 2
 
 
@@ -49,7 +55,7 @@ class Disjoint:
 
 DISJOINT: Mapping[str, Disjoint] = {
     "digits": Disjoint(shards=16, epochs=40),
-    "vitals": Disjoint(shards=4, epochs=20, rates=(0.1, 0.3, 1.0), seeds=10),
+    "vitals": Disjoint(shards=3, epochs=20, rates=(0.1, 0.3, 1.0), seeds=20),
 }
 """By task: those whose modalities, each by itself, say something of the same labels."""
 

@@ -7,6 +7,7 @@ fedavg                     federated averaging
 local                      a model a site
 disjoint-together          two sites of one modality each, over the broker
 disjoint-alone             each of the two by itself, the same way
+disjoint-...-tuning        either, with validation samples for test samples
 
 The learning rate is tuned on validation samples: federated averaging's by `fedavg-tuning`, together with its local
 epochs and for each partition, that of all others by `centralized-tuning`.
@@ -281,11 +282,15 @@ def _networked(task: Task, settings: RunSettings, sites: Sequence[ArrayDataset])
     }
 
 
-def _disjoint(task: Task, job: Job, num_together: int) -> Row:
+def _disjoint(task: Task, job: Job) -> Row:
     """Train sites of one modality each, all at once or one by one."""
     assert job.choice is not None
     how = DISJOINT[task.name]
     data = disjoint_sites(task, job.seed, how.shards)
+    if job.scheme in task_disjoint.TUNING:
+        share = task_disjoint.VALIDATION_SHARE
+        data = {name: with_validation(each, job.seed, share) for name, each in data.items()}
+    num_together = len(data) if job.scheme.startswith("disjoint-together") else 1
     # As many steps alone as together, with as many samples of one's own in each.
     window = settings_of(task, job.seed).window.samples * num_together // len(data)
     more = {"run.epochs": how.epochs, "window.samples": window}
@@ -299,18 +304,11 @@ def _disjoint(task: Task, job: Job, num_together: int) -> Row:
     return {
         **{cost: sum(row[cost] for row in rows) for cost in costs},
         "value": sum(values) / len(values),
+        "pooled": [row["value"] for row in rows],
         "by_site": values,
         "given": list(data),
         "epochs": how.epochs,
     }
-
-
-def _disjoint_together(task: Task, job: Job) -> Row:
-    return _disjoint(task, job, task_disjoint.NUM_SITES)
-
-
-def _disjoint_alone(task: Task, job: Job) -> Row:
-    return _disjoint(task, job, 1)
 
 
 _RUNS: Mapping[str, Callable[[Task, Job], Row]] = {
@@ -322,8 +320,7 @@ _RUNS: Mapping[str, Callable[[Task, Job], Row]] = {
     "centralized": _centralized,
     "fedavg": _federated,
     "local": _local,
-    "disjoint-together": _disjoint_together,
-    "disjoint-alone": _disjoint_alone,
+    **dict.fromkeys((*task_disjoint.SCHEMES, *task_disjoint.TUNING), _disjoint),
 }
 SCHEMES = tuple(_RUNS)
 

@@ -53,13 +53,13 @@ def sites_of(task: Task, partition: str, seed: int) -> list[ArrayDataset]:
     return [held(task.open(Shard(index, NUM_SITES), seed, alpha)) for index in range(NUM_SITES)]
 
 
-def with_validation(data: ArrayDataset, seed: int = 0) -> ArrayDataset:
-    """Return a site's training samples alone: a tenth of them, for validation, stands where the test samples were."""
+def with_validation(data: ArrayDataset, seed: int = 0, share: float = VALIDATION_SHARE) -> ArrayDataset:
+    """Return a site's training samples alone: a share of them, for validation, stands where the test samples were."""
     num_samples = data.num_samples("train")
     size = max(1, min(_NEIGHBOURS, num_samples // 20))
     blocks_B = np.arange(num_samples) // size
     num_blocks = int(blocks_B[-1]) + 1
-    chosen = np.random.default_rng(seed).permutation(num_blocks)[: max(1, round(VALIDATION_SHARE * num_blocks))]
+    chosen = np.random.default_rng(seed).permutation(num_blocks)[: max(1, round(share * num_blocks))]
     is_chosen_B = np.isin(blocks_B, chosen)
     splits = {
         "train": data.batch("train", np.flatnonzero(~is_chosen_B)),

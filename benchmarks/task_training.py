@@ -85,7 +85,8 @@ def _disjoint(task: str, seed: int, min_seeds: int = 0) -> list[Job]:
     how = DISJOINT.get(task)
     if how is None or how.seeds < min_seeds:
         return []
-    choices, schemes = how.choices, task_disjoint.SCHEMES
+    choices = how.choices
+    schemes = task_disjoint.SCHEMES if len(choices) == 1 else (*task_disjoint.SCHEMES, *task_disjoint.TUNING)
     return [Job(task, scheme, task_disjoint.PARTITION, seed, choice) for choice in choices for scheme in schemes]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.compression_page import filled
-from benchmarks.disjoint_results import BEST
+from benchmarks.disjoint_results import BEST, CHOSEN
 from benchmarks.task_flops import VIT_B16, Work
 from benchmarks.task_page import (
     TABLES,
@@ -173,6 +174,25 @@ def test_of_an_error_the_least_is_the_best() -> None:
 def test_a_learning_rate_of_which_one_half_is_not_there_yet_is_left_out() -> None:
     rows = disjoint_rows((1.0, [0.6, 0.5], [0.4, 0.4]), (0.3, [0.5, 0.5], [0.5, 0.3]))
     assert list(Results(rows[:-3]).disjoint("digits")) == ["1"]
+
+
+def validated(factor: float, seed: int, pooled: float, alone: list[float]) -> list[Row]:
+    more: dict[str, Any] = {"partition": "disjoint", "choice": {"factor": factor, "local_epochs": 1}}
+    together = row("disjoint-together-tuning", seed, 0.0, pooled=[pooled], by_site=[0.0, 0.0], **more)
+    return [together, row("disjoint-alone-tuning", seed, 0.0, pooled=alone, by_site=alone, **more)]
+
+
+def test_each_seed_takes_the_learning_rate_that_its_own_validation_samples_choose() -> None:
+    rows = disjoint_rows((1.0, [0.6, 0.5], [0.4, 0.45]), (0.3, [0.55, 0.4], [0.5, 0.3]))
+    assert CHOSEN not in Results(rows).disjoint("digits"), "nothing has been validated"
+    for seed in range(3):
+        # Together the first two choose 1 and the third 0.3; alone sounds are led astray, and images are not.
+        together_best = 1.0 if seed < 2 else 0.3
+        rows += validated(together_best, seed, 0.7, [0.9, 0.2])
+        rows += validated(0.3 if seed < 2 else 1.0, seed, 0.6, [0.8, 0.1])
+    found = Results(rows).disjoint("digits")[CHOSEN]
+    assert [site.together for site in found] == [{0: 0.6, 1: 0.6, 2: 0.55}, {0: 0.5, 1: 0.5, 2: 0.4}]
+    assert [site.alone for site in found] == [{0: 0.4, 1: 0.4, 2: 0.5}, {0: 0.45, 1: 0.45, 2: 0.3}]
 
 
 def test_negatives_of_the_window_are_compared_with_those_of_a_microbatch() -> None:

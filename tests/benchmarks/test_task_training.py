@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.federated import Choice, grid
-from benchmarks.task_disjoint import DISJOINT, SCHEMES, Disjoint, disjoint_sites
+from benchmarks.task_disjoint import DISJOINT, SCHEMES, TUNING, Disjoint, disjoint_sites
 from benchmarks.task_schemes import Job, Row, key_of, run
 from benchmarks.task_sites import held
 from benchmarks.task_training import job_key, planned, read_rows, seconds_left, tuned
 from benchmarks.tasks.catalogue import TASKS, Task
 
-from benchmarks import task_schemes, task_training
+from benchmarks import task_disjoint, task_schemes, task_training
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.partition import Shard
 from support.small_benchmark import small_task
@@ -62,18 +62,20 @@ def test_the_same_seed_gives_the_same_training(small: Task) -> None:
 
 def test_sites_with_a_modality_each_train_together_and_alone(small: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DISJOINT, small.name, Disjoint(shards=2, epochs=3, rates=(0.3, 1.0)))
-    jobs = planned([small.name], SCHEMES, 1)
+    monkeypatch.setattr(task_disjoint, "VALIDATION_SHARE", 0.8)  # of 40 samples fewer are too few to be told of
+    jobs = planned([small.name], [*SCHEMES, *TUNING], 1)
     assert [(job.scheme, job.choice) for job in jobs] == [
-        (scheme, Choice(rate, 1)) for rate in (0.3, 1.0) for scheme in SCHEMES
+        (scheme, Choice(rate, 1)) for rate in (0.3, 1.0) for scheme in (*SCHEMES, *TUNING)
     ]
     rows = [json.loads(json.dumps(run(job))) for job in jobs]
     for job, row in zip(jobs, rows, strict=True):
         assert row["given"] == ["audio", "image"]
         assert len(row["by_site"]) == 2
-        assert row["num_train"] == 80
+        assert len(row["pooled"]) == (1 if "together" in job.scheme else 2)
+        assert row["num_train"] == (16 if job.scheme in TUNING else 80), "some are held back to choose a rate by"
         assert row["epochs"] == 3
         assert key_of(row) == job_key(job)
-    assert len({job_key(job) for job in jobs}) == 4, "each learning rate is a training of its own"
+    assert len({job_key(job) for job in jobs}) == 8, "each learning rate is a training of its own"
     assert len({tuple(row["by_site"]) for row in rows}) > 1
 
 
