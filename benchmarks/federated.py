@@ -21,7 +21,7 @@ from cutlayer.server_worker.settings import RunSettings
 
 FLOAT32_BYTES = 4
 LEARNING_RATE_FACTORS = (1.0, 0.3, 3.0)
-LOCAL_EPOCHS = (1, 2, 5)
+LOCAL_EPOCHS = (1, 3)
 
 
 @dataclass(frozen=True, slots=True, order=True)

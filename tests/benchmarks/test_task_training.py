@@ -120,7 +120,7 @@ def test_a_seed_is_finished_before_the_next_begins() -> None:
     first = [job for job in jobs if job.seed == 0]
     assert jobs[: len(first)] == first
     iid = [job.scheme for job in first if job.partition == "iid"]
-    assert iid == ["fedavg-tuning"] * 9 + ["cutlayer", "fedavg", "local"]
+    assert iid == ["fedavg-tuning"] * 6 + ["cutlayer", "fedavg", "local"]
     place = [job.partition for job in first].index("dirichlet-0.5")
     assert {"cutlayer", "centralized", "fedavg", "local"} <= {job.scheme for job in first[:place]}
     assert [job.scheme for job in planned(["digits"], ["local"], 1)] == ["centralized-tuning"] * 3 + ["local"] * 2
