@@ -38,8 +38,9 @@ format: $(READY) ## Put the code into its standard form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY) test-programs ## All tests, as CI runs them: over two processes, a file at a time
-	$(BIN)/pytest -n 2 --dist loadfile
+test: $(READY) test-programs ## All tests, as CI runs them; those of many processes one by one
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -m slow
 
 test-quick: $(READY) ## The tests that take seconds
 	$(BIN)/pytest -m "not slow"
