@@ -106,10 +106,16 @@ class Bench:
         return done
 
 
-def bench(*, max_batch_samples: int = 64, credits: int = 2, **window: object) -> Bench:  # noqa: A002 - the protocol's word
-    """Return a bench; keywords are the window's."""
+def bench(
+    *,
+    max_batch_samples: int = 64,
+    credits: int = 2,  # noqa: A002 - the protocol's word
+    is_contrasted: bool = False,
+    **window: object,
+) -> Bench:
+    """Return a bench; other keywords are the window's."""
     spec = WindowSpec.model_validate({"mode": "asynchronous", "samples": 64, "deadline_s": 1.0, **window})
-    return Bench(Scheduler(spec, max_batch_samples, 0, 0, 0), credits=credits)
+    return Bench(Scheduler(spec, max_batch_samples, 0, 0, 0, is_contrasted=is_contrasted), credits=credits)
 
 
 # Forward -----------------------------------------------------------------------------------------------------
@@ -136,30 +142,43 @@ def test_a_batch_holds_no_more_samples_than_allowed_but_always_one_microbatch() 
     assert b.forward() == (alone,)
 
 
-def test_one_of_each_agent_goes_forward_before_a_second_one_of_any() -> None:
-    agents = bench(max_batch_samples=8)
-    first = [agents.arrive("a", 0), agents.arrive("a", 1), agents.arrive("b", 0), agents.arrive("c", 0)]
-    assert agents.forward() == (first[0], first[2])
-    assert agents.forward() == (first[3], first[1])
+def test_what_a_contrasted_window_has_no_room_for_goes_forward_with_the_next_weights() -> None:
+    agents = bench(samples=8, is_contrasted=True)
+    keys = [agents.arrive(agent, step) for step in range(2) for agent in "ab"]
+    assert agents.forward() == tuple(keys[:2])
+    assert agents.next() is None, "a window's samples are under way"
+    agents.through(*keys[:2])
+    assert agents.commit() == keys[:2]
+    assert agents.forward() == tuple(keys[2:])
+    assert agents.scheduler.version == 1
 
 
-def test_what_of_an_agent_has_gone_forward_already_counts() -> None:
-    agents = bench(max_batch_samples=4)
-    in_window = agents.arrive("a", 0)
-    agents.through(*agents.forward())
-    assert agents.scheduler.in_window == (in_window,)
-    second, others = agents.arrive("a", 1), agents.arrive("b", 0)
-    assert agents.forward() == (others,)
-    assert agents.forward() == (second,)
+def test_evaluations_go_forward_whatever_a_contrasted_window_waits_for() -> None:
+    agents = bench(samples=4, is_contrasted=True)
+    agents.arrive("a", 0)
+    agents.forward()
+    agents.arrive("a", 1)
+    evaluation = agents.arrive("b", 0, Mode.EVAL)
+    assert agents.forward() == (evaluation,)
 
 
-def test_whoever_has_least_in_the_window_goes_backward_first() -> None:
-    agents = bench(max_batch_samples=4)
-    keys = [agents.arrive("a", 0), agents.arrive("a", 1), agents.arrive("b", 0)]
-    for _ in keys:
-        agents.forward()
-    agents.gradients(*keys)
-    assert [agents.backward() for _ in keys] == [(keys[0],), (keys[2],), (keys[1],)]
+def test_a_contrasted_window_leaves_no_room_to_who_does_not_answer() -> None:
+    agents = bench(samples=4, is_contrasted=True)
+    agents.arrive("gone", 0)
+    agents.forward()
+    other = agents.arrive("a", 0)
+    assert agents.next() is None
+    [agents.now] = agents.scheduler.deadlines()
+    assert agents.now == 1.0, "the deadline of a window"
+    assert agents.forward() == (other,)
+    assert agents.scheduler.deadlines() == []
+
+
+def test_a_contrasted_window_is_filled_by_whole_microbatches_past_its_size_at_the_most() -> None:
+    agents = bench(samples=6, max_batch_samples=4, is_contrasted=True)
+    keys = [agents.arrive(agent) for agent in "abc"]
+    assert [agents.forward(), agents.forward()] == [(keys[0],), (keys[1],)]
+    assert agents.next() is None
 
 
 def test_other_modalities_and_modes_go_apart() -> None:

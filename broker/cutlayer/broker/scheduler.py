@@ -7,7 +7,7 @@ window's gradient sums stay as they are, and only forward passes run.
 
 from __future__ import annotations
 
-import operator
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
@@ -36,6 +36,8 @@ class Scheduler:
         version: Version of the weights.
         committed_samples: Samples already committed.
         is_pooled: Whether windows are shared with other workers.
+        is_contrasted: Whether the samples of a window are compared with each other. Other weights put them elsewhere,
+            so what does not fit into the open window then waits for its forward pass until that window is committed.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Scheduler:
         committed_samples: int,
         *,
         is_pooled: bool = False,
+        is_contrasted: bool = False,
     ) -> None:
         self.exchanges: dict[Key, Exchange] = {}
         self.window = window
@@ -55,6 +58,7 @@ class Scheduler:
         self._spec = spec
         self._is_synchronous = spec.mode == "synchronous"
         self._is_pooled = is_pooled
+        self._is_contrasted = is_contrasted
         self._max_batch_samples = max_batch_samples
         self._pace = Pace(PATIENCE_RATIO * spec.deadline_s)
         self._groups: dict[int, Group] = {}
@@ -63,6 +67,7 @@ class Scheduler:
         self._in_window: list[Key] = []
         self._window_samples = 0
         self._opened_at: float | None = None
+        self._room_at: float | None = None
         self.is_in_round = False
 
     @property
@@ -131,7 +136,8 @@ class Scheduler:
     def deadlines(self) -> list[float]:
         """Return the times at which work appears by the clock alone."""
         opened_at = None if self._is_synchronous else self._opened_at
-        times = [] if opened_at is None else [opened_at + self._spec.deadline_s]
+        times = [time for time in (self._room_at,) if time is not None]
+        times += [] if opened_at is None else [opened_at + self._spec.deadline_s]
         times += [due_at for group in self._groups.values() if (due_at := self._late_at(group)) is not None]
         return times
 
@@ -181,7 +187,7 @@ class Scheduler:
             return Release(self._to_release.pop())
         held = others or OthersInWindow()
         if self.is_in_round:
-            return self._next_forward(ledger, held, may_evaluate, is_training=is_training)
+            return self._next_forward(ledger, held, may_evaluate, now, is_training=is_training)
         backward = self._next_backward(now)
         is_due = may_commit and self._is_due(training, ledger, credits, backward, now, held)
         if is_due or (others is not None and others.ask_to_close):
@@ -192,7 +198,7 @@ class Scheduler:
                 self.progress(self._window_samples, planned_samples),
                 is_due,
             )
-        return backward or self._next_forward(ledger, held, may_evaluate, is_training=is_training)
+        return backward or self._next_forward(ledger, held, may_evaluate, now, is_training=is_training)
 
     def progress(self, window_samples: int, planned_samples: int | None) -> float | None:
         """Return the share of the planned samples that is committed with a window of so many samples."""
@@ -242,46 +248,42 @@ class Scheduler:
         return coming - shortfall > shortfall
 
     def _next_backward(self, now: float) -> Backward | None:
-        due = [
-            group for group in self._groups.values() if group.ready and (not group.waiting or self._is_late(group, now))
-        ]
-        if not due:
-            return None
-        held = Counter(key.agent for key in self._in_window)
-        # Who has least in the window comes first, so that each window has samples of as many sites as it can; of
-        # equals the older one (min takes the first).
-        group = min(due, key=lambda group: max(held[key.agent] for key in group.ready))
-        gradients = []
-        for key in group.ready:
-            tensor = self.exchanges[key].gradients
-            assert tensor is not None
-            gradients.append((key, tensor))
-        of_tokenizers = tuple((key, self.exchanges[key].tokenizer_gradients) for key in group.ready)
-        return Backward(
-            group.number,
-            tuple(gradients),
-            last=not group.waiting,
-            tokenizer_gradients=tuple(pair for pair in of_tokenizers if pair[1]),
-        )
-
-    def _is_late(self, group: Group, now: float) -> bool:
-        late_at = self._late_at(group)
-        return late_at is not None and now >= late_at
+        for group in self._groups.values():
+            late_at = self._late_at(group)
+            is_late = late_at is not None and now >= late_at
+            if group.ready and (not group.waiting or is_late):
+                gradients = []
+                for key in group.ready:
+                    tensor = self.exchanges[key].gradients
+                    assert tensor is not None
+                    gradients.append((key, tensor))
+                of_tokenizers = tuple((key, self.exchanges[key].tokenizer_gradients) for key in group.ready)
+                return Backward(
+                    group.number,
+                    tuple(gradients),
+                    last=not group.waiting,
+                    tokenizer_gradients=tuple(pair for pair in of_tokenizers if pair[1]),
+                )
+        return None
 
     def _next_forward(
         self,
         ledger: Ledger,
         others: OthersInWindow,
         may_evaluate: Callable[[str, str], bool],
+        now: float,
         *,
         is_training: bool,
     ) -> Forward | None:
-        ready = self._in_turn(ledger, others) if is_training else set()
+        room = self._room(others, now)
+        ready = self._in_turn(ledger, others) if is_training and room > 0 else set()
         chosen: list[tuple[Key, Activations]] = []
         form: object = None
         num_samples = 0
-        for key, exchange in self._by_turns():
+        for key, exchange in self.exchanges.items():
             message = exchange.activations
+            if exchange.state is not ExchangeState.ACTIVATIONS or exchange.group is not None:
+                continue
             if key.mode is Mode.TRAIN and key not in ready:
                 continue
             if key.mode is not Mode.TRAIN and not may_evaluate(key.agent, message.candidate):
@@ -296,6 +298,8 @@ class Scheduler:
                 most = min(most, self._spec.samples // (1 + others.num_workers))
             if signature != form or (chosen and num_samples + exchange.num_samples > most):
                 continue
+            if key.mode is Mode.TRAIN and num_samples >= room:
+                break
             chosen.append((key, message))
             num_samples += exchange.num_samples
         if not chosen:
@@ -309,20 +313,25 @@ class Scheduler:
             self._groups[number] = Group(number, self.version, {key for key, _ in chosen})
         return Forward(number, mode, tuple(chosen), chosen[0][1].candidate)
 
-    def _by_turns(self) -> list[tuple[Key, Exchange]]:
-        """Return what waits for its forward pass: the first that is here of each agent, then the second of each, ...
+    def _room(self, others: OthersInWindow, now: float) -> float:
+        """Return how many samples of training may go forward now, the last microbatch's surplus apart.
 
-        So what goes forward together has samples of as many sites as it can, and a window too: sites differ in what
-        they see.
+        Where windows are contrasted that is what the open one lacks. Who takes longer than a window's deadline to
+        answer is not counted: nobody should wait for what may never come.
         """
-        num_here: Counter[str] = Counter()
-        turns: list[tuple[int, Key, Exchange]] = []
-        for key, exchange in self.exchanges.items():
-            if exchange.state is ExchangeState.ACTIVATIONS and exchange.group is None:
-                turns.append((num_here[key.agent], key, exchange))
-            num_here[key.agent] += 1
-        turns.sort(key=operator.itemgetter(0))
-        return [(key, exchange) for _, key, exchange in turns]
+        self._room_at = None
+        if not self._is_contrasted or self._is_synchronous:
+            return math.inf
+        times: list[float] = []
+        room = float(self._spec.samples // (1 + others.num_workers) - self._window_samples)
+        for key in (key for group in self._groups.values() for key in (*group.waiting, *group.ready)):
+            exchange = self.exchanges[key]
+            given_up_at = math.inf if exchange.outputs_at is None else exchange.outputs_at + self._spec.deadline_s
+            if exchange.state is ExchangeState.GRADIENTS or now < given_up_at:
+                room -= exchange.num_samples
+                times += [given_up_at] if exchange.state is ExchangeState.OUTPUTS else []
+        self._room_at = min(times) if times and room <= 0 else None
+        return room
 
     def _keeps_apart(self, key: Key) -> str | None:
         """Return the agent whose microbatches go forward without those of others, since they would wait for it."""

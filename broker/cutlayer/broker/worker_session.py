@@ -46,6 +46,7 @@ from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.pool_round import Verdict, WindowPart
 from cutlayer.broker.scheduler import Scheduler
 from cutlayer.broker.selection import Selection
+from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.topics import WORKER_WINDOWS, AgentTopics, WorkerTopics, agent_of
 from cutlayer.broker.work import Backward, Commit, Key, NamedTensors, Work
 from cutlayer.broker.worker_candidates import WorkerCandidates
@@ -110,7 +111,13 @@ class WorkerSession:
             leases=leases,
             ledger=ledger or Ledger(),
             scheduler=Scheduler(
-                manifest.window, limits.max_batch_samples, window, version, committed_samples, is_pooled=is_pooled
+                manifest.window,
+                limits.max_batch_samples,
+                window,
+                version,
+                committed_samples,
+                is_pooled=is_pooled,
+                is_contrasted=isinstance(manifest.task, RetrievalSpec) and manifest.task.negatives == "window",
             ),
             members=PoolMembers(name, digest) if is_pooled else None,
             known_samples=dict(known_samples or {}),
