@@ -98,11 +98,11 @@ class MemoryLighthouse:
                     assert furthest.task is not None
                     state = furthest.task.snapshot()
                 healed.add(seat.name)
-                seat.step = furthest.step
                 parts.append(WindowPart(seat.name, seat.task.part.window, seat.task.part.version))
             else:
                 parts.append(seat.task.part)
         assert furthest.task is not None
+        step = furthest.step
         verdict = judge_parts(parts, furthest.task, None)
         flat = None
         if verdict.commits:
@@ -114,7 +114,7 @@ class MemoryLighthouse:
             if len(seats) > 1 and self._fails(seat.name):
                 seat.result = RoundResult(self._generation, failure="the connection to the other replicas broke")
             else:
-                seat.step += 1
+                seat.step = step + 1
                 seat.result = RoundResult(
                     self._generation,
                     tuple(part.worker for part in parts),

@@ -172,6 +172,15 @@ class TorchftPool:
     # In the pool's thread -------------------------------------------------------------------------------------
 
     def _run(self, task: RoundTask) -> RoundResult:
+        manager = self._manager
+        step = manager.current_step()
+        result = self._try(task)
+        if result.failure and manager.current_step() != step:
+            # It has counted what this replica was to take over; nothing of it is, and the next round has to heal it.
+            self.start_from(step)
+        return result
+
+    def _try(self, task: RoundTask) -> RoundResult:
         self._task, self._taken_over = task, None
         manager = self._manager
         try:
