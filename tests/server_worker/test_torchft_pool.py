@@ -234,6 +234,17 @@ def test_what_a_replica_takes_over_in_a_round_that_fails_it_takes_over_in_the_ne
     pool.close()
 
 
+def test_a_replica_that_falls_behind_counts_a_round_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchft_pool, "Manager", HealingManager)
+    monkeypatch.setattr(torchft_pool, "ProcessGroupGloo", GroupOfOne)
+    pool = TorchftPool(f"http://127.0.0.1:{free_port()}", "w0", device=torch.device("cpu"))
+    for before, after in ((4, 3), (0, 0)):
+        pool.start_from(before)
+        pool.fall_behind()
+        assert pool._manager.current_step() == after
+    pool.close()
+
+
 def checkpoint() -> Checkpoint:
     return Checkpoint(EngineState(3, {}, {}), Ledger().to_bytes(), {})
 

@@ -144,6 +144,11 @@ class MemoryPool:
         """Say how far this worker is."""
         self._step = step
 
+    def fall_behind(self) -> None:
+        """Take over the others' state in their next round."""
+        assert self._seat is not None, "only in a round it is found out"
+        self._seat.step -= 1
+
     def begin(self, task: RoundTask) -> None:
         """Start a round."""
         if self._seat is None:

@@ -150,6 +150,10 @@ class TorchftPool:
         """Say how far this worker is."""
         self._manager.load_state_dict({"step": step, "batches_committed": 0})
 
+    def fall_behind(self) -> None:
+        """Take over the others' state in their next round, as a replica that has missed one does."""
+        self.start_from(max(self._manager.current_step() - 1, 0))
+
     def begin(self, task: RoundTask) -> None:
         """Start a round."""
         assert self._round is None, "one round at a time"
