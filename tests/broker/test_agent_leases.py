@@ -27,6 +27,7 @@ from cutlayer.broker.messages import (
     Busy,
     Hello,
     Message,
+    Mode,
     NegotiatedCodecs,
     Reject,
     RejectReason,
@@ -263,6 +264,34 @@ def test_what_finds_no_credit_elsewhere_goes_as_soon_as_there_is_one() -> None:
     actions = desk.commit(there, worker="w1")
     assert kinds(actions) == ["StepCommitted", "Activations"]
     assert messages(actions, Activations)[0].step == 1 - there
+
+
+def test_in_synchronous_mode_a_later_step_gives_its_place_up_to_one_of_a_worker_that_is_gone() -> None:
+    desk = Desk("w0", "w1", is_synchronous=True)
+    for step in range(4):
+        desk.submit(step)
+    gone, left = ("w0", "w1") if (Mode.TRAIN, 0) in desk.worker("w0").outstanding else ("w1", "w0")
+    held = {step for _, step in desk.worker(left).outstanding}
+    actions = desk.online(gone, online=False)
+    assert [message.step for message in messages(actions, Activations)] == sorted({0, 1} - held)
+    assert {step for _, step in desk.worker(left).outstanding} == {0, 1}
+    assert [message.step for message in messages(desk.commit(0, worker=left), Activations)] == [2]
+    assert [message.step for message in messages(desk.commit(1, worker=left), Activations)] == [3]
+
+
+def test_in_synchronous_mode_a_step_goes_from_a_silent_worker_to_the_place_of_a_later_one() -> None:
+    desk = Desk("w0", "w1", credits=1, is_synchronous=True)
+    desk.submit(0)
+    desk.submit(1)
+    silent, other = ("w0", "w1") if desk.worker("w0").outstanding == {(Mode.TRAIN, 0)} else ("w1", "w0")
+    for _ in range(20):
+        deadline = desk.session.next_deadline()
+        assert deadline is not None
+        desk.tick_at(deadline)
+        if desk.worker(silent).is_silent:
+            break
+        desk.welcome(other, desk.leases[other])
+    assert desk.worker(other).outstanding == {(Mode.TRAIN, 0)}
 
 
 def test_a_new_lease_with_fewer_credits_is_not_overdrawn_and_nothing_is_forgotten() -> None:

@@ -457,6 +457,16 @@ def test_a_step_beyond_the_credits_takes_the_place_of_the_oldest_that_its_agent_
     assert [(key.agent, key.step) for key in desk.session.live_keys()] == [("b", 0), ("a", 0), ("a", 0)]
 
 
+def test_in_synchronous_mode_an_earlier_step_beyond_the_credits_takes_the_place_of_the_last() -> None:
+    desk = Desk(mode="synchronous")
+    desk.join()
+    for step in (2, 3, 1):
+        assert desk.activations(step=step) == []
+    assert [key.step for key in desk.session.live_keys()] == [2, 1]
+    assert desk.activations(step=3) == []
+    assert [key.step for key in desk.session.live_keys()] == [1, 3], "what is later than all takes the oldest's"
+
+
 # Leases that are not known -----------------------------------------------------------------------------------
 
 

@@ -171,7 +171,7 @@ def test_each_agent_of_a_synchronous_part_is_named_once() -> None:
     assert said(desk.train("b"), WindowState)[0].agents == ("a", "b")
 
 
-def test_what_was_said_is_repeated_until_the_round_is_over() -> None:
+def test_what_was_said_is_repeated_and_after_a_commit_the_next_window() -> None:
     desk = Desk()
     desk.train("a")
     desk.now += WINDOW_REPEAT_S / 2
@@ -182,8 +182,10 @@ def test_what_was_said_is_repeated_until_the_round_is_over() -> None:
     desk.now += WINDOW_REPEAT_S
     assert [state.closes for state in said(desk.session.tick(desk.now), WindowState)] == [True]
     desk.commit(desk.judge())
-    desk.now += 10 * WINDOW_REPEAT_S
     assert said(desk.session.tick(desk.now), WindowState) == []
+    desk.now += WINDOW_REPEAT_S
+    (state,) = said(desk.session.tick(desk.now), WindowState)
+    assert (state.window, state.num_samples, state.closes) == (1, 0, False)
 
 
 def test_the_driver_is_woken_for_the_repetition() -> None:

@@ -381,6 +381,21 @@ def test_a_snapshot_does_not_follow_later_commits() -> None:
     assert all(torch.equal(snapshot.weights[name], value) for name, value in wanted.items())
 
 
+@pytest.mark.parametrize("is_candidate", [False, True])
+def test_a_snapshot_that_another_thread_takes_while_the_encoder_runs_is_the_same(*, is_candidate: bool) -> None:
+    encoder = small_model().encoder
+    engine = Engine(encoder, OptimizerSettings(), seed=0)
+    name = engine.hold_candidate()
+    run_window(engine, [train_item(1)])
+    wanted = engine.state_dict()
+    assert wanted.optimizer
+    taken: list[EngineState] = []
+    encoder.register_forward_hook(lambda *_: taken.append(engine.state_dict()))
+    engine.forward([train_item(2, mode="eval")], name if is_candidate else "")
+    torch.testing.assert_close(taken[0].weights, wanted.weights, rtol=0, atol=0)
+    torch.testing.assert_close(taken[0].optimizer, wanted.optimizer, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("change", ["missing", "shape", "optimizer"])
 def test_a_snapshot_of_another_model_is_refused_and_changes_nothing(change: str) -> None:
     engine, other = small_engine(0), small_engine(1)

@@ -143,6 +143,23 @@ def test_who_loses_the_others_commits_nothing_and_is_behind_in_the_next_round() 
     assert sums_of(place.result("w0")) == [4.0, 4.0]
 
 
+def test_who_was_to_take_over_in_a_round_that_fails_for_all_takes_over_in_the_next() -> None:
+    place = meeting("w0", "w1")
+    place.begin("w0", 1)
+    place.clock.now_s += 5.0
+    place.result("w0")
+    place.failing = {"w0", "w1"}
+    place.begin("w0", 2)
+    place.begin("w1", 3)
+    assert place.result("w0").failure
+    assert place.result("w1").failure
+    place.failing = set()
+    place.begin("w0", 2)
+    place.begin("w1", 3)
+    assert place.result("w1").taken_over is not None
+    assert place.result("w0").taken_over is None
+
+
 def test_of_members_that_have_committed_nothing_one_gives_its_weights_to_the_others() -> None:
     place = Meeting()
     place.lighthouse.is_up = False

@@ -339,16 +339,41 @@ def test_whoever_alone_has_missed_a_commit_takes_it_over_and_asks_for_what_the_o
     assert second.engine.num_live_graphs == 0
 
 
-def test_a_worker_whose_weights_differ_stops_and_nothing_is_committed() -> None:
-    _, first, second = pair()
+def test_a_worker_whose_weights_differ_takes_the_pools_over_and_nothing_is_committed_before() -> None:
+    place, first, second = pair()
     first.train("a")
+    second.train("b")
     second.engine.weight = 7
     first.begin()
     second.begin()
-    with pytest.raises(RunError, match=r"weights differ from its pool's at window 0\n  fix:"):
-        second.poll()
-    assert not first.poll()
+    assert [member.poll() for member in (second, first)] == [False, False]
     assert first.session.window == 0
+    place.clock.now_s += ROUND_PAUSE_S
+    first.begin()
+    second.begin()
+    assert [member.poll() for member in (first, second)] == [True, True]
+    assert first.seen(StateTakenOver) == []
+    assert second.seen(StateTakenOver) == [StateTakenOver(0)]
+    assert second.engine.weight == first.engine.weight == weight_of(("a", 0))
+    assert len(second.said(Resend)) == 1, "what it had is asked for again"
+
+
+def test_a_worker_whose_weights_differ_again_right_after_stops() -> None:
+    place, first, second = pair()
+
+    def next_round() -> bool:
+        place.clock.now_s += ROUND_PAUSE_S
+        first.begin(is_due=False)
+        second.begin(is_due=False)
+        first.poll()
+        return second.poll()
+
+    second.engine.weight = 7
+    assert [next_round(), next_round()] == [False, False]
+    assert second.seen(StateTakenOver) == [StateTakenOver(0)]
+    second.engine.weight = 7
+    with pytest.raises(RunError, match=r"weights differ from its pool's at window 0, again\n  fix:"):
+        next_round()
 
 
 def test_whoever_leaves_the_pool_is_not_waited_for() -> None:

@@ -6,12 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torchft.manager import ExceptionWithTraceback  # type: ignore[import-untyped]
 
 from cutlayer.broker.errors import PoolError
 from cutlayer.broker.ledger import Ledger
+from cutlayer.broker.pool_round import WindowPart
+from cutlayer.server_worker import torchft_pool
+from cutlayer.server_worker.checkpoint import Checkpoint
+from cutlayer.server_worker.engine import EngineState
+from cutlayer.server_worker.pool import RoundResult, RoundTask
 from cutlayer.server_worker.torchft_pool import PoolTimeouts, TorchftPool, own_address
 from server_worker.torchft_replica import GIVE_UP_S, Child, Report, number_of
 from support.pool_processes import Lighthouse
@@ -141,6 +148,105 @@ def test_a_replica_outlives_lighthouse_and_companion(tmp_path: Path) -> None:
         assert_agree(place.wait_for_windows(3))
         place.start("w2")
         assert_agree(place.wait_for_windows(3))
+
+
+# A round that fails ------------------------------------------------------------------------------------------
+
+
+class HealingManager:
+    """What the pool uses of torchft's manager, at a replica that is behind in every round."""
+
+    def __init__(self, *, load_state_dict: Callable[[dict[str, Any]], None], **_: object) -> None:
+        self.is_connected = False
+        self.num_healed = 0
+        self._heal = load_state_dict
+        self._step = 0
+        self._error: ExceptionWithTraceback | None = None
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._step = state["step"]
+
+    def current_step(self) -> int:
+        return self._step
+
+    def start_quorum(self) -> None:
+        self._quorum_id = 1
+        self._error = None
+        if self._step < 5:
+            self._step = 5
+            self.num_healed += 1
+            ledger = torch.frombuffer(bytearray(Ledger().to_bytes()), dtype=torch.uint8)
+            state = {"version": 3, "weights": {}, "optimizer": {}, "ledger": ledger, "meta": {}, "candidates": {}}
+            self._heal(state)
+        if not self.is_connected:
+            self.report_error(RuntimeError("connection closed by peer"))
+
+    def report_error(self, error: Exception) -> None:
+        self._error = ExceptionWithTraceback(error)
+
+    def errored(self) -> ExceptionWithTraceback | None:
+        return self._error
+
+    def should_commit(self) -> bool:
+        self._step += self._error is None
+        return self._error is None
+
+    def shutdown(self, *, wait: bool) -> None:
+        pass
+
+
+class GroupOfOne:
+    """A process group of one replica."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def size(self) -> int:
+        return 1
+
+    def abort(self, *, errored: bool) -> None:
+        pass
+
+
+def test_what_a_replica_takes_over_in_a_round_that_fails_it_takes_over_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The manager counts the step as soon as the state is there, and would not ask for it again."""
+    monkeypatch.setattr(torchft_pool, "Manager", HealingManager)
+    monkeypatch.setattr(torchft_pool, "ProcessGroupGloo", GroupOfOne)
+    pool = TorchftPool(f"http://127.0.0.1:{free_port()}", "w0", device=torch.device("cpu"))
+    pool.start_from(4)
+
+    def next_round() -> RoundResult:
+        part = WindowPart("w0", 3, 3, "digest", is_due=False)
+        pool.begin(RoundTask(part, [torch.zeros(1)], Ledger(), is_synchronous=False, snapshot=checkpoint))
+        while (result := pool.poll()) is None:
+            time.sleep(pool.poll_s)
+        return result
+
+    assert next_round().failure == "connection closed by peer"
+    assert pool._manager.current_step() == 4
+    pool._manager.is_connected = True
+    assert next_round().taken_over is not None
+    assert pool._manager.current_step() == 6
+    assert next_round().taken_over is None
+    assert pool._manager.num_healed == 2
+    pool.close()
+
+
+def test_a_replica_that_falls_behind_counts_a_round_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchft_pool, "Manager", HealingManager)
+    monkeypatch.setattr(torchft_pool, "ProcessGroupGloo", GroupOfOne)
+    pool = TorchftPool(f"http://127.0.0.1:{free_port()}", "w0", device=torch.device("cpu"))
+    for before, after in ((4, 3), (0, 0)):
+        pool.start_from(before)
+        pool.fall_behind()
+        assert pool._manager.current_step() == after
+    pool.close()
+
+
+def checkpoint() -> Checkpoint:
+    return Checkpoint(EngineState(3, {}, {}), Ledger().to_bytes(), {})
 
 
 # Alone -------------------------------------------------------------------------------------------------------

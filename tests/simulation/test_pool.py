@@ -123,6 +123,19 @@ def test_a_killed_worker_costs_nothing_but_time(window: dict[str, object]) -> No
     pool.assert_all_committed_once(8)
 
 
+@pytest.mark.parametrize("victim", ["w0", "w1"])
+def test_whoever_dies_whenever_in_synchronous_mode_the_one_that_is_left_trains_to_the_end(victim: str) -> None:
+    """What the dead one had is earlier than what holds all credits of the other: each would wait for the other."""
+    for num_windows in range(1, 9):
+        pool = Pool(small_settings())
+        pool.start("w0", "w1")
+        pool.add_agents(num_train=24)
+        pool.run_for_windows(victim, num_windows)
+        pool.kill(victim)
+        pool.finish()
+        pool.assert_all_committed_once(12)
+
+
 @pytest.mark.parametrize("window", [{"mode": "synchronous"}, ASYNCHRONOUS], ids=["synchronous", "asynchronous"])
 def test_a_worker_that_joins_takes_the_weights_over_and_takes_part(window: dict[str, object]) -> None:
     pool = Pool(small_settings(window=window))

@@ -44,12 +44,13 @@ class Desk:
         is_leased: bool = True,
         credits: int = 2,  # noqa: A002
         deadlines: Deadlines = DEADLINES,
+        is_synchronous: bool = False,
     ) -> None:
         self.now = 0.0
         self.session = AgentSession(AgentTopics("clinic/07"), INCARNATION, software="v1", deadlines=deadlines)
         self.leases: dict[str, int] = {}
         self.session.connected(self.now)
-        self.session.ready(DIGEST, 40, CODECS, BYTE_STAGES, self.now)
+        self.session.ready(DIGEST, 40, CODECS, BYTE_STAGES, self.now, is_synchronous=is_synchronous)
         for worker in workers:
             self.online(worker)
             if is_leased:

@@ -1,7 +1,8 @@
 """An agent's microbatches on their way: each is kept until its end, sent again on a deadline, and moved where need be.
 
 A microbatch ends with its outputs (evaluation) or its commit (training). Until then it is with one worker, or
-*homeless*: taken back from a worker that is gone, and waiting for a credit at another.
+*homeless*: taken back from a worker that is gone, and waiting for a credit at another. In synchronous mode, where
+windows take an agent's steps in order, it does not wait for a later step: that one gives its place up.
 """
 
 from __future__ import annotations
@@ -98,10 +99,15 @@ class ExchangeTable:
         topics: The agent's topics.
         workers: Whom they may go to.
         deadlines: When they are sent again.
+
+    Attributes:
+        num_repeats: Messages sent again so far.
+        is_in_order: Whether windows take an agent's steps in order.
     """
 
     def __init__(self, topics: AgentTopics, workers: WorkerTable, deadlines: Deadlines) -> None:
         self.num_repeats = 0
+        self.is_in_order = False
         self._topics = topics
         self._workers = workers
         self._deadlines = deadlines
@@ -201,7 +207,7 @@ class ExchangeTable:
         actions: list[AgentAction] = []
         for key in sorted(self._homeless):  # in synchronous mode windows take an agent's steps in order
             if self._choose(self._exchanges[key]) is None:
-                break
+                continue
             self._homeless.discard(key)
             self.num_repeats += 1
             actions += self._send_activations(self._exchanges[key], now, repeated=True)
@@ -323,7 +329,24 @@ class ExchangeTable:
     # Inside ---------------------------------------------------------------------------------------------------
 
     def _choose(self, exchange: AgentExchange) -> KnownWorker | None:
-        return None if self._is_closed else self._workers.choose(exchange.step)
+        if self._is_closed:
+            return None
+        worker = self._workers.choose(exchange.step)
+        if worker is None and self.is_in_order and exchange.mode is Mode.TRAIN:
+            self._make_room(exchange.step)
+            worker = self._workers.choose(exchange.step)
+        return worker
+
+    def _make_room(self, step: int) -> None:
+        """Take the last step that is later than this one back: its worker would hold it until this one is committed."""
+        for key in sorted(self._exchanges, reverse=True):
+            exchange = self._exchanges[key]
+            worker = self._workers.named(exchange.worker)
+            is_waiting = exchange.mode is Mode.TRAIN and exchange.state is ExchangeState.ACTIVATIONS
+            if is_waiting and exchange.step > step and worker is not None and worker.is_open:
+                self._release(exchange)
+                self._homeless.add(key)
+                return
 
     def _repeating(self) -> list[AgentExchange]:
         return [exchange for exchange in self._exchanges.values() if exchange.last and not self._is_closed]

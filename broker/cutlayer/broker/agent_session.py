@@ -148,8 +148,10 @@ class AgentSession:
         now: float,
         *,
         num_val: int = 0,
+        is_synchronous: bool = False,
     ) -> list[AgentAction]:
         """Start asking for leases: manifest, data and tokenizers are there."""
+        self._exchanges.is_in_order = is_synchronous
         agent, incarnation, software = self.topics.root, self.incarnation, self._software
         hello = Hello(agent, incarnation, manifest_digest, num_samples, codecs, byte_stages, software, num_val)
         return self._greetings.ready(hello, now)
@@ -279,6 +281,8 @@ class AgentSession:
             actions += self._poll(now)
         actions += self._exchanges.rehome(now)
         for exchange in self._exchanges.due(now):
+            if exchange.last is None:  # it has just given its place up to one of the others
+                continue
             asked = self._workers.named(exchange.worker)
             actions += self._exchanges.repeat(exchange, now)
             # A worker that has taken the lease back listens to nothing else.

@@ -68,10 +68,15 @@ class KnownWorker:
     former: set[int] = field(default_factory=set)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it takes microbatches, as far as there are credits."""
+        is_heard = self.lease is not None and not (self.is_draining or self.is_silent)
+        return is_heard and self.phase is not RunPhase.ENDED
+
+    @property
     def has_credit(self) -> bool:
         """Whether a microbatch may go to it now."""
-        is_open = self.lease is not None and not (self.is_draining or self.is_silent)
-        return is_open and self.phase is not RunPhase.ENDED and len(self.outstanding) < self.credits
+        return self.is_open and len(self.outstanding) < self.credits
 
     @property
     def is_asked(self) -> bool:

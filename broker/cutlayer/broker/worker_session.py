@@ -456,6 +456,7 @@ class WorkerSession:
         if self._run.selection is not None:
             self._run.selection.committed(scheduler.committed_samples, verdict.planned_samples)
         self._round_ended(generation, window)
+        self._window_said_at = now  # whoever has missed the commit hears of it, also while nothing new is said
         again = own if self.name in verdict.rejected else []
         done = [] if again else own
         done += [exchange for exchange in again if exchange.key.step in self.ledger.of(exchange.key.agent)]

@@ -115,17 +115,22 @@ class WorkerSteps:
         return actions
 
     def _make_room(self, key: Key) -> bool:
-        """Forget the oldest training step of an agent that lacks its gradients; return whether there is one.
+        """Forget a training step of an agent that lacks its gradients; return whether there is one.
 
-        An agent keeps to its credits. Where it sends more it has taken something back that is still here: it has sent
-        it to another worker, or starts again from an earlier step.
+        An agent keeps to its credits. Where it sends more it has taken something back that is still here: in
+        synchronous mode the last step, for an earlier one, and otherwise the oldest here, which it has sent to another
+        worker.
         """
-        for held, exchange in self._run.scheduler.exchanges.items():
-            is_open = exchange.state in (ExchangeState.ACTIVATIONS, ExchangeState.OUTPUTS)
-            if held.agent == key.agent and held.mode is Mode.TRAIN and is_open:
-                self._run.scheduler.discard(held)
-                return True
-        return False
+        is_open = (ExchangeState.ACTIVATIONS, ExchangeState.OUTPUTS)
+        exchanges = self._run.scheduler.exchanges.items()
+        held = [one for one, exchange in exchanges if one.agent == key.agent and exchange.state in is_open]
+        held = [one for one in held if one.mode is Mode.TRAIN]
+        if not held:
+            return False
+        last = max(held, key=lambda one: one.step)
+        is_in_order = self._run.manifest.window.mode == "synchronous" and key.mode is Mode.TRAIN
+        self._run.scheduler.discard(last if is_in_order and key.step < last.step else held[0])
+        return True
 
     def _check_activations(self, lease: Lease, message: Activations) -> None:
         given = message.modalities

@@ -318,7 +318,11 @@ class AgentRuntime:
         digest = bytes.fromhex(enrolled.manifest.digest())
         codecs, stages = compression.available_codecs(), compression.available_byte_stages()
         num_train, num_val = enrolled.plan.num_train, enrolled.plan.num_val
-        self._do(self._session.ready(digest, num_train, codecs, stages, now, num_val=num_val), now)
+        is_synchronous = enrolled.manifest.window.mode == "synchronous"
+        ready = self._session.ready(
+            digest, num_train, codecs, stages, now, num_val=num_val, is_synchronous=is_synchronous
+        )
+        self._do(ready, now)
 
     def _ladder(self, enrolled: Enrolled) -> CodecLadder | None:
         """Make what chooses the codec of activations; None where there is nothing to choose and nothing to meet."""

@@ -98,11 +98,11 @@ class MemoryLighthouse:
                     assert furthest.task is not None
                     state = furthest.task.snapshot()
                 healed.add(seat.name)
-                seat.step = furthest.step
                 parts.append(WindowPart(seat.name, seat.task.part.window, seat.task.part.version))
             else:
                 parts.append(seat.task.part)
         assert furthest.task is not None
+        step = furthest.step
         verdict = judge_parts(parts, furthest.task, None)
         flat = None
         if verdict.commits:
@@ -114,7 +114,7 @@ class MemoryLighthouse:
             if len(seats) > 1 and self._fails(seat.name):
                 seat.result = RoundResult(self._generation, failure="the connection to the other replicas broke")
             else:
-                seat.step += 1
+                seat.step = step + 1
                 seat.result = RoundResult(
                     self._generation,
                     tuple(part.worker for part in parts),
@@ -143,6 +143,11 @@ class MemoryPool:
     def start_from(self, step: int) -> None:
         """Say how far this worker is."""
         self._step = step
+
+    def fall_behind(self) -> None:
+        """Take over the others' state in their next round."""
+        assert self._seat is not None, "only in a round it is found out"
+        self._seat.step -= 1
 
     def begin(self, task: RoundTask) -> None:
         """Start a round."""

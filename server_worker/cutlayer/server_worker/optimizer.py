@@ -38,14 +38,18 @@ _QUANTITIES: dict[type[torch.optim.Optimizer], frozenset[str]] = {
 }
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return a copy of the optimizer's state, as `<parameter>/<quantity>` (`head.weight/exp_avg`).
 
     Learning rate and other settings are not in it: they come from the run settings.
+
+    Args:
+        parameters: Those that it steps, by name. Not the model, which holds others while it runs functionally.
+        optimizer: The optimizer.
     """
     return {
         f"{name}/{quantity}": value.detach().clone()
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         for quantity, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)  # SGD without momentum keeps None
     }

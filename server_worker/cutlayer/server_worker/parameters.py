@@ -4,7 +4,7 @@ The encoder's own parameters are the master copy, which the optimizer steps in p
 them that nothing ever writes to. Forward passes run on the newest version, and a graph that waits for its output
 gradients keeps the version that it was computed with alive; an in-place step under a live graph would not.
 
-Not thread-safe: one thread owns them.
+Not thread-safe: one thread owns them. Another one may take a snapshot while that runs the encoder.
 """
 
 from __future__ import annotations
@@ -210,9 +210,14 @@ class VersionedParameters:
         self._sums = [total if there else None for total, there in zip(sums, given, strict=True)]
 
     def state_dict(self) -> EngineState:
-        """Return a snapshot that later commits do not change. The open window is not in it."""
-        weights = {name: value.detach().clone() for name, value in self._encoder.state_dict().items()}
-        return EngineState(self.version, weights, optimizer_state(self._encoder, self._optimizer))
+        """Return a snapshot that later commits do not change. The open window is not in it.
+
+        Another thread may run the encoder meanwhile: that one then holds a version, perhaps that of a candidate, in
+        the places of the masters.
+        """
+        state = {**self._encoder.state_dict(), **self._masters}
+        weights = {name: value.detach().clone() for name, value in state.items()}
+        return EngineState(self.version, weights, optimizer_state(self._masters, self._optimizer))
 
     def load_state_dict(self, state: EngineState) -> None:
         """Continue from a snapshot; the open window is dropped.

@@ -79,6 +79,9 @@ class Pool(Protocol):
             step: Windows that it has committed, from a checkpoint; 0 for one that takes over whatever the others have.
         """
 
+    def fall_behind(self) -> None:
+        """Have this worker take over the others' state in their next round: its own is not theirs."""
+
     def begin(self, task: RoundTask) -> None:
         """Start a round; there is at most one at a time."""
 

@@ -68,6 +68,8 @@ class Rounds:
         self._ended_at = 0.0
         self._generation = 0
         self._was_failing = False
+        self._is_mending = False
+        self._mended_at: int | None = None
         self.is_member = False
         self.num_rounds = 0
 
@@ -130,7 +132,8 @@ class Rounds:
             Whether it is over now and has committed a window.
 
         Raises:
-            RunError: When this replica's weights differ from the pool's, or its settings do, or training has diverged.
+            RunError: When this replica's weights differ from the pool's right after it has taken these over, or its
+            settings do, or training has diverged.
         """
         if self._begun_at is None:
             return False
@@ -148,10 +151,8 @@ class Rounds:
         verdict = result.verdict
         assert verdict is not None, "a round that has not failed has a verdict"
         if self._session.name in verdict.differing:
-            raise RunError(
-                f"this worker's weights differ from its pool's at window {self._session.window}\n"
-                "  fix: start it again: it takes over the pool's weights; tell the developers, with both workers' logs"
-            )
+            self._differs(result, now)
+            return False
         if result.taken_over is not None:
             self._take_over(result.taken_over, result.generation, now)
         self.is_member = True
@@ -170,6 +171,24 @@ class Rounds:
             log.warning("the pool's round has failed (%s); trying again", result.failure)
         self._was_failing = True
         self._do(self._session.round_failed(None, result.generation or self._generation, now))
+
+    def _differs(self, result: RoundResult, now: float) -> None:
+        """Have the pool's weights taken over in the next round, and what is committed here alone done again.
+
+        Raises:
+            RunError: When they were, and one window has made them differ again.
+        """
+        window = self._session.window
+        if self._mended_at is not None and window <= self._mended_at + 1:
+            raise RunError(
+                f"this worker's weights differ from its pool's at window {window}, again\n"
+                "  fix: give all workers of a pool the same hardware and releases; if they have, tell the developers, "
+                "with all workers' logs"
+            )
+        log.warning("this worker's weights differ from its pool's at window %d; taking over the pool's", window)
+        self._is_mending = True
+        self._pool.fall_behind()
+        self._do(self._session.round_failed(None, result.generation, now))
 
     def _commit(self, result: RoundResult, verdict: Verdict, now: float) -> None:
         assert result.sums is not None, "a window that closes has sums"
@@ -216,6 +235,8 @@ class Rounds:
                 selection=cast("dict[str, Any] | None", checkpoint.meta.get("selection")),
             )
         )
+        if self._is_mending:
+            self._is_mending, self._mended_at = False, self._session.window
         log.info("took over the pool's weights at window %d", self._session.window)
         self._emit(StateTakenOver(self._session.window))
 

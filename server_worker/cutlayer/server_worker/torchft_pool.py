@@ -150,6 +150,10 @@ class TorchftPool:
         """Say how far this worker is."""
         self._manager.load_state_dict({"step": step, "batches_committed": 0})
 
+    def fall_behind(self) -> None:
+        """Take over the others' state in their next round, as a replica that has missed one does."""
+        self.start_from(max(self._manager.current_step() - 1, 0))
+
     def begin(self, task: RoundTask) -> None:
         """Start a round."""
         assert self._round is None, "one round at a time"
@@ -172,6 +176,15 @@ class TorchftPool:
     # In the pool's thread -------------------------------------------------------------------------------------
 
     def _run(self, task: RoundTask) -> RoundResult:
+        manager = self._manager
+        step = manager.current_step()
+        result = self._try(task)
+        if result.failure and manager.current_step() != step:
+            # It has counted what this replica was to take over; nothing of it is, and the next round has to heal it.
+            self.start_from(step)
+        return result
+
+    def _try(self, task: RoundTask) -> RoundResult:
         self._task, self._taken_over = task, None
         manager = self._manager
         try:
