@@ -255,14 +255,16 @@ def _networked_settings(task: Task, seed: int, num_sites: int, more: Mapping[str
     changes = {**_NETWORKED, "run.min_agents": num_sites, **more}
     if isinstance(settings.task, RetrievalSpec):
         changes["run.microbatch_samples"] = RETRIEVAL_MICROBATCH
-        # Enough in flight to fill a window twice, or windows would close for want of samples.
-        enough = -(-2 * settings.window.samples // (num_sites * RETRIEVAL_MICROBATCH))
-        changes["worker.credits"] = max(settings.worker.credits, enough)
+        # As many under way as fill a window: with fewer windows would close for want of samples.
+        changes["worker.credits"] = -(-settings.window.samples // (num_sites * RETRIEVAL_MICROBATCH))
     return settings_of(task, seed, changes)
 
 
 def _cutlayer(task: Task, job: Job) -> Row:
-    more = {"task.negatives": "agent"} if job.scheme == "cutlayer-agent-negatives" else {}
+    # One microbatch under way a site: with two, as by default, half of what a step is taken on is of older weights.
+    more: dict[str, object] = {"worker.credits": 1}
+    if job.scheme == "cutlayer-agent-negatives":
+        more["task.negatives"] = "agent"
     assert job.choice is not None
     settings = with_rate(_networked_settings(task, job.seed, NUM_SITES, more), job.choice.factor)
     return _networked(task, settings, sites_of(task, job.partition, job.seed))
