@@ -181,6 +181,13 @@ def test_a_contrasted_window_is_filled_by_whole_microbatches_past_its_size_at_th
     assert agents.next() is None
 
 
+def test_a_contrasted_window_has_room_for_a_microbatch_however_many_workers_share_it() -> None:
+    agents = bench(samples=2, is_contrasted=True)
+    agents.others = OthersInWindow(num_workers=3)
+    key = agents.arrive("a", 0)
+    assert agents.forward() == (key,)
+
+
 def test_other_modalities_and_modes_go_apart() -> None:
     b = bench()
     a = b.arrive("a")

@@ -323,7 +323,7 @@ class Scheduler:
         if not self._is_contrasted or self._is_synchronous:
             return math.inf
         times: list[float] = []
-        room = float(self._spec.samples // (1 + others.num_workers) - self._window_samples)
+        room = float(max(self._spec.samples // (1 + others.num_workers), 1) - self._window_samples)
         for key in (key for group in self._groups.values() for key in (*group.waiting, *group.ready)):
             exchange = self.exchanges[key]
             given_up_at = math.inf if exchange.outputs_at is None else exchange.outputs_at + self._spec.deadline_s
