@@ -29,6 +29,45 @@ class DisjointSite:
     alone: Mapping[int, float]
 
 
+@dataclass(frozen=True, slots=True)
+class GivenBoth:
+    """The metric of samples of which both modalities are given, by seed; and of each site's own model, given its own.
+
+    Attributes:
+        together: Of the model that both sites trained.
+        mean: Of the mean of what both sites' own models say.
+        alone: Of each site's own, by the modality it is given.
+    """
+
+    together: Mapping[int, float]
+    mean: Mapping[int, float]
+    alone: Mapping[str, Mapping[int, float]]
+
+
+def compare_given_both(rows: Sequence[Row]) -> dict[str, GivenBoth]:
+    """Return what the models of a task do given both modalities, by learning rate as a factor on the run's.
+
+    Args:
+        rows: Those of one task.
+    """
+    found: dict[float, dict[str, dict[int, Row]]] = {}
+    for row in rows:
+        if "given_both" in row:
+            by_scheme = found.setdefault(row["choice"]["factor"], {scheme: {} for scheme in SCHEMES})
+            by_scheme[row["scheme"]][int(row["seed"])] = row
+    by_rate = {}
+    for factor, by_scheme in sorted(found.items()):
+        together, alone = (by_scheme[scheme] for scheme in SCHEMES)
+        if together and alone:
+            names = next(iter(alone.values()))["given"]
+            by_rate[f"{factor:g}"] = GivenBoth(
+                {seed: row["given_both"] for seed, row in together.items()},
+                {seed: row["given_both"] for seed, row in alone.items()},
+                {name: _values(alone, place) for place, name in enumerate(names)},
+            )
+    return by_rate
+
+
 def compare_disjoint(rows: Sequence[Row], *, is_more_better: bool) -> dict[str, list[DisjointSite]]:
     """Return the sites by learning rate, as a factor on the run's, and by `BEST` and `CHOSEN` where several were tried.
 

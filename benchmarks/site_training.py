@@ -10,10 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
 from benchmarks.task_sites import Site
+from numpy.typing import NDArray
 
 from cutlayer.broker.messages import MetricSums
 from cutlayer.broker.task_metrics import metric_values, pooled
+from cutlayer.edge_agent.client_side import Tokenized
 from cutlayer.edge_agent.losses import task_from_spec
 from cutlayer.edge_agent.reported_sums import Sums
 from cutlayer.edge_agent.work_items import EvaluationRun
@@ -31,12 +34,13 @@ class Trainer:
         built: Its model, taken over.
 
     Attributes:
+        loss: Its task's.
         cpu_s: Processor seconds of training so far, all threads.
     """
 
     def __init__(self, settings: RunSettings, built: BuiltModel) -> None:
         self._task = settings.task
-        self._loss = task_from_spec(settings.task)
+        self.loss = task_from_spec(settings.task)
         self._engine = make_engine(settings, built)
         self.cpu_s = 0.0
 
@@ -76,7 +80,7 @@ class Trainer:
         forwarded = self._engine.forward([ForwardItem(key, "train", dict(batch.tokens), dict(batch.positions))])
         if forwarded.group_id is None:
             return  # not finite: without effect, as at a worker
-        gradient_BC = self._loss.loss_and_gradient(forwarded.outputs[key], batch.targets).gradient_BC
+        gradient_BC = self.loss.loss_and_gradient(forwarded.outputs[key], batch.targets).gradient_BC
         self._engine.backward(forwarded.group_id, {key: gradient_BC}, last=True)
         self._engine.commit(len(batch.targets), done / (plan.epochs * plan.num_train))
 
@@ -93,16 +97,36 @@ class Trainer:
         return metric_values(self._task, pooled(sums))
 
     def _evaluated(self, site: Site, given: tuple[str, ...]) -> MetricSums:
-        batches = site.plan.test_batches(site.plan.num_test)
-        run = EvaluationRun(site.plan.epochs, given, True, len(batches), Sums(), is_whole=True)
-        for indices in batches:
-            batch = site.client.tokenize("test", indices, given)
-            item = ForwardItem("test", "eval", dict(batch.tokens), dict(batch.positions))
-            outputs_BC = self._engine.forward([item]).outputs.get("test")
-            if outputs_BC is None:
-                raise FloatingPointError("outputs are not finite")
-            run.add(self._loss.loss_and_gradient(outputs_BC, batch.targets))
-        return run.sums.all()
+        return mean_sums([(self, given)], site)
+
+    def outputs(self, batch: Tokenized) -> NDArray[np.float32]:
+        """Return the outputs of samples that are not trained on, float32 (B, C).
+
+        Raises:
+            FloatingPointError: When they are not finite.
+        """
+        item = ForwardItem("test", "eval", dict(batch.tokens), dict(batch.positions))
+        outputs_BC = self._engine.forward([item]).outputs.get("test")
+        if outputs_BC is None:
+            raise FloatingPointError("outputs are not finite")
+        return outputs_BC
+
+
+def mean_sums(models: Sequence[tuple[Trainer, tuple[str, ...]]], site: Site) -> MetricSums:
+    """Return the sums over a site's test samples, of the mean of some models' outputs.
+
+    Args:
+        models: Models of one run, and the modalities that each is given.
+        site: The site.
+    """
+    batches = site.plan.test_batches(site.plan.num_test)
+    given = tuple(sorted({name for _, names in models for name in names}))
+    run = EvaluationRun(site.plan.epochs, given, True, len(batches), Sums(), is_whole=True)
+    for indices in batches:
+        seen = [(model, site.client.tokenize("test", indices, names)) for model, names in models]
+        outputs_BC = np.stack([model.outputs(batch) for model, batch in seen]).mean(axis=0, dtype=np.float32)
+        run.add(models[0][0].loss.loss_and_gradient(outputs_BC, seen[0][1].targets))
+    return run.sums.all()
 
 
 def train_alone(settings: RunSettings, built: BuiltModel, site: Site, given: tuple[str, ...] | None = None) -> Trainer:

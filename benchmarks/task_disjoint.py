@@ -8,19 +8,29 @@ It depends on the learning rate, since a small site overfits, and the other one'
 trained with several, and all are told: the best of a site alone is what together has to beat. Nobody knows the best
 beforehand; so it is also told what each reaches with the rate that validation samples of its own choose: a third of a
 site's training samples, and together those of both sites.
+
+A model that both trained can be given both modalities, too, of people of whom both are known: each goes through the
+encoder by itself, and what comes out is combined (late fusion). It has never seen two of one sample. Beside it stands
+what the two models alone say on the mean, which takes that the sites give each other their models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.federated import Choice
-from benchmarks.task_sites import held, only
+from benchmarks.site_training import Trainer, mean_sums
+from benchmarks.task_sites import held, make_site, only
 from benchmarks.tasks.catalogue import Task
 
+from cutlayer.broker.task_metrics import metric_values
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.partition import Shard
+from cutlayer.server_worker.engine import EngineState
+from cutlayer.server_worker.model_builder import build
+from cutlayer.server_worker.run_parts import make_manifest
+from cutlayer.server_worker.settings import RunSettings
 
 PARTITION = "disjoint"
 SCHEMES = ("disjoint-together", "disjoint-alone")
@@ -55,9 +65,32 @@ class Disjoint:
 
 DISJOINT: Mapping[str, Disjoint] = {
     "digits": Disjoint(shards=16, epochs=40),
+    "motions": Disjoint(shards=4, epochs=12),
     "vitals": Disjoint(shards=3, epochs=20, rates=(0.1, 0.3, 1.0), seeds=20),
 }
 """By task: those whose modalities, each by itself, say something of the same labels."""
+
+
+def given_both(settings: RunSettings, states: Sequence[EngineState], task: Task, seed: int) -> float:
+    """Return the metric over all test samples, given both modalities.
+
+    Args:
+        settings: Those that the sites trained with.
+        states: The weights of the model of both, or those of each site's own, in the order of `disjoint_sites`.
+        task: The task.
+        seed: The run's.
+    """
+    whole = held(task.open(Shard(), seed, None))
+    names = sorted(whole.modalities)[:NUM_SITES]
+    models = []
+    for place, state in enumerate(states):
+        built = build(settings, seed)
+        manifest, tokenizer_file = make_manifest(settings, built, run_id="tasks"), built.tokenizer_file
+        trainer = Trainer(settings, built)
+        trainer.load(state)
+        models.append((trainer, tuple(names) if len(states) == 1 else (names[place],)))
+    site = make_site(manifest, tokenizer_file, only(whole, names), "both")
+    return metric_values(settings.task, mean_sums(models, site))[task.metric]
 
 
 def disjoint_sites(task: Task, seed: int, shards: int) -> dict[str, ArrayDataset]:

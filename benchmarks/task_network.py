@@ -20,6 +20,7 @@ from cutlayer.broker.transport import WireCount
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
 from cutlayer.server_worker.activation_store import MemoryActivationStore
+from cutlayer.server_worker.engine import EngineState
 from cutlayer.server_worker.model_builder import BuiltModel
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
@@ -42,6 +43,7 @@ class Trained:
         total_bytes: Both to the end, with the evaluation on all test samples.
         cpu_s: Processor seconds of all agents, until their last training step is committed.
         num_train: Training samples of all sites.
+        state: The worker's weights afterwards.
     """
 
     sums: tuple[MetricSums, ...]
@@ -50,6 +52,7 @@ class Trained:
     total_bytes: int
     cpu_s: float
     num_train: int
+    state: EngineState
 
 
 class _Timed:
@@ -100,10 +103,11 @@ def train(settings: RunSettings, built: BuiltModel, sites: Sequence[Dataset]) ->
     book = RunBook(manifest, built.num_tokenizer_parameters)
     transport = network.transport("worker-0")
     store = MemoryActivationStore()
+    engine = make_engine(settings, built)
     worker = WorkerRuntime(
         transport,
         make_session(settings, manifest, "worker-0", incarnation=network.next_incarnation(), lease_seed=seed),
-        make_engine(settings, built),
+        engine,
         built.tokenizer_file,
         book,
         options=WorkerOptions(claim_s=0.1),
@@ -127,6 +131,7 @@ def train(settings: RunSettings, built: BuiltModel, sites: Sequence[Dataset]) ->
         sum(agent.wire.sent_bytes + agent.wire.received_bytes for agent in agents),
         sum(agent.cpu_s for agent in agents),
         sum(data.num_samples("train") for data in sites),
+        engine.state_dict(),
     )
 
 

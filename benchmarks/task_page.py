@@ -226,6 +226,33 @@ def disjoint_table(results: Results) -> str:
     return table(head, rows)
 
 
+def given_both_table(results: Results) -> str:
+    """Return what the model of sites with one modality each does where both are known."""
+    rows = []
+    for task in results.tasks:
+        metric = results.metric(task)
+        for rate, found in results.given_both(task).items():
+            alone = ", ".join(
+                f"{name}: {value_text(mean_of(own.values()), metric)}" for name, own in found.alone.items()
+            )
+            gains = [difference_text(paired_difference(found.together, own), metric) for own in found.alone.values()]
+            rows.append(
+                [
+                    f"{results.title(task)}, {_called(metric)}",
+                    rate,
+                    str(len(found.together.keys() & found.mean.keys())),
+                    value_text(mean_of(found.together.values()), metric),
+                    alone,
+                    ", ".join(gains),
+                    value_text(mean_of(found.mean.values()), metric),
+                    difference_text(paired_difference(found.together, found.mean), metric),
+                ]
+            )
+    head = ["task", "learning rate x the run's", "seeds", "the model of both, given both", "each alone, given its own"]
+    head += ["minus each alone", "mean of both alone", "minus that mean"]
+    return table(head, rows)
+
+
 def negatives_table(results: Results) -> str:
     """Return what negatives of the whole window bring against those of a microbatch."""
     rows = []
@@ -249,6 +276,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "work": work_table,
     "negatives": negatives_table,
     "disjoint": disjoint_table,
+    "given-both": given_both_table,
     "tuning": tuning_table,
 }
 

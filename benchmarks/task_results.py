@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.compression_statistics import Mean, mean_of, paired_difference
-from benchmarks.disjoint_results import DisjointSite, compare_disjoint
+from benchmarks.disjoint_results import DisjointSite, GivenBoth, compare_disjoint, compare_given_both
 from benchmarks.task_disjoint import PARTITION
 from benchmarks.task_flops import Work
 
@@ -138,6 +138,10 @@ class Results:
         """Return what the sites that share no modality reach, by learning rate (`compare_disjoint`)."""
         is_more_better = self.metric(task).better == "more"
         return compare_disjoint(self._of(task, {PARTITION}), is_more_better=is_more_better)
+
+    def given_both(self, task: str) -> dict[str, GivenBoth]:
+        """Return what sites that share no modality reach where both are given (`compare_given_both`)."""
+        return compare_given_both(self._of(task, {PARTITION}))
 
     def _of(self, task: str, partitions: set[str]) -> list[Row]:
         return [row for row in self._rows if row["task"] == task and row["partition"] in partitions]

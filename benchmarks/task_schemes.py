@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from benchmarks.federated import LEARNING_RATE_FACTORS, Choice, grid, num_bytes, train_federated, with_rate
 from benchmarks.site_training import train_alone, train_each_alone
-from benchmarks.task_disjoint import DISJOINT, disjoint_sites
+from benchmarks.task_disjoint import DISJOINT, disjoint_sites, given_both
 from benchmarks.task_flops import VIT_B16, vit_b16, work_of
 from benchmarks.task_sites import NUM_SITES, Site, held, make_site, sites_of, topic_of, with_validation
 from benchmarks.tasks.catalogue import TASKS, Task
@@ -271,7 +271,10 @@ def _cutlayer(task: Task, job: Job) -> Row:
 
 
 def _networked(task: Task, settings: RunSettings, sites: Sequence[ArrayDataset]) -> Row:
-    trained = task_network.train(settings, build(settings, settings.run.seed), sites)
+    return _networked_row(task, settings, task_network.train(settings, build(settings, settings.run.seed), sites))
+
+
+def _networked_row(task: Task, settings: RunSettings, trained: task_network.Trained) -> Row:
     by_site = [metric_values(settings.task, sums).get(task.metric) for sums in trained.sums]
     return {
         "value": metric_values(settings.task, pooled(trained.sums))[task.metric],
@@ -295,12 +298,19 @@ def _disjoint(task: Task, job: Job) -> Row:
     num_together = len(data) if job.scheme.startswith("disjoint-together") else 1
     # As many steps alone as together, with as many samples of one's own in each.
     window = settings_of(task, job.seed).window.samples * num_together // len(data)
-    more = {"run.epochs": how.epochs, "window.samples": window}
+    more = {"run.epochs": how.epochs, "window.samples": window, "model.fusion": "late"}
     settings = with_rate(_networked_settings(task, job.seed, num_together, more), job.choice.factor)
     sites = list(data.values())
-    rows = [
-        _networked(task, settings, sites[first : first + num_together]) for first in range(0, len(sites), num_together)
+    trained = [
+        task_network.train(settings, build(settings, job.seed), sites[first : first + num_together])
+        for first in range(0, len(sites), num_together)
     ]
+    rows = [_networked_row(task, settings, each) for each in trained]
+    both = (
+        {}
+        if job.scheme in task_disjoint.TUNING
+        else {"given_both": given_both(settings, [each.state for each in trained], task, job.seed)}
+    )
     values = [value for row in rows for value in row["by_site"]]
     costs = ("up_bytes", "down_bytes", "total_bytes", "cpu_s", "num_train")
     return {
@@ -309,6 +319,7 @@ def _disjoint(task: Task, job: Job) -> Row:
         "pooled": [row["value"] for row in rows],
         "by_site": values,
         "given": list(data),
+        **both,
         "epochs": how.epochs,
     }
 

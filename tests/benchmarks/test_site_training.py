@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.site_training import Trainer, train_alone
+from benchmarks.site_training import Trainer, mean_sums, train_alone
 from benchmarks.task_schemes import settings_of
 from benchmarks.task_sites import Site, make_site
 
@@ -87,6 +87,20 @@ def test_a_model_whose_outputs_are_not_finite_is_not_judged() -> None:
     trainer.load(state)
     with pytest.raises(FloatingPointError, match="not finite"):
         trainer.evaluate([site])
+
+
+def test_the_mean_of_models_is_that_of_their_outputs() -> None:
+    settings = small_settings(model={**small_settings().model.model_dump(), "fusion": "late"})
+    built, site = site_of(settings, small_dataset(0))
+    model, other = train_alone(settings, built, site), Trainer(settings, build(settings, 1))
+    # Late fusion averages features and the head is linear: given both is the mean of given each.
+    both = mean_sums([(model, ("audio", "image"))], site)
+    each = mean_sums([(model, ("audio",)), (model, ("image",))], site)
+    assert each.loss_sum == pytest.approx(both.loss_sum, rel=1e-5)
+    assert each.num_samples == both.num_samples == site.plan.num_test
+    audio = mean_sums([(model, ("audio",))], site).loss_sum
+    mixed = mean_sums([(model, ("audio",)), (other, ("image",))], site).loss_sum
+    assert len({round(loss, 3) for loss in (both.loss_sum, audio, mixed)}) == 3
 
 
 def test_the_centralized_reference_tells_the_metric_given_all_and_each(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from benchmarks.task_flops import VIT_B16, Work
 from benchmarks.task_page import (
     TABLES,
     disjoint_table,
+    given_both_table,
     negatives_table,
     ratio_text,
     scheme_table,
@@ -174,6 +175,17 @@ def test_of_an_error_the_least_is_the_best() -> None:
 def test_a_learning_rate_of_which_one_half_is_not_there_yet_is_left_out() -> None:
     rows = disjoint_rows((1.0, [0.6, 0.5], [0.4, 0.4]), (0.3, [0.5, 0.5], [0.5, 0.3]))
     assert list(Results(rows[:-3]).disjoint("digits")) == ["1"]
+
+
+def test_where_both_modalities_are_given_the_model_of_both_is_compared_with_each_and_with_their_mean() -> None:
+    rows = disjoint_rows((1.0, [0.6, 0.5], [0.5, 0.55]))
+    assert "60" not in given_both_table(Results(rows)), "nothing has been given both"
+    for entry in rows:
+        entry["given_both"] = 0.8 if entry["scheme"] == "disjoint-together" else 0.7
+    found = cells(given_both_table(Results(rows)), 0)
+    assert found[1:4] == ["1", "3", "80.00 ± 0.00"]
+    assert found[4] == "audio: 50.00 ± 0.00, image: 55.00 ± 0.00"
+    assert found[5:] == ["+30.00 ± 0.00, +25.00 ± 0.00", "70.00 ± 0.00", "+10.00 ± 0.00"]
 
 
 def validated(factor: float, seed: int, pooled: float, alone: list[float]) -> list[Row]:

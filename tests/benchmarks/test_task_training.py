@@ -74,6 +74,8 @@ def test_sites_with_a_modality_each_train_together_and_alone(small: Task, monkey
         assert len(row["pooled"]) == (1 if "together" in job.scheme else 2)
         assert row["num_train"] == (16 if job.scheme in TUNING else 80), "some are held back to choose a rate by"
         assert row["epochs"] == 3
+        assert ("given_both" in row) == (job.scheme in SCHEMES), "what validates is not tested"
+        assert 0.0 <= row.get("given_both", 0.0) <= 1.0
         assert key_of(row) == job_key(job)
     assert len({job_key(job) for job in jobs}) == 8, "each learning rate is a training of its own"
     assert len({tuple(row["by_site"]) for row in rows}) > 1
