@@ -20,7 +20,7 @@ from cutlayer.broker.manifest import Manifest, ModalitySpec
 from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES
 from cutlayer.edge_agent.batches import Batch, Dataset, Split
 
-__all__ = ["HasGroups", "HasValidation", "SetAside", "num_validation_samples", "with_validation"]
+__all__ = ["HasGroups", "HasValidation", "SetAside", "num_set_aside", "num_validation_samples", "with_validation"]
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,12 @@ def num_validation_samples(dataset: Dataset) -> int:
     """Return how many validation samples judge candidates: none where they are so few that no sum may leave."""
     num_val = dataset.num_val if isinstance(dataset, HasValidation) else 0
     return num_val if num_val >= MIN_REPORTED_SAMPLES else 0
+
+
+def num_set_aside(manifest: Manifest, num_train: int) -> int:
+    """Return how many of so many training samples a run sets aside, where none of them belong together."""
+    wanted = min(round(manifest.evaluation.val_ratio * num_train), num_train - 1) if manifest.evaluation.selects else 0
+    return wanted if wanted >= MIN_REPORTED_SAMPLES else 0
 
 
 def with_validation(dataset: Dataset, manifest: Manifest, agent: str) -> Dataset:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from cutlayer.broker.manifest import ActivationMode, Manifest
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.simulation.plan_evaluations import evaluations
 from cutlayer.simulation.plan_exchange import Exchanges
 from cutlayer.simulation.plan_outcome import Conditions, Part, RunPlan, Site, SitePlan, transfer_s
 from cutlayer.simulation.plan_presence import goodbye, joining, leaving
@@ -60,7 +61,7 @@ def plan_run(
 
 def _likeness(site: Site) -> object:
     if isinstance(site.tensors, BoundTensors):
-        return site.num_train, site.num_test, len(site.parties.agent)
+        return site.num_train, site.num_test, site.num_val, len(site.parties.agent)
     return site.parties.agent
 
 
@@ -81,7 +82,7 @@ def _without_reports(
         site.parties,
         conditions.link,
         site.tensors,
-        site.num_train,
+        plan,
         num_versions / plan.total_steps,
     )
     stages: dict[tuple[Stage, Part], Ways] = {}
@@ -92,6 +93,9 @@ def _without_reports(
             key = alike.stage, part
             stages[key] = stages.get(key, NOTHING) + ways * alike.count
         microbatch_up = max(microbatch_up, activations.up)
+    for evaluation in evaluations(manifest, plan, tuple(sorted(manifest.modalities))):
+        if evaluation.split == "val":
+            stages[Stage.EVALUATION, Part.ANSWERS] += exchanges.candidate(evaluation.moment)
     presence = joining(
         manifest,
         tokenizer_file,
@@ -115,6 +119,7 @@ def _without_reports(
         NOTHING,
         0,
         microbatch_up,
+        site.num_val,
     )
 
 
@@ -146,6 +151,7 @@ def _epochs(manifest: Manifest, site: Site) -> EpochPlan:
         site.num_train,
         site.num_test,
         manifest.microbatch_samples,
+        site.num_val,
     )
 
 
@@ -160,8 +166,12 @@ def _estimated_s(manifest: Manifest, sites: Sequence[Site], plans: Sequence[Site
     """Return how long a run takes at least: its slowest link, its slowest agent, or its worker on this machine."""
     is_kept = conditions.may_be_kept and manifest.activations == "once"
     num_passes = manifest.epochs * sum(site.num_train for site in sites)
-    num_evaluations = sum(site.num_test for site in sites) * (1 + len(manifest.modalities))
-    times = [conditions.forward_s * (conditions.step_passes * num_passes + num_evaluations), 1.0]
+    num_evaluated = sum(
+        evaluation.num_samples
+        for site in sites
+        for evaluation in evaluations(manifest, _epochs(manifest, site), tuple(sorted(manifest.modalities)))
+    )
+    times = [conditions.forward_s * (conditions.step_passes * num_passes + num_evaluated), 1.0]
     for site, plan in zip(sites, plans, strict=True):
         times.append(transfer_s(plan.whole, conditions) or 0.0)
         if site.seconds is not None and site.seconds.encode:

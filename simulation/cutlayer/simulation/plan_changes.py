@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from cutlayer.edge_agent.batches import Split
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.sample_changes import SampleChanges
-from cutlayer.simulation.plan_schedule import Visit, change_batches
+from cutlayer.simulation.plan_evaluations import Visit, change_batches, evaluations, order_of
 from cutlayer.simulation.plan_trial import Weights
 
 __all__ = ["Changes", "follow"]
@@ -33,6 +34,7 @@ MAX_VISITS, MOST_FOLLOWED = 160, 16
 """Microbatches of training that are encoded, about: so many in each epoch, in a long run fewer. With few of them, the
 samples of one were last seen at few moments, and `lowrank` finds fewer dimensions in their changes than in a run."""
 STORE = "store"
+_EVALUATED: Final[tuple[Split, ...]] = ("test", "val")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,40 +97,44 @@ class _Follower:
         # Not the first ones: data may be sorted by class.
         rng = np.random.default_rng(manifest.seed)
         self._followed_N = np.sort(rng.choice(plan.num_train, self._plan.num_train, replace=False))
-        self._test_order = np.concatenate([*plan.test_batches(plan.num_test), np.zeros(0, np.int64)])
-        self._num_train = plan.num_train
-        self._slots = self._followed_slots(plan)
+        self._orders = {split: order_of(plan, split) for split in _EVALUATED}
+        # Numbers of samples for testing, and then for validation, come after those for training.
+        self._first = {"train": 0, "test": plan.num_train, "val": plan.num_train + plan.num_test}
+        self._slots = {split: self._followed_slots(plan, split) for split in _EVALUATED}
         # As large a share of memory as the followed samples are of all.
-        share = (self._plan.num_train + len(self._slots) * batch) / (plan.num_train + plan.num_test)
-        self._changes = SampleChanges(plan.num_train + plan.num_test, round(min(share, 1.0) * DEFAULT_MAX_BYTES))
+        num_all = plan.num_train + plan.num_test + plan.num_val
+        share = (self._plan.num_train + sum(map(len, self._slots.values())) * batch) / num_all
+        self._changes = SampleChanges(num_all, round(min(share, 1.0) * DEFAULT_MAX_BYTES))
         self._found = Changes()
 
-    def _followed_slots(self, plan: EpochPlan) -> set[int]:
+    def _followed_slots(self, plan: EpochPlan, split: Split) -> set[int]:
         """Return which batches of evaluations are followed: some, and those where a number of samples ends."""
-        batch, num_test = plan.microbatch_samples, plan.num_test
-        ends = {min(self._manifest.evaluation.samples, num_test), num_test}
+        batch = plan.microbatch_samples
+        found = [each for each in evaluations(self._manifest, plan, self._names) if each.split == split]
+        ends = {each.num_samples for each in found}
         around = {end // batch + offset for end in ends for offset in (-1, 0, 1)}
-        return {slot for slot in {0, 1} | around if 0 <= slot * batch < num_test}
+        return {slot for slot in {0, 1} | around if 0 <= slot * batch < max(ends, default=0)}
 
     def run(self) -> Changes:
-        plan, evaluations = self._plan, list(change_batches(self._manifest, self._plan, self._names))
+        plan, batches = self._plan, list(change_batches(self._manifest, self._plan, self._names))
         for epoch in range(plan.epochs):
             for place in range(plan.steps_per_epoch):
                 indices_B = self._followed_N[plan.train_indices(epoch * plan.steps_per_epoch + place)]
                 self._use_weights(epoch + (place + 0.5) / plan.steps_per_epoch)
-                self._send("train", indices_B, indices_B, Visit(epoch, len(indices_B) if epoch else 0))
+                self._send("train", indices_B, Visit(epoch, len(indices_B) if epoch else 0))
             self._use_weights(epoch + 1)
-            for moment, _, places, visit in evaluations:
-                if moment == epoch + 1 and visit is not None and places.start // plan.microbatch_samples in self._slots:
-                    indices_B = self._test_order[places.start : places.stop]
-                    self._send("test", indices_B, indices_B + self._num_train, visit)
+            for evaluation, places, visit in batches:
+                slot, split = places.start // plan.microbatch_samples, evaluation.split
+                if evaluation.moment == epoch + 1 and visit is not None and slot in self._slots[split]:
+                    self._send(split, self._orders[split][places.start : places.stop], visit)
         return self._found
 
     def _use_weights(self, moment: float) -> None:
         if self._weights_at is not None:
             self._client.take_weights(self._weights_at(moment))
 
-    def _send(self, split: Split, indices_B: NDArray[np.int64], numbers_B: NDArray[np.int64], visit: Visit) -> None:
+    def _send(self, split: Split, indices_B: NDArray[np.int64], visit: Visit) -> None:
+        numbers_B = indices_B + self._first[split]
         tokenized = self._client.tokenize(split, indices_B, self._names)
         started_s = time.process_time()
         tensors, bases, sent = self._changes.encode(

@@ -104,7 +104,7 @@ def compare(plan: RunPlan, model: ModelSizes, choice: FederatedChoice) -> Compar
             federated_lora(model, choice.rank, rounds, tokenizer_flops),
         ),
         sample_bytes * plan.num_train,
-        sample_bytes * (plan.num_train + plan.num_test),
+        sample_bytes * (plan.num_train + plan.num_test + plan.num_val),
         tokenizer_flops,
         learning_flops(manifest),
         feature_flops(manifest.modalities),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import (
     ActivationGradients,
     Activations,
+    Candidate,
     EncodedTensor,
     Mode,
     OutputGradients,
@@ -22,8 +23,12 @@ from cutlayer.broker.sample_refs import pack_mask, pack_numbers
 from cutlayer.broker.tensors import WEIGHTS_CODEC, encode_tensor
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.work import NamedTensors
+from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.simulation.plan_schedule import Alike, Example
 from cutlayer.simulation.plan_wire import Link, Ways, mean
+
+ANY_NAME: Final = "0" * 32
+"""As long as a candidate's name is."""
 
 __all__ = ["Exchanges", "Parties", "SentTensors", "Tensors"]
 
@@ -92,7 +97,7 @@ class Exchanges:
         parties: Who talks.
         link: The agent's connection.
         tensors: What the messages carry.
-        num_train: The agent's training samples: numbers of those for testing come after.
+        plan: The agent's samples.
         versions_per_step: Versions of the weights that come with each step of this agent.
     """
 
@@ -100,7 +105,7 @@ class Exchanges:
     parties: Parties
     link: Link
     tensors: Tensors
-    num_train: int
+    plan: EpochPlan
     versions_per_step: float
 
     def activations(self, alike: Alike) -> Ways:
@@ -124,17 +129,27 @@ class Exchanges:
 
     def tokenizer_weights(self, version: int) -> Ways:
         """Return what new weights of the tokenizers take."""
-        tensors = tuple(
+        message = TokenizerWeights(self.parties.lease, version, self._new_weights())
+        return self.link.down(Publish(AgentTopics(self.parties.agent).down_gradients, message))
+
+    def candidate(self, epoch: int) -> Ways:
+        """Return what the offer of a candidate takes, with the tokenizers' weights where they are trained."""
+        is_trained = self.manifest.tokenizers.mode == "trainable"
+        message = Candidate(self.parties.lease, epoch, ANY_NAME, self._new_weights() if is_trained else ())
+        return self.link.down(Publish(AgentTopics(self.parties.agent).down_control, message))
+
+    def _new_weights(self) -> NamedTensors:
+        return tuple(
             (name, encode_tensor(WEIGHTS_CODEC, np.zeros(shape, np.float32)))
             for name, shape in sorted(self.manifest.parameter_shapes().items())
         )
-        message = TokenizerWeights(self.parties.lease, version, tensors)
-        return self.link.down(Publish(AgentTopics(self.parties.agent).down_gradients, message))
 
     def _activations(self, alike: Alike, example: Example) -> Ways:
         num_stored = alike.num_samples - alike.num_fresh
         sent = self.tensors.activations(alike, example) if alike.num_fresh else SentTensors()
-        numbers_B = example.indices_B if alike.split == "train" else example.indices_B + self.num_train
+        plan = self.plan
+        first = {"train": 0, "test": plan.num_train, "val": plan.num_train + plan.num_test}
+        numbers_B = example.indices_B + first[alike.split]
         message = Activations(
             self.parties.lease,
             example.step,
@@ -143,6 +158,7 @@ class Exchanges:
             sent.tensors,
             samples=pack_numbers(numbers_B) if alike.is_numbered else b"",
             stored=pack_mask(np.arange(alike.num_samples) < num_stored),
+            candidate=ANY_NAME if alike.split == "val" else "",
             from_store=() if alike.num_fresh else alike.given,
             bases=sent.bases,
             positions=sent.positions,

@@ -31,6 +31,7 @@ class Site:
         num_test: Its test samples.
         tensors: Its encoded tensors.
         seconds: Processor seconds of its work here; None where nothing was measured.
+        num_val: Its validation samples, where the run judges candidates.
     """
 
     parties: Parties
@@ -38,6 +39,12 @@ class Site:
     num_test: int
     tensors: Tensors
     seconds: AgentSeconds | None = None
+    num_val: int = 0
+
+    @property
+    def num_samples(self) -> int:
+        """All its samples."""
+        return self.num_train + self.num_test + self.num_val
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ class SitePlan:
         reports: Bytes of its reports: an estimate.
         num_reports: How many of them.
         microbatch_up: Bytes of the activations of one whole microbatch.
+        num_val: Its validation samples.
     """
 
     agent: str
@@ -92,6 +100,12 @@ class SitePlan:
     reports: Ways
     num_reports: int
     microbatch_up: float
+    num_val: int = 0
+
+    @property
+    def num_samples(self) -> int:
+        """All its samples."""
+        return self.num_train + self.num_test + self.num_val
 
     def of_stage(self, stage: Stage) -> Ways:
         """Return the bytes of all microbatches of a stage."""
@@ -155,6 +169,11 @@ class RunPlan:
     def num_test(self) -> int:
         """Test samples of all agents."""
         return sum(site.num_test for site in self.sites)
+
+    @property
+    def num_val(self) -> int:
+        """Validation samples of all agents."""
+        return sum(site.num_val for site in self.sites)
 
     def of_stage(self, stage: Stage, part: Part | None = None) -> Ways:
         """Return the bytes of all agents in a stage, or of one part of them."""

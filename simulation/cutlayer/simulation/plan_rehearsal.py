@@ -159,6 +159,8 @@ def _small_manifest(settings: RunSettings, manifest: Manifest) -> Manifest:
         "activations": "every-step",
         "reduction": {},
         "head": None,
+        # Candidates change nothing about windows, and their validation samples are no part of the sizes.
+        "evaluation": manifest.evaluation.model_copy(update={"keep": "last", "patience_epochs": 0}),
     }
     return manifest.model_copy(update=changes)
 

@@ -10,7 +10,6 @@ import numpy as np
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.modalities import TokensSpec
-from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.plan import Conditions, RunPlan, Site, SitePlan, plan_run, transfer_s
 from cutlayer.simulation.plan_agent_process import agent_process_bytes
@@ -89,11 +88,6 @@ def make_report(
         CutlayerError: When the run cannot be planned.
     """
     manifest = model.manifest
-    if isinstance(manifest.task, RetrievalSpec):
-        raise SettingsError(
-            'task.kind = "retrieval" is not planned yet',
-            "plan the run with a task of classes and late fusion: its activations are the same",
-        )
     is_measured = isinstance(data, DataChoice)
     for name, spec in sorted(manifest.modalities.items()):
         if isinstance(spec, TokensSpec) and (is_measured or manifest.tokenizers.mode == "trainable"):
@@ -119,11 +113,11 @@ def make_report(
         process_bytes = agent_process_bytes(manifest, model.tokenizer_file, data.name, f"0/{data.agents}", data.options)
     else:
         process_bytes = agent_process_bytes(manifest, model.tokenizer_file)
-    largest = max(plan.sites, key=lambda site: site.num_train + site.num_test)
+    largest = max(plan.sites, key=lambda site: site.num_samples)
     memory = agent_memory_bytes(
         manifest,
         model.sizes,
-        largest.num_train + largest.num_test,
+        largest.num_samples,
         conditions.credits,
         largest.microbatch_up,
         plan.mode,
@@ -169,13 +163,15 @@ def _notes(settings: RunSettings, manifest: Manifest, sites: Sequence[Site], com
         f"and what is frozen down once. Raw data: training and test samples, {_raw_in_words(manifest)}.",
     ]
     tokens = sum(manifest.num_tokens(name) for name in manifest.modalities)
-    kept_bytes = sum(site.num_train + site.num_test for site in sites) * tokens * manifest.width * FLOAT32_BYTES
+    kept_bytes = sum(site.num_samples for site in sites) * tokens * manifest.width * FLOAT32_BYTES
     if comparison.plan.mode != "every-step" and kept_bytes > settings.activations.store_bytes:
         notes.append(
             f"The worker's store may be too small: up to {kept_bytes:,} B are to be kept, activations.store_bytes is "
             f"{settings.activations.store_bytes:,}. What does not fit is sent whole in each epoch, and is not reckoned "
             "here."
         )
+    if manifest.evaluation.patience_epochs:
+        notes.append("All epochs are reckoned; a run that ends early, for want of a better one, sends less.")
     if manifest.budget.ladder:
         notes.append("Agents that are short of uplink go down the ladder of codecs, and then send less than this.")
     return tuple(notes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,16 @@ from cutlayer.broker.manifest import ActivationMode, Manifest
 from cutlayer.broker.messages import Mode
 from cutlayer.edge_agent.batches import Split
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.simulation.plan_evaluations import (
+    EvaluationBatch,
+    PlannedEvaluation,
+    Visit,
+    change_batches,
+    evaluation_batches,
+    order_of,
+)
 
-__all__ = ["Alike", "Example", "Stage", "Visit", "change_batches", "evaluation_batches", "evaluations", "schedule"]
+__all__ = ["Alike", "Example", "Stage", "schedule"]
 
 MAX_EXAMPLES = 8
 """Microbatches of a kind that are made and measured; those of a kind differ by a few percent at most."""
@@ -29,6 +38,9 @@ MAX_EPOCHS_APART = 32
 """Epochs whose changes of activations are reckoned apart; of more, several together."""
 EXAMPLES_OF_CHANGES = 2
 """Their tensors are taken from elsewhere: what differs in the rest of a message is a byte or two."""
+
+
+_EVALUATED: Final[tuple[Split, ...]] = ("test", "val")
 
 
 class Stage(StrEnum):
@@ -53,26 +65,13 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """Which time it is that samples go up as changes.
-
-    Attributes:
-        number: Epochs, or evaluations, before this one.
-        num_known: Samples that went up before, the first ones.
-    """
-
-    number: int
-    num_known: int
-
-
-@dataclass(frozen=True, slots=True)
 class Alike:
     """Microbatches of one agent that differ by nothing that decides their size but their samples' content.
 
     Attributes:
         stage: When they are sent.
         mode: Train or eval.
-        split: Split of their samples.
+        split: Split of their samples; `val` where they judge a candidate.
         given: Modalities given.
         num_samples: Samples of each: B.
         num_fresh: Of these, samples that go as tensors, the last ones: F.
@@ -179,105 +178,55 @@ def _examples(plan: EpochPlan, epochs: range, places: range, count: int) -> tupl
 def _evaluations(
     manifest: Manifest, plan: EpochPlan, modalities: tuple[str, ...], *, is_kept: bool, num_credits: int
 ) -> Iterator[Alike]:
-    found: dict[tuple[tuple[str, ...], int, int, bool], list[tuple[int, range]]] = {}
-    counts: dict[tuple[tuple[str, ...], int, int, bool], int] = {}
-    for step, (given, places, num_known) in enumerate(
+    found: dict[tuple[Split, tuple[str, ...], int, int, bool], list[tuple[int, EvaluationBatch]]] = {}
+    for step, batch in enumerate(
         evaluation_batches(manifest, plan, modalities, is_kept=is_kept, num_credits=num_credits)
     ):
+        split, given, num_samples = batch.evaluation.split, batch.evaluation.given, len(batch.places)
         # A store takes the modalities of a sample together: others bring samples without a number.
-        is_numbered = is_kept and (num_known > 0 or given == modalities)
-        kind = (given, len(places), len(places) - num_known, is_numbered)
-        counts[kind] = counts.get(kind, 0) + 1
-        examples = found.setdefault(kind, [])
-        if len(examples) < MAX_EXAMPLES:
-            examples.append((step, places))
-    order_B = _test_order(plan)
-    for kind, examples in found.items():
-        given, num_samples, num_fresh, is_numbered = kind
+        is_numbered = is_kept and (batch.num_known > 0 or given == modalities)
+        kind = (split, given, num_samples, num_samples - batch.num_known, is_numbered)
+        found.setdefault(kind, []).append((step, batch))
+    for (split, given, num_samples, num_fresh, is_numbered), batches in found.items():
+        order_B = order_of(plan, split)
+        moments = [batch.evaluation.moment for _, batch in batches]
         yield Alike(
             Stage.EVALUATION,
             Mode.EVAL,
-            "test",
+            split,
             given,
             num_samples,
             num_fresh,
             is_numbered,
-            counts[kind],
-            tuple(Example(step, order_B[places.start : places.stop]) for step, places in examples),
-            (plan.epochs, plan.epochs),
+            len(batches),
+            tuple(
+                Example(step, order_B[batch.places.start : batch.places.stop]) for step, batch in batches[:MAX_EXAMPLES]
+            ),
+            (min(moments), max(moments)) if split == "val" else (plan.epochs, plan.epochs),
         )
 
 
 def _evaluation_changes(manifest: Manifest, plan: EpochPlan, modalities: tuple[str, ...]) -> Iterator[Alike]:
     """Yield the batches of evaluations where changes go up: of all modalities together, and of single ones whole."""
-    order_B = _test_order(plan)
-    found: dict[tuple[int, tuple[str, ...], int, Visit | None], list[Example]] = {}
-    for step, (moment, given, places, visit) in enumerate(change_batches(manifest, plan, modalities)):
-        example = Example(step, order_B[places.start : places.stop])
-        found.setdefault((moment, given, len(places), visit), []).append(example)
-    for (moment, given, num_samples, visit), batches in found.items():
+    found: dict[tuple[PlannedEvaluation, int, Visit | None], list[Example]] = {}
+    orders = {split: order_of(plan, split) for split in _EVALUATED}
+    for step, (evaluation, places, visit) in enumerate(change_batches(manifest, plan, modalities)):
+        example = Example(step, orders[evaluation.split][places.start : places.stop])
+        found.setdefault((evaluation, len(places), visit), []).append(example)
+    for (evaluation, num_samples, visit), batches in found.items():
         yield Alike(
             Stage.EVALUATION,
             Mode.EVAL,
-            "test",
-            given,
+            evaluation.split,
+            evaluation.given,
             num_samples,
             num_samples,
             is_numbered=visit is not None,
             count=len(batches),
             examples=tuple(batches[: MAX_EXAMPLES if visit is None else EXAMPLES_OF_CHANGES]),
-            epochs=(moment, moment),
+            epochs=(evaluation.moment, evaluation.moment),
             visit=visit,
         )
-
-
-def _test_order(plan: EpochPlan) -> NDArray[np.int64]:
-    return np.concatenate([*plan.test_batches(plan.num_test), np.zeros(0, np.int64)])
-
-
-def evaluations(
-    manifest: Manifest, plan: EpochPlan, modalities: tuple[str, ...]
-) -> list[tuple[int, tuple[str, ...], int]]:
-    """Return all evaluations: epochs before each, modalities given, test samples."""
-    every, num_test = manifest.evaluation.every_epochs, plan.num_test
-    num_between = min(manifest.evaluation.samples, num_test)
-    found = [(epoch, modalities, num_between) for epoch in (range(every, plan.epochs, every) if every else ())]
-    found.append((plan.epochs, modalities, num_test))
-    if len(modalities) > 1:
-        found += [(plan.epochs, (name,), num_test) for name in modalities]
-    return found
-
-
-def change_batches(
-    manifest: Manifest, plan: EpochPlan, modalities: tuple[str, ...]
-) -> Iterator[tuple[int, tuple[str, ...], range, Visit | None]]:
-    """Yield each evaluation batch where changes go up: epochs before it, modalities, places, which visit it is."""
-    num_known = 0
-    for number, (moment, given, num_samples) in enumerate(evaluations(manifest, plan, modalities)):
-        for start in range(0, num_samples, plan.microbatch_samples):
-            places = range(start, min(start + plan.microbatch_samples, num_samples))
-            known = min(max(num_known - start, 0), len(places))
-            yield moment, given, places, Visit(number, known) if given == modalities else None
-        num_known = max(num_known, num_samples)
-
-
-def evaluation_batches(
-    manifest: Manifest, plan: EpochPlan, modalities: tuple[str, ...], *, is_kept: bool, num_credits: int
-) -> Iterator[tuple[tuple[str, ...], range, int]]:
-    """Yield each evaluation batch: modalities given, places of its samples, and how many of them the store has.
-
-    Every evaluation takes the test samples in one order, so a batch is a range of places in it.
-    """
-    kept_N = np.zeros(plan.num_test, bool)
-    unanswered: list[range] = []
-    for _, given, num_samples in evaluations(manifest, plan, modalities):
-        for start in range(0, num_samples, plan.microbatch_samples):
-            places = range(start, min(start + plan.microbatch_samples, num_samples))
-            while len(unanswered) >= num_credits:
-                answered = unanswered.pop(0)
-                kept_N[answered.start : answered.stop] = is_kept
-            yield given, places, int(kept_N[places.start : places.stop].sum())
-            unanswered.append(places if given == modalities else range(0))
 
 
 def _spread(length: int, count: int) -> list[int]:

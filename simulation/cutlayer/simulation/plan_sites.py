@@ -16,6 +16,7 @@ from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.partition import Shard
+from cutlayer.edge_agent.validation import num_set_aside, num_validation_samples, with_validation
 from cutlayer.simulation.plan import Site
 from cutlayer.simulation.plan_exchange import Parties
 from cutlayer.simulation.plan_model import PlannedModel
@@ -104,15 +105,21 @@ def sites_from_data(
 
 def site_of(model: PlannedModel, parties: Parties, dataset: Dataset) -> Site:
     """Return an agent with data of its own."""
-    manifest, num_train, num_test = model.manifest, dataset.num_samples("train"), dataset.num_samples("test")
+    manifest = model.manifest
+    if manifest.evaluation.selects:
+        dataset = with_validation(dataset, manifest, parties.agent)
+    num_train, num_test = dataset.num_samples("train"), dataset.num_samples("test")
+    num_val = num_validation_samples(dataset) if manifest.evaluation.selects else 0
     tensors = MeasuredTensors(
         manifest,
         ClientSide(manifest, model.tokenizer_file, dataset),
         model.forward,
-        EpochPlan(manifest.seed, parties.agent, manifest.epochs, num_train, num_test, manifest.microbatch_samples),
+        EpochPlan(
+            manifest.seed, parties.agent, manifest.epochs, num_train, num_test, manifest.microbatch_samples, num_val
+        ),
         dropout=model.settings.model.modality_dropout,
     )
-    return Site(parties, num_train, num_test, tensors, tensors.seconds)
+    return Site(parties, num_train, num_test, tensors, tensors.seconds, num_val)
 
 
 def trial_windows(model: PlannedModel, forward_s: float) -> int:
@@ -168,11 +175,14 @@ def sites_from_counts(model: PlannedModel, choice: CountChoice, *, worker: str) 
         raise SettingsError(f"--samples {choice.num_train} for {agents} agents", "give each agent at least one")
     tests = round(choice.num_train * TEST_SHARE) if choice.num_test is None else choice.num_test
     for index in range(agents):
+        num_train = choice.num_train // agents + (index < choice.num_train % agents)
+        num_val = num_set_aside(model.manifest, num_train)
         yield Site(
             parties_of(f"clinic/{index:02d}", worker, is_kept=model.manifest.activations != "every-step"),
-            choice.num_train // agents + (index < choice.num_train % agents),
+            num_train - num_val,
             tests // agents + (index < tests % agents),
             BoundTensors(model.manifest),
+            num_val=num_val,
         )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,7 +44,7 @@ from cutlayer.broker.messages import (
     Welcome,
     WorkerState,
 )
-from cutlayer.broker.tasks import MultiLabelSpec, RegressionSpec, TaskSpec
+from cutlayer.broker.tasks import MultiLabelSpec, RegressionSpec, RetrievalSpec, TaskSpec
 from cutlayer.broker.telemetry import MIN_REPORTED_SAMPLES
 from cutlayer.broker.tensors import WEIGHTS_CODEC
 from cutlayer.broker.topics import AgentTopics
@@ -51,8 +53,10 @@ from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
 from cutlayer.edge_agent.reported_sums import Sums
 from cutlayer.edge_agent.reporter import Reporter
+from cutlayer.edge_agent.retrieval import recall_sums
 from cutlayer.edge_agent.work_items import EvaluationRun, WorkItems
-from cutlayer.simulation.plan_exchange import Parties
+from cutlayer.simulation.plan_evaluations import evaluations
+from cutlayer.simulation.plan_exchange import ANY_NAME, Parties
 from cutlayer.simulation.plan_wire import NOTHING, Link, Ways, mean
 
 __all__ = ["Pace", "Reports", "reports"]
@@ -64,6 +68,7 @@ MAX_TIMES = 64
 ROUND_TRIP_SPREAD = np.geomspace(0.5, 2.0, 16)
 """Round trips of a run differ by some such factor: a guess, which decides some 100 bytes of a report."""
 LOSS_S = 2e-4
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +152,12 @@ def _reported(manifest: Manifest, plan: EpochPlan, others: Ways, pace: Pace, par
     topic = AgentTopics(parties.agent).telemetry
     sizes: list[Ways] = []
     now = 0.0
-    while len(sizes) < MAX_REPORTS and reporter.due_at is not None and reporter.due_at < pace.duration_s:
-        now = reporter.due_at
+    while len(sizes) < MAX_REPORTS and reporter.due_at is not None:
+        # What a site says of a candidate goes at once, up to the last one, at the end of training.
+        judged_at = life.next_judgement * pace.duration_s
+        now = min(reporter.due_at, judged_at)
+        if now >= pace.duration_s and judged_at > pace.duration_s:
+            break
         life.reach(now / pace.duration_s, sum(size.up for size in sizes))
         if not reporter.is_due(now, pace.lease_s / 3):
             continue
@@ -176,9 +185,16 @@ class _Life:
         self._kinds = _kinds(manifest)
         self._example = _example(manifest.task)
         self._step = 0
-        self._num_evaluations = 0
+        names = tuple(sorted(manifest.modalities))
+        self._evaluations = deque(evaluations(manifest, items.plan, names))
         self._times = tuple(itertools.cycle(times or [LOSS_S]) for times in (pace.tokenize_s, pace.encode_s))
         self._round_trips = itertools.cycle((pace.round_trip_s * ROUND_TRIP_SPREAD).tolist())
+
+    @property
+    def next_judgement(self) -> float:
+        """Share of the run after which the next candidate is judged; infinite for none."""
+        is_next = bool(self._evaluations) and self._evaluations[0].split == "val"
+        return self._evaluations[0].moment / self._items.plan.epochs if is_next else math.inf
 
     def reach(self, share: float, report_bytes: float, *, is_over: bool = False) -> None:
         """Go to a moment of the run.
@@ -189,7 +205,7 @@ class _Life:
             is_over: Whether the final evaluations are done, too.
         """
         plan, reporter = self._items.plan, self._reporter
-        before, self._step = self._step, min(int(share * plan.total_steps), plan.total_steps)
+        before, self._step = self._step, min(int(share * plan.total_steps + ROUNDING), plan.total_steps)
         if self._step:
             self._items.committed = StepRanges(((0, self._step),))
         reporter.num_samples = self._step * plan.num_train // plan.steps_per_epoch
@@ -211,19 +227,29 @@ class _Life:
             self.courier.traffic.add(direction, message, size, size)
 
     def _evaluate(self, *, is_over: bool) -> None:
-        every, plan = self._manifest.evaluation.every_epochs, self._items.plan
-        names = tuple(sorted(self._manifest.modalities))
-        wanted = min(self._items.epoch, plan.epochs - 1) // every if every else 0
-        final = [names, *((name,) for name in names if len(names) > 1)] if is_over and plan.num_test else []
-        for given in [names] * max(wanted - self._num_evaluations, 0) + final:
-            self._num_evaluations += 1
-            is_whole = bool(final) or self._manifest.evaluation.samples >= plan.num_test
-            run = EvaluationRun(self._items.epoch, given, bool(final), 1, Sums(), is_whole)
-            num_samples = max(min(self._manifest.evaluation.samples, plan.num_test), 1)
-            self._reporter.evaluated(run, self._result(1.0, num_samples))
+        plan, epoch = self._items.plan, self._items.epoch
+        while self._evaluations:
+            is_val = self._evaluations[0].split == "val"
+            if not is_over and self._evaluations[0].moment > min(epoch, plan.epochs - (0 if is_val else 1)):
+                return
+            evaluation = self._evaluations.popleft()
+            num_all = plan.num_val if is_val else plan.num_test
+            is_final = not is_val and evaluation.moment == plan.epochs
+            is_whole = evaluation.num_samples >= num_all
+            candidate = ANY_NAME if is_val else ""
+            if evaluation.num_samples:
+                run = EvaluationRun(epoch, evaluation.given, is_final, 1, Sums(), is_whole, candidate=candidate)
+                self._reporter.evaluated(run, self._evaluated(evaluation.num_samples))
 
     def _result(self, loss_sum: float, num_samples: int) -> LossResult:
         return replace(self._example, loss_sum=loss_sum, num_correct=1, num_samples=num_samples)
+
+    def _evaluated(self, num_samples: int) -> LossResult:
+        result = self._result(1.0, num_samples)
+        if not isinstance(self._manifest.task, RetrievalSpec):
+            return result
+        # Of pairs there are sums at the end of an evaluation alone.
+        return replace(result, sums=recall_sums([np.eye(2, 2 * 2, dtype=np.float32)]))
 
 
 def _example(task: TaskSpec) -> LossResult:

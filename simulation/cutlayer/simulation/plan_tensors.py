@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import EncodedTensor
+from cutlayer.broker.messages import EncodedTensor, Mode
 from cutlayer.broker.ragged_tokens import num_present, pack_rows, present, tensor_shape
 from cutlayer.broker.sample_refs import bases_bytes, mask_bytes, pack_positions
 from cutlayer.broker.tensors import encode_tensor
@@ -21,6 +22,7 @@ from cutlayer.broker.work import NamedTensors
 from cutlayer.compression import codec_from_name
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.server_worker.contrastive import info_nce
 from cutlayer.server_worker.modality_dropout import draw_keep
 from cutlayer.simulation.plan_changes import Changes, follow
 from cutlayer.simulation.plan_exchange import SentTensors
@@ -128,12 +130,12 @@ class MeasuredTensors:
 
     def outputs(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return the untrained model's outputs."""
-        return encode_tensor(self._manifest.codecs.outputs, self._outputs_of(alike, example))
+        return encode_tensor(self._manifest.codecs.outputs, self._answer(alike, example))
 
     def output_gradients(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return the gradient of the loss at these."""
         targets = self.client.targets(alike.split, example.indices_B)
-        outputs = encode_tensor(self._manifest.codecs.outputs, self._outputs_of(alike, example))
+        outputs = self.outputs(alike, example)
         result = self.client.loss(outputs, targets, self._manifest.codecs.outputs)
         return encode_tensor(self._manifest.codecs.output_gradients, result.gradient_BC)
 
@@ -220,6 +222,14 @@ class MeasuredTensors:
             self._given = dict(zip(names, kept_M.tolist(), strict=True))
         return self._given[name]
 
+    def _answer(self, alike: Alike, example: Example) -> NDArray[np.float32]:
+        """Return what the worker sends of a microbatch: outputs, or in training each sample's loss among the others."""
+        outputs_BC = self._outputs_of(alike, example)
+        if alike.mode is not Mode.TRAIN or self._manifest.num_train_outputs == self._manifest.num_outputs:
+            return outputs_BC
+        losses_B: NDArray[np.float32] = info_nce(torch.from_numpy(outputs_BC)).numpy()
+        return losses_B[:, None]
+
     def _outputs_of(self, alike: Alike, example: Example) -> NDArray[np.float32]:
         """Compute outputs once for each size of microbatch: their size, not their values, is what is asked for."""
         outputs_BC = self._outputs.get(alike.num_samples)
@@ -256,12 +266,12 @@ class BoundTensors:
     def outputs(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return outputs."""
         del example
-        return _largest(self._manifest.codecs.outputs, (alike.num_samples, self._manifest.num_outputs))
+        return _largest(self._manifest.codecs.outputs, self._answer_shape(alike))
 
     def output_gradients(self, alike: Alike, example: Example) -> EncodedTensor:
         """Return their gradients."""
         del example
-        return _largest(self._manifest.codecs.output_gradients, (alike.num_samples, self._manifest.num_outputs))
+        return _largest(self._manifest.codecs.output_gradients, self._answer_shape(alike))
 
     def cut_gradients(self, alike: Alike) -> NamedTensors:
         """Return gradients at the cut."""
@@ -275,6 +285,10 @@ class BoundTensors:
         return tuple(
             (name, _largest(codec, shape)) for name, shape in sorted(self._manifest.parameter_shapes().items())
         )
+
+    def _answer_shape(self, alike: Alike) -> tuple[int, int]:
+        manifest = self._manifest
+        return alike.num_samples, manifest.num_train_outputs if alike.mode is Mode.TRAIN else manifest.num_outputs
 
     def _at_the_cut(self, codec: str, num_samples: int, given: tuple[str, ...]) -> NamedTensors:
         manifest = self._manifest

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cutlayer.dashboards.units import bytes_text, count_text, duration_text, latency_text
 from cutlayer.edge_agent.rate_text import rate_text
-from cutlayer.simulation.plan import Part, SitePlan
+from cutlayer.simulation.plan import Part, RunPlan, SitePlan
 from cutlayer.simulation.plan_comparison import verdicts
 from cutlayer.simulation.plan_report import PlanReport
 from cutlayer.simulation.plan_schedule import Stage
@@ -31,8 +31,8 @@ def print_plan(console: Console, report: PlanReport) -> None:
     plan, manifest = report.comparison.plan, report.comparison.plan.manifest
     console.print(
         f"{manifest.model}: {count_text(report.comparison.model.num_parameters)} parameters; "
-        f"{len(plan.sites)} agents, {count_text(plan.num_train)} training and {count_text(plan.num_test)} test "
-        f"samples, {manifest.epochs} epochs; activations {_MODES[plan.mode]}, as {manifest.codecs.activations}; "
+        f"{len(plan.sites)} agents, {_samples(plan)} samples, {manifest.epochs} epochs; "
+        f"activations {_MODES[plan.mode]}, as {manifest.codecs.activations}; "
         f"tokenizers {manifest.tokenizers.mode}.",
         highlight=False,
     )
@@ -50,6 +50,13 @@ def print_plan(console: Console, report: PlanReport) -> None:
     for line in [*verdicts(report.comparison), *_times(report), *_work(report), *report.notes]:
         lines.add_row("-", line)
     console.print(lines, highlight=False)
+
+
+def _samples(plan: RunPlan) -> str:
+    parts = [f"{count_text(plan.num_train)} training", f"{count_text(plan.num_test)} test"]
+    if plan.num_val:
+        parts.insert(1, f"{count_text(plan.num_val)} validation")
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -77,7 +84,7 @@ def _parts_table(report: PlanReport) -> Table:
         row("each later epoch", plan.of_stage(Stage.LATER_EPOCHS) * each, num_train)
         row(f"  {_LATER[plan.mode]}", plan.of_stage(Stage.LATER_EPOCHS, Part.ACTIVATIONS) * each, num_train, "dim")
         row(f"  {Part.ANSWERS}", plan.of_stage(Stage.LATER_EPOCHS, Part.ANSWERS) * each, num_train, "dim")
-    row("all evaluations", plan.of_stage(Stage.EVALUATION), plan.num_test or None)
+    row("all evaluations", plan.of_stage(Stage.EVALUATION), plan.num_test + plan.num_val or None)
     if plan.manifest.tokenizers.mode == "trainable":
         row("tokenizers' gradients, weights", plan.tokenizers)
     row("joining and leaving", plan.presence)
@@ -183,6 +190,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "agents": len(plan.sites),
         "train_samples": plan.num_train,
         "test_samples": plan.num_test,
+        "validation_samples": plan.num_val,
         "epochs": manifest.epochs,
         "activations": plan.mode,
         "tokenizers": manifest.tokenizers.mode,
@@ -256,6 +264,7 @@ def _site(report: PlanReport, site: SitePlan) -> dict[str, Any]:
         "agent": site.agent,
         "train_samples": site.num_train,
         "test_samples": site.num_test,
+        "validation_samples": site.num_val,
         **_ways(site.whole),
         "reports": _ways(site.reports),
         "transfer_s": report.transfer_s(site),
