@@ -398,7 +398,7 @@ def test_the_session_goes_where_the_state_table_says(state: ExchangeState, event
         desk.gradients()
     actions = desk.activations() if event is Activations else desk.gradients()
     after = next_state(Mode.TRAIN, state, event)
-    exchange = desk.session._run.scheduler.exchanges.get(Key("a", Mode.TRAIN, 0))
+    exchange = desk.session._run.in_hand.exchanges.get(Key("a", Mode.TRAIN, 0))
     if after is None:
         assert set(kinds(actions)) & {"Refused", "Resend"}
         after = state

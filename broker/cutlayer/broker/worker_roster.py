@@ -194,7 +194,7 @@ class WorkerRoster:
     ) -> list[WorkerAction]:
         run = self._run
         if before is not None:
-            run.scheduler.abandon(hello.agent)
+            run.in_hand.abandon(hello.agent)
         is_returning = hello.agent in run.known_samples
         total_steps = num_training_steps(run.manifest, hello.num_samples)
         is_done = len(run.ledger.of(hello.agent)) >= total_steps
@@ -265,7 +265,7 @@ class WorkerRoster:
     def vanish(self, lease: Lease, now: float) -> None:
         """Count an agent as absent, from now on."""
         lease.absent_since = now if lease.absent_since is None else lease.absent_since
-        self._run.scheduler.abandon(lease.agent)
+        self._run.in_hand.abandon(lease.agent)
         self._check_by(lease)
 
     def goodbye(self, lease: Lease, message: Goodbye) -> list[WorkerAction]:
@@ -303,7 +303,7 @@ class WorkerRoster:
     def drop(self, lease: Lease, reason: str) -> list[WorkerAction]:
         """Take a lease back."""
         run = self._run
-        run.scheduler.abandon(lease.agent)
+        run.in_hand.abandon(lease.agent)
         run.leases.drop(lease.agent)
         run.commits.forget(lease.agent)
         if not lease.is_visit:

@@ -14,6 +14,7 @@ from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.scheduler import Scheduler
 from cutlayer.broker.selection import Selection
 from cutlayer.broker.topics import WorkerTopics
+from cutlayer.broker.work_in_hand import WorkInHand
 from cutlayer.broker.worker_weights import CommitMemory, WeightsDesk
 from cutlayer.compression import codec_from_name
 
@@ -57,7 +58,8 @@ class WorkerRun:
         limits: What the worker allows.
         leases: Who trains here.
         ledger: What is committed.
-        scheduler: What is being worked on.
+        in_hand: What is being worked on.
+        scheduler: What comes next of it.
         members: The other workers of its pool; None without a pool.
         phase: Where the run stands.
         reason: Why it has come there.
@@ -76,6 +78,7 @@ class WorkerRun:
     limits: WorkerLimits
     leases: LeaseTable
     ledger: Ledger
+    in_hand: WorkInHand
     scheduler: Scheduler
     members: PoolMembers | None
     known_samples: dict[str, int]
@@ -121,7 +124,7 @@ class WorkerRun:
             manifest_digest=self.digest,
             phase=self.phase,
             agents=self.leases.num_taking_part if is_online else 0,
-            version=self.scheduler.version,
+            version=self.in_hand.version,
             reason=self.reason,
             is_draining=self.is_draining,
             pool_generation=0 if self.members is None else self.members.generation,

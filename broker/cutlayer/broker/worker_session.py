@@ -49,6 +49,7 @@ from cutlayer.broker.selection import Selection
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.topics import WORKER_WINDOWS, AgentTopics, WorkerTopics, agent_of
 from cutlayer.broker.work import Backward, Commit, Key, NamedTensors, Work
+from cutlayer.broker.work_in_hand import WorkInHand
 from cutlayer.broker.worker_candidates import WorkerCandidates
 from cutlayer.broker.worker_roster import WorkerRoster
 from cutlayer.broker.worker_run import WorkerLimits, WorkerRun
@@ -102,6 +103,7 @@ class WorkerSession:
         selection: Selection | None = None,
     ) -> None:
         digest = bytes.fromhex(manifest.digest())
+        in_hand = WorkInHand(manifest.window, window, version, committed_samples)
         self._run = WorkerRun(
             name=name,
             incarnation=incarnation,
@@ -110,12 +112,11 @@ class WorkerSession:
             limits=limits,
             leases=leases,
             ledger=ledger or Ledger(),
+            in_hand=in_hand,
             scheduler=Scheduler(
+                in_hand,
                 manifest.window,
                 limits.max_batch_samples,
-                window,
-                version,
-                committed_samples,
                 is_pooled=is_pooled,
                 is_contrasted=isinstance(manifest.task, RetrievalSpec) and manifest.task.negatives == "window",
             ),
@@ -170,17 +171,17 @@ class WorkerSession:
     @property
     def version(self) -> int:
         """Version of the weights."""
-        return self._run.scheduler.version
+        return self._run.in_hand.version
 
     @property
     def window(self) -> int:
         """Windows committed."""
-        return self._run.scheduler.window
+        return self._run.in_hand.window
 
     @property
     def committed_samples(self) -> int:
         """Samples committed."""
-        return self._run.scheduler.committed_samples
+        return self._run.in_hand.committed_samples
 
     @property
     def known_samples(self) -> Mapping[str, int]:
@@ -200,7 +201,7 @@ class WorkerSession:
     @property
     def num_live(self) -> int:
         """Microbatches that are being worked on."""
-        return len(self._run.scheduler.exchanges)
+        return len(self._run.in_hand.exchanges)
 
     @property
     def is_drained(self) -> bool:
@@ -219,7 +220,7 @@ class WorkerSession:
 
     def live_keys(self) -> tuple[Key, ...]:
         """Return the microbatches that are being worked on."""
-        return tuple(self._run.scheduler.exchanges)
+        return tuple(self._run.in_hand.exchanges)
 
     def state(self, *, is_online: bool = True) -> Publish:
         """Return this worker's retained state, to be published."""
@@ -233,7 +234,7 @@ class WorkerSession:
         if others is not None and not may_commit:
             others = replace(others, ask_to_close=False)
         if run.members is not None and may_commit and not run.scheduler.is_in_round and self.candidates.wants_round():
-            return Commit(self.window, run.scheduler.window_samples, len(run.scheduler.in_window), None, is_due=False)
+            return Commit(self.window, run.in_hand.window_samples, len(run.in_hand.in_window), None, is_due=False)
         return run.scheduler.next_work(
             run.leases.training(),
             run.ledger,
@@ -344,20 +345,20 @@ class WorkerSession:
             cut_gradients: The gradients at the cut of its microbatches; with trainable tokenizers.
         """
         for key, tensors in (cut_gradients or {}).items():
-            self._run.scheduler.exchanges[key].cut_gradients = tensors
-        self._run.scheduler.backward_done(group, now)
+            self._run.in_hand.exchanges[key].cut_gradients = tensors
+        self._run.in_hand.backward_done(group, now)
         return self._say_window(now, closes=False) if self._run.members is not None else []
 
     def committed(self, version: int, now: float) -> list[WorkerAction]:
         """Take notice of an optimizer step and tell the agents whose microbatches it holds."""
-        scheduler = self._run.scheduler
+        in_hand = self._run.in_hand
         window = self.window
-        done = scheduler.committed(version)
+        done = in_hand.committed(version)
         for exchange in done:
             self.ledger.add(exchange.key.agent, exchange.key.step)
         if self._run.selection is not None:
-            self._run.selection.committed(scheduler.committed_samples, self._run.planned_samples)
-        scheduler.give_up_stale(now)
+            self._run.selection.committed(in_hand.committed_samples, self._run.planned_samples)
+        in_hand.give_up_stale(now)
         return [*self._tell_weights(), *self._steps.tell_committed(done, window, now)]
 
     def candidate_taken(self, name: str, tensors: NamedTensors, now: float) -> list[WorkerAction]:
@@ -381,12 +382,12 @@ class WorkerSession:
         selection = self._run.selection
         assert selection is not None, "weights are kept where they are chosen"
         selection.restored()
-        self._run.scheduler.stop_training(version)
+        self._run.in_hand.stop_training(version)
         return [*self._steps.drop_unheld(), *self._enter(RunPhase.EVALUATING, selection.reason())]
 
     def fail_content(self, key: Key, detail: str) -> list[WorkerAction]:
         """Refuse an agent for good whose tensors cannot be decoded."""
-        self._run.scheduler.discard(key)
+        self._run.in_hand.discard(key)
         lease = self.leases.of(key.agent)
         return [] if lease is None else [*self._roster.refuse(lease, detail), *self._advance()]
 
@@ -424,7 +425,7 @@ class WorkerSession:
             present: Parameters that a sample has reached.
             is_due: Whether the window may close; None for a worker that joins.
         """
-        scheduler = self._run.scheduler
+        in_hand = self._run.in_hand
         is_waiting = self._is_synchronous and is_due is not None
         has_say = is_due is not None
         return WindowPart(
@@ -432,8 +433,8 @@ class WorkerSession:
             window=self.window,
             version=self.version,
             digest=digest,
-            steps=tuple((key.agent, key.step) for key in scheduler.in_window),
-            num_samples=scheduler.window_samples,
+            steps=tuple((key.agent, key.step) for key in in_hand.in_window),
+            num_samples=in_hand.window_samples,
             present=present,
             planned_samples=self._run.planned_samples,
             is_due=is_due,
@@ -448,21 +449,21 @@ class WorkerSession:
 
     def round_committed(self, verdict: Verdict, version: int, generation: int, now: float) -> list[WorkerAction]:
         """Take notice of a window that the pool has committed."""
-        scheduler = self._run.scheduler
+        in_hand = self._run.in_hand
         window = self.window
-        own = scheduler.committed(version, verdict.num_samples)
+        own = in_hand.committed(version, verdict.num_samples)
         for agent, step in verdict.steps:
             self.ledger.add(agent, step)
         if self._run.selection is not None:
-            self._run.selection.committed(scheduler.committed_samples, verdict.planned_samples)
+            self._run.selection.committed(in_hand.committed_samples, verdict.planned_samples)
         self._round_ended(generation, window)
         self._window_said_at = now  # whoever has missed the commit hears of it, also while nothing new is said
         again = own if self.name in verdict.rejected else []
         done = [] if again else own
         done += [exchange for exchange in again if exchange.key.step in self.ledger.of(exchange.key.agent)]
         again = [exchange for exchange in again if exchange not in done]
-        done += scheduler.take_committed(self.ledger)
-        scheduler.give_up_stale(now)
+        done += in_hand.take_committed(self.ledger)
+        in_hand.give_up_stale(now)
         told = self._steps.tell_committed(done, window, now)
         concluded = self._conclude_round(verdict, now)
         return [*self._tell_weights(), *told, *self._steps.ask_again(again), *concluded]
@@ -473,7 +474,7 @@ class WorkerSession:
         self._no_round_before = now + ROUND_PAUSE_S
         actions: list[WorkerAction] = []
         if verdict is not None and self.name in verdict.rejected:
-            taken = self._run.scheduler.empty_window()
+            taken = self._run.in_hand.empty_window()
             done = [exchange for exchange in taken if exchange.key.step in self.ledger.of(exchange.key.agent)]
             elsewhere = set(verdict.steps)  # in another worker's part, which will be committed
             again = [
@@ -503,7 +504,7 @@ class WorkerSession:
         run = self._run
         if run.selection is not None and selection is not None:
             run.selection.load(selection)
-        lost = run.scheduler.start_over(window, version, committed_samples)
+        lost = run.in_hand.start_over(window, version, committed_samples)
         run.manifest, run.ledger = manifest, ledger
         run.digest = bytes.fromhex(manifest.digest())
         run.known_samples = {
@@ -518,7 +519,7 @@ class WorkerSession:
         self._roster.await_ledger()
         done = [exchange for exchange in lost if exchange.key.step in ledger.of(exchange.key.agent)]
         again = [exchange for exchange in lost if exchange not in done]
-        done += run.scheduler.take_committed(ledger)
+        done += run.in_hand.take_committed(ledger)
         told = [*self._steps.tell_committed(done, window, now), *self._steps.ask_again(again)]
         return [*told, *self._steps.drop_unheld()]
 
@@ -543,10 +544,10 @@ class WorkerSession:
 
     def _say_window(self, now: float, *, closes: bool, coming: Sequence[Key] = ()) -> list[WorkerAction]:
         self._window_said_at = now
-        scheduler = self._run.scheduler
-        keys = (*scheduler.in_window, *coming)
+        in_hand = self._run.in_hand
+        keys = (*in_hand.in_window, *coming)
         agents = tuple(dict.fromkeys(key.agent for key in keys)) if self._is_synchronous else ()
-        num_samples = scheduler.window_samples + sum(scheduler.exchanges[key].num_samples for key in coming)
+        num_samples = in_hand.window_samples + sum(in_hand.exchanges[key].num_samples for key in coming)
         state = WindowState(self.name, self.incarnation, self.window, num_samples, agents[:MAX_LIST], closes)
         return [Publish(self._topics.window, state)]
 
