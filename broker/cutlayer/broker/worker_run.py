@@ -64,6 +64,7 @@ class WorkerRun:
         phase: Where the run stands.
         reason: Why it has come there.
         known_samples: Samples of each agent that the run has seen.
+        is_serving: Whether it has had a connection, and agents are served.
         is_draining: Whether it takes nothing new.
         store: Names the store that keeps activations; empty where none does.
         weights: The tokenizers' newest weights, where they are trained.
@@ -84,6 +85,7 @@ class WorkerRun:
     known_samples: dict[str, int]
     phase: RunPhase = RunPhase.WAITING
     reason: str = ""
+    is_serving: bool = False
     is_draining: bool = False
     store: str = ""
     weights: WeightsDesk = field(default_factory=WeightsDesk)
@@ -103,6 +105,11 @@ class WorkerRun:
     def tell_weights(self, leases: Iterable[Lease]) -> list[WorkerAction]:
         """Send the tokenizers' weights to agents, if this worker is the one that does."""
         return self.weights.tell(leases) if self.is_first else []
+
+    def tell_new_weights(self) -> list[WorkerAction]:
+        """Send the tokenizers' weights to all agents after so many windows, before these windows' commits."""
+        is_due = self.in_hand.window % self.manifest.tokenizers.every_windows == 0
+        return self.tell_weights(self.leases) if is_due else []
 
     @property
     def planned_samples(self) -> int | None:
