@@ -54,7 +54,7 @@ class Clinic:
 
     def hold(self, name: str, epoch: int = 1) -> list[WorkerAction]:
         self.selection.committed(4 * epoch, 16)
-        return self.worker.candidate_taken(name, (), 0.0)
+        return self.worker.candidates.taken(name, (), 0.0)
 
     def evaluates(self, candidate: str, step: int = 0, mode: Mode = Mode.EVAL) -> list[WorkerAction]:
         return self.says(Activations(LEASE, step, mode, 4, image_tokens(), candidate=candidate))
@@ -122,7 +122,7 @@ def test_after_the_choice_training_is_not_taken_and_the_phase_is_said_again() ->
     clinic.hold("c0ffee")
     clinic.reports("c0ffee")
     clinic.selection.conclude((), is_over=True)
-    clinic.worker.kept(version=2)
+    clinic.worker.candidates.kept(version=2)
     assert clinic.worker.phase is RunPhase.EVALUATING
     actions = clinic.evaluates("", mode=Mode.TRAIN)
     assert [action.label for action in actions if isinstance(action, Refused)] == ["state"]

@@ -263,8 +263,8 @@ def test_late_outputs_after_a_resend_do_not_stop_the_step_for_ever() -> None:
     talk.deliver_all()
     talk.compute_all()
     late = talk.take(Outputs)
-    exchange = talk.worker._run.scheduler.exchanges[Key("a", Mode.TRAIN, 0)]
-    talk.worker._run.scheduler.discard(exchange.key)  # as when the weights have moved on
+    exchange = talk.worker._run.in_hand.exchanges[Key("a", Mode.TRAIN, 0)]
+    talk.worker._run.in_hand.discard(exchange.key)  # as when the weights have moved on
     talk.agent_does("a", talk.trainers["a"].session.receive(Resend(100, 0, Mode.TRAIN, ResendReason.STALE), 0.0))
     talk.arithmetic.version = 5
     talk.deliver(late)
@@ -521,7 +521,7 @@ class Walk:
     def check(self) -> None:
         """Check what must hold after each event."""
         talk = self.conversation
-        worker, arithmetic, scheduler = talk.worker, talk.arithmetic, talk.worker._run.scheduler
+        worker, arithmetic, in_hand = talk.worker, talk.arithmetic, talk.worker._run.in_hand
         for key, count in arithmetic.committed.items():
             assert count == 1, f"{key} was committed {count} times"
             assert key.step in worker.ledger.of(key.agent)
@@ -533,21 +533,21 @@ class Walk:
                 committed = Counter(arithmetic.committed)
                 self.checkpoints.append(Checkpoint(ledger, worker.window, worker.version, samples, committed))
         self.num_work = len(arithmetic.done)
-        assert set(scheduler._in_window) == set(arithmetic.window)
-        assert scheduler._window_samples == sum(arithmetic.window.values())
-        in_group = {key for group in scheduler._groups.values() for key in (*group.waiting, *group.ready)}
-        assert not in_group & set(scheduler._in_window)
-        for key in (*in_group, *scheduler._in_window):
-            assert key in scheduler.exchanges, f"{key} is forgotten, but not by its group"
-        for key in scheduler._in_window:
-            assert scheduler.exchanges[key].state is ExchangeState.GRADIENTS
+        assert set(in_hand._in_window) == set(arithmetic.window)
+        assert in_hand._window_samples == sum(arithmetic.window.values())
+        in_group = {key for group in in_hand.groups.values() for key in (*group.waiting, *group.ready)}
+        assert not in_group & set(in_hand._in_window)
+        for key in (*in_group, *in_hand._in_window):
+            assert key in in_hand.exchanges, f"{key} is forgotten, but not by its group"
+        for key in in_hand._in_window:
+            assert in_hand.exchanges[key].state is ExchangeState.GRADIENTS
             assert key.step not in worker.ledger.of(key.agent)
-        for number, group in scheduler._groups.items():
+        for number, group in in_hand.groups.items():
             assert group.waiting | set(group.ready) <= set(arithmetic.graphs[number])
         for number in arithmetic.graphs:
-            assert number in scheduler._groups or number in scheduler._to_release, "a graph that nobody will free"
+            assert number in in_hand.groups or number in in_hand._to_release, "a graph that nobody will free"
         for name in self.sizes:
-            assert scheduler.num_of(name) <= self.limits["credits"], f"{name} has more than its credits"
+            assert in_hand.num_of(name) <= self.limits["credits"], f"{name} has more than its credits"
         for name, trainer in talk.trainers.items():
             held = [worker.outstanding for worker in trainer.session._workers]
             assert all(len(outstanding) <= self.limits["credits"] for outstanding in held)

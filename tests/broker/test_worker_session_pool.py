@@ -29,7 +29,8 @@ from cutlayer.broker.messages import (
 )
 from cutlayer.broker.pool_round import Verdict, WindowPart, judge
 from cutlayer.broker.work import Backward, Commit, Forward, Key
-from cutlayer.broker.worker_session import ROUND_PAUSE_S, WINDOW_REPEAT_S, WorkerLimits, WorkerSession
+from cutlayer.broker.worker_rounds import ROUND_PAUSE_S, WINDOW_REPEAT_S
+from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
 from support.conversation import BYTE_STAGES, CLASSES, CODECS, MICROBATCH, image_tokens, small_manifest, zeros
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -92,7 +93,7 @@ class Desk:
         return self.session.backward_done(work.group, self.now)
 
     def part(self, *, is_due: bool | None = True) -> WindowPart:
-        return self.session.part("same", bytes([1]), is_due=is_due)
+        return self.session.rounds.part("same", bytes([1]), is_due=is_due)
 
     def judge(self, *others: WindowPart, first: bool = True) -> Verdict:
         """Return the verdict on this worker's part and others'."""
@@ -101,13 +102,13 @@ class Desk:
         return judge(parts, self.session.ledger, is_synchronous=mode == "synchronous")
 
     def commit(self, verdict: Verdict, generation: int = 1) -> list[WorkerAction]:
-        self.session.round_begun(self.now)
+        self.session.rounds.begun(self.now)
         assert verdict.commits
-        return self.session.round_committed(verdict, self.session.version + 1, generation, self.now)
+        return self.session.rounds.committed(verdict, self.session.version + 1, generation, self.now)
 
     def fail(self, verdict: Verdict | None = None, generation: int = 1) -> list[WorkerAction]:
-        self.session.round_begun(self.now)
-        return self.session.round_failed(verdict, generation, self.now)
+        self.session.rounds.begun(self.now)
+        return self.session.rounds.failed(verdict, generation, self.now)
 
     def window_of(self, worker: str, number: int, num_samples: int, *agents: str, closes: bool = False) -> None:
         state = WindowState(worker, 1, number, num_samples, agents, closes)
@@ -178,7 +179,7 @@ def test_what_was_said_is_repeated_and_after_a_commit_the_next_window() -> None:
     assert said(desk.session.tick(desk.now), WindowState) == []
     desk.now += WINDOW_REPEAT_S / 2
     assert [state.closes for state in said(desk.session.tick(desk.now), WindowState)] == [False]
-    assert [state.closes for state in said(desk.session.round_begun(desk.now), WindowState)] == [True]
+    assert [state.closes for state in said(desk.session.rounds.begun(desk.now), WindowState)] == [True]
     desk.now += WINDOW_REPEAT_S
     assert [state.closes for state in said(desk.session.tick(desk.now), WindowState)] == [True]
     desk.commit(desk.judge())
@@ -272,10 +273,10 @@ def test_during_a_round_gradients_wait_for_the_next_window() -> None:
     desk.forward()
     desk.train("b")
     verdict = desk.judge()
-    desk.session.round_begun(desk.now)
+    desk.session.rounds.begun(desk.now)
     desk.gradients("a")
     assert desk.session.next_work(desk.now) is None
-    desk.session.round_committed(verdict, 1, 1, desk.now)
+    desk.session.rounds.committed(verdict, 1, 1, desk.now)
     assert list(desk.session.ledger.of("a")) == []
     assert desk.session.live_keys() == (Key("a", Mode.TRAIN, 0),)
     assert isinstance(desk.session.next_work(desk.now), Backward)
@@ -285,12 +286,12 @@ def test_an_agent_that_vanishes_during_a_round_takes_nothing_out_of_the_window()
     desk = Desk(lease_s=1.0, absence_grace_s=0.5)
     desk.train("a")
     verdict = desk.judge()
-    desk.session.round_begun(desk.now)
+    desk.session.rounds.begun(desk.now)
     for _ in range(3):
         desk.now += 2.0
         desk.session.tick(desk.now)
     assert len(desk.session.leases) == 0
-    actions = desk.session.round_committed(verdict, 1, 1, desk.now)
+    actions = desk.session.rounds.committed(verdict, 1, 1, desk.now)
     assert said(actions, ActivationGradients) == [], "nobody is left to be told"
     assert list(desk.session.ledger.of("a")) == [(0, 1)]
     assert desk.session.num_live == 0
@@ -345,7 +346,7 @@ def take_over(desk: Desk, *steps: tuple[str, int], manifest: Manifest | None = N
     ledger = Ledger()
     for agent, step in steps:
         ledger.add(agent, step)
-    return desk.session.take_over(
+    return desk.session.rounds.take_over(
         manifest or desk.manifest,
         ledger,
         {agent: 8 for agent, _ in steps},
@@ -363,7 +364,7 @@ def test_a_worker_that_was_behind_goes_on_where_the_pool_is_and_asks_for_what_it
     desk.activations("b", 0)
     desk.forward()
     desk.activations("c", 0)
-    desk.session.round_begun(desk.now)
+    desk.session.rounds.begun(desk.now)
     actions = take_over(desk, ("a", 0), ("z", 0))
     assert (desk.session.window, desk.session.version, desk.session.committed_samples) == (5, 6, 70)
     assert [commit.lease for commit in said(actions, ActivationGradients)] == [desk.lease("a")]
@@ -448,17 +449,17 @@ def test_a_draining_worker_says_so_takes_nobody_new_and_is_done_when_its_last_st
     assert desk.session.leases.of("b") is None
     assert not desk.session.is_drained
     verdict = desk.judge()
-    desk.session.round_begun(desk.now)
-    desk.session.round_committed(verdict, 1, 1, desk.now)
+    desk.session.rounds.begun(desk.now)
+    desk.session.rounds.committed(verdict, 1, 1, desk.now)
     assert desk.session.is_drained
 
 
 def test_a_worker_does_not_leave_in_the_middle_of_a_round() -> None:
     desk = Desk()
     desk.session.drain()
-    desk.session.round_begun(desk.now)
+    desk.session.rounds.begun(desk.now)
     assert not desk.session.is_drained
-    desk.session.round_failed(None, 1, desk.now)
+    desk.session.rounds.failed(None, 1, desk.now)
     assert desk.session.is_drained
 
 

@@ -242,7 +242,7 @@ def test_output_gradients_that_cannot_be_decoded_leave_the_group_to_the_others()
     assert desk.rejected() == ["a"]
     assert desk.engine.gradients_present() == bytes([0]), "nothing of the group was added"
     desk.backward()
-    assert desk.session.part("", b"", is_due=None).steps == (("b", 0),)
+    assert desk.session.rounds.part("", b"", is_due=None).steps == (("b", 0),)
 
 
 def test_a_released_group_is_gone_from_the_engine_and_releasing_it_again_does_nothing() -> None:

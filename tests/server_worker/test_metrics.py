@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import generate_latest
 
-from cutlayer.broker import worker_roster, worker_session, worker_steps
+from cutlayer.broker import worker_reception, worker_roster, worker_steps
 from cutlayer.broker.errors import WireError
 from cutlayer.broker.manifest import CodecNames
 from cutlayer.broker.messages import Direction, RunPhase, Traffic
@@ -150,8 +150,8 @@ def test_no_label_grows_with_agents_steps_or_leases(metrics: WorkerMetrics) -> N
 
 
 def test_each_refusal_of_the_session_and_the_wire_has_a_series() -> None:
-    sessions = (worker_session, worker_roster, worker_steps)
-    source = "".join(inspect.getsource(module) for module in sessions)
+    parts = (worker_reception, worker_roster, worker_steps)
+    source = "".join(inspect.getsource(module) for module in parts)
     labels = set(re.findall(r'Refused\(\s*"(\w+)"', source)) | {error.label for error in WireError.__subclasses__()}
     assert len(labels) > 6
     assert labels <= set(REFUSALS)

@@ -24,7 +24,8 @@ from cutlayer.broker.messages import (
     WorkerState,
 )
 from cutlayer.broker.work import Backward, Commit, Forward
-from cutlayer.broker.worker_session import ROUND_PAUSE_S, WorkerLimits, WorkerSession
+from cutlayer.broker.worker_rounds import ROUND_PAUSE_S
+from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
 from cutlayer.server_worker.arithmetic import Arithmetic
 from cutlayer.server_worker.checkpoint import Checkpoint
 from cutlayer.server_worker.counting_engine import CountingEngine, contribution_of
@@ -94,7 +95,7 @@ class Member:
         self.arithmetic.backward(backward)
 
     def begin(self, *, is_due: bool = True) -> None:
-        samples, microbatches = self.session.part("", b"", is_due=None).num_samples, 0
+        samples, microbatches = self.session.rounds.part("", b"", is_due=None).num_samples, 0
         self.rounds.begin(Commit(self.session.window, samples, microbatches, None, is_due), self.clock())
 
     def poll(self) -> bool:
@@ -195,7 +196,7 @@ def test_a_worker_that_joins_takes_over_weights_ledger_and_the_window_that_is_co
 def test_a_checkpoint_does_not_count_where_somebody_serves_whatever_run_that_is() -> None:
     place, first, second = pair()
     old = place.add("w2")
-    old.session.take_over(
+    old.session.rounds.take_over(
         old.session.manifest,
         old.session.ledger,
         {},
@@ -285,7 +286,7 @@ def test_a_round_that_commits_nothing_keeps_the_window_and_its_sums() -> None:
     assert not first.poll()
     assert not second.poll()
     assert first.engine.weight == 0
-    assert first.session.part("", b"", is_due=True).steps == (("a", 0),)
+    assert first.session.rounds.part("", b"", is_due=True).steps == (("a", 0),)
     first.begin()
     second.begin(is_due=False)
     assert first.poll()

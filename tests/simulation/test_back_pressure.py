@@ -37,14 +37,14 @@ NUM_SAMPLES = 20
 def sizes(network: PacedNetwork, worker: Worker, agents: list[AgentRuntime]) -> dict[str, int]:
     """Return how much of everything that could grow there is now."""
     couriers = [worker.runtime._courier, *(agent._courier for agent in agents)]
-    scheduler = worker.session._run.scheduler
+    in_hand = worker.session._run.in_hand
     return {
         "broker bytes": network.num_broker_bytes,
         "queued bytes": network.queued_bytes,
         "packets on their way": sum(transport.num_on_their_way for transport in network.transports.values()),
         "live graphs": worker.counter.num_live_graphs,
         "live samples": worker.counter.live_samples,
-        "groups": len(scheduler._groups),
+        "groups": len(in_hand.groups),
         "exchanges": worker.session.num_live,
         "former leases": len(worker.session.leases._former),
         "ledger bytes": len(worker.session.ledger.to_bytes()),
@@ -52,7 +52,7 @@ def sizes(network: PacedNetwork, worker: Worker, agents: list[AgentRuntime]) -> 
         "sent chunks bytes": sum(courier._sent._num_bytes for courier in couriers),
         "unfinished topics": sum(len(courier._unfinished) for courier in couriers),
         "watched messages": sum(len(courier._watch._watched) for courier in couriers),
-        "paces": len(scheduler._pace),
+        "paces": len(in_hand.pace),
         "outstanding": sum(agent._session.num_outstanding for agent in agents),
         "run book entries": len(worker.book.latest()),
     }

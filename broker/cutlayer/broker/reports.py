@@ -1,6 +1,6 @@
 """The messages in which agents and workers tell of themselves: cumulative counters, and nothing of a single sample.
 
-`messages.py` has all other kinds, and turns all of them into bytes.
+Whoever only sums and judges what is reported needs nothing of the other messages.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from enum import StrEnum
 from typing import ClassVar
 
 from cutlayer.broker.wire import U32, choice, flag, many, number, pair, record, text, uint, wire
+from cutlayer.broker.wire_limits import MAX_MODALITIES, MAX_NAME, MAX_TOPIC
 
-MAX_MODALITIES = 16
-MAX_NAME = 64
-MAX_TOPIC = 256
 MAX_EVALUATIONS = 4_096
 MAX_SUMS = 256
 """Of one MetricSums, by name."""

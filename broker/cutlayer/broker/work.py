@@ -111,7 +111,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Take an optimizer step; then `committed`. In a pool: start a round; then `round_ended`.
+    """Take an optimizer step; then `committed`. In a pool: start a round; then `committed` or `failed` of its rounds.
 
     Attributes:
         window: Number of the window.

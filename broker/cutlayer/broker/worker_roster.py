@@ -1,8 +1,6 @@
-"""The worker's side of coming and going: who asks for a lease, who vanishes, who leaves, who is waited for."""
+"""The worker's side of coming and going: who asks for a lease, who vanishes, who leaves."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
 
 from cutlayer.broker.actions import (
     AgentJoined,
@@ -33,6 +31,8 @@ from cutlayer.broker.messages import (
     Welcome,
 )
 from cutlayer.broker.topics import AgentTopics
+from cutlayer.broker.worker_candidates import WorkerCandidates
+from cutlayer.broker.worker_phases import WorkerPhases
 from cutlayer.broker.worker_run import WorkerRun
 
 __all__ = ["WorkerRoster"]
@@ -46,38 +46,19 @@ class WorkerRoster:
 
     Args:
         run: What the session's parts share.
-        advance: Enters the run's next phase when its time has come.
-        offer: Offers the candidate that is to be judged to agents.
+        phases: Where the run stands.
+        candidates: The weights that are judged, where any are.
     """
 
-    def __init__(
-        self,
-        run: WorkerRun,
-        advance: Callable[[], list[WorkerAction]],
-        offer: Callable[[Iterable[Lease]], list[WorkerAction]],
-    ) -> None:
+    def __init__(self, run: WorkerRun, phases: WorkerPhases, candidates: WorkerCandidates) -> None:
         self._run = run
-        self._advance = advance
-        self._offer = offer
+        self._phases = phases
+        self._candidates = candidates
         self._is_state_old = False
         self._state_at = 0.0
         self._departed: dict[str, int] = {}
-        self._awaited = set(run.ledger.agents())
-        self._awaited_until: float | None = None
         self._check_at: float | None = None
         self._is_deaf = self._renews = False
-        self.is_resumed = bool(self._awaited)
-
-    @property
-    def awaits(self) -> bool:
-        """Whether agents that the ledger knows are still expected back."""
-        return bool(self._awaited)
-
-    def await_ledger(self) -> None:
-        """Wait, for the grace period, for the agents of a ledger that was taken over."""
-        self._awaited = {agent for agent in self._run.ledger.agents() if self._run.leases.of(agent) is None}
-        self._awaited_until = None
-        self.is_resumed = bool(self._awaited) or self.is_resumed
 
     def disconnected(self) -> None:
         """Take notice that nobody can be heard: until the connection is back, silence says nothing about an agent."""
@@ -99,9 +80,7 @@ class WorkerRoster:
         """Return the times at which `tick` has something to do."""
         times = [self._check_at] if self._check_at is not None and len(self._run.leases) else []
         times += [self._state_at] if self._is_state_old else []
-        if self._awaited and self._awaited_until is not None:
-            times.append(self._awaited_until)
-        return times
+        return [*times, *self._phases.deadlines()]
 
     def tick(self, now: float) -> list[WorkerAction]:
         """Do what is due: vanished agents, and agents that have been away for too long."""
@@ -113,10 +92,7 @@ class WorkerRoster:
                 lease.heard_at = now
                 lease.absent_since = None if lease.absent_since is None else now
         limits = self._run.limits
-        if self._awaited_until is None:  # the time of the session's start is not known before
-            self._awaited_until = now + limits.absence_grace_s
-        elif now >= self._awaited_until:
-            self._awaited.clear()
+        self._phases.tick(now)
         actions: list[WorkerAction] = []
         if self._is_state_old and now >= self._state_at:
             self._is_state_old, self._state_at = False, now + STATE_EVERY_S
@@ -194,20 +170,20 @@ class WorkerRoster:
     ) -> list[WorkerAction]:
         run = self._run
         if before is not None:
-            run.scheduler.abandon(hello.agent)
+            run.in_hand.abandon(hello.agent)
         is_returning = hello.agent in run.known_samples
         total_steps = num_training_steps(run.manifest, hello.num_samples)
         is_done = len(run.ledger.of(hello.agent)) >= total_steps
         lease = run.leases.grant(hello, codecs, total_steps, now, is_done=is_done)
         if not lease.is_visit:  # under the topic of an agent that trained before, it is not that agent come back
             run.known_samples[hello.agent] = hello.num_samples
-            self._awaited.discard(hello.agent)
+            self._phases.came(hello.agent)
         self._check_by(lease)
         joined = AgentJoined(hello.agent, hello.num_samples, is_returning)
-        advance = self._advance()  # before the Welcome, which says where the run stands
+        advance = self._phases.advance()  # before the Welcome, which says where the run stands
         welcome = Publish(topics.down_control, self.welcome(lease))
         self._is_state_old = True
-        told = [*run.tell_weights([lease]), *self._offer([lease])]
+        told = [*run.tell_weights([lease]), *self._candidates.offer([lease])]
         return [*self.subscribe(hello.agent), joined, welcome, *told, *advance]
 
     def welcome(self, lease: Lease) -> Welcome:
@@ -265,7 +241,7 @@ class WorkerRoster:
     def vanish(self, lease: Lease, now: float) -> None:
         """Count an agent as absent, from now on."""
         lease.absent_since = now if lease.absent_since is None else lease.absent_since
-        self._run.scheduler.abandon(lease.agent)
+        self._run.in_hand.abandon(lease.agent)
         self._check_by(lease)
 
     def goodbye(self, lease: Lease, message: Goodbye) -> list[WorkerAction]:
@@ -303,7 +279,7 @@ class WorkerRoster:
     def drop(self, lease: Lease, reason: str) -> list[WorkerAction]:
         """Take a lease back."""
         run = self._run
-        run.scheduler.abandon(lease.agent)
+        run.in_hand.abandon(lease.agent)
         run.leases.drop(lease.agent)
         run.commits.forget(lease.agent)
         if not lease.is_visit:

@@ -14,6 +14,7 @@ from cutlayer.broker.pool_members import PoolMembers
 from cutlayer.broker.scheduler import Scheduler
 from cutlayer.broker.selection import Selection
 from cutlayer.broker.topics import WorkerTopics
+from cutlayer.broker.work_in_hand import WorkInHand
 from cutlayer.broker.worker_weights import CommitMemory, WeightsDesk
 from cutlayer.compression import codec_from_name
 
@@ -57,11 +58,13 @@ class WorkerRun:
         limits: What the worker allows.
         leases: Who trains here.
         ledger: What is committed.
-        scheduler: What is being worked on.
+        in_hand: What is being worked on.
+        scheduler: What comes next of it.
         members: The other workers of its pool; None without a pool.
         phase: Where the run stands.
         reason: Why it has come there.
         known_samples: Samples of each agent that the run has seen.
+        is_serving: Whether it has had a connection, and agents are served.
         is_draining: Whether it takes nothing new.
         store: Names the store that keeps activations; empty where none does.
         weights: The tokenizers' newest weights, where they are trained.
@@ -76,11 +79,13 @@ class WorkerRun:
     limits: WorkerLimits
     leases: LeaseTable
     ledger: Ledger
+    in_hand: WorkInHand
     scheduler: Scheduler
     members: PoolMembers | None
     known_samples: dict[str, int]
     phase: RunPhase = RunPhase.WAITING
     reason: str = ""
+    is_serving: bool = False
     is_draining: bool = False
     store: str = ""
     weights: WeightsDesk = field(default_factory=WeightsDesk)
@@ -100,6 +105,11 @@ class WorkerRun:
     def tell_weights(self, leases: Iterable[Lease]) -> list[WorkerAction]:
         """Send the tokenizers' weights to agents, if this worker is the one that does."""
         return self.weights.tell(leases) if self.is_first else []
+
+    def tell_new_weights(self) -> list[WorkerAction]:
+        """Send the tokenizers' weights to all agents after so many windows, before these windows' commits."""
+        is_due = self.in_hand.window % self.manifest.tokenizers.every_windows == 0
+        return self.tell_weights(self.leases) if is_due else []
 
     @property
     def planned_samples(self) -> int | None:
@@ -121,7 +131,7 @@ class WorkerRun:
             manifest_digest=self.digest,
             phase=self.phase,
             agents=self.leases.num_taking_part if is_online else 0,
-            version=self.scheduler.version,
+            version=self.in_hand.version,
             reason=self.reason,
             is_draining=self.is_draining,
             pool_generation=0 if self.members is None else self.members.generation,

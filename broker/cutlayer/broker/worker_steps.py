@@ -71,7 +71,7 @@ class WorkerSteps:
                 Refused("state", f"a training step of {lease.agent} after the end of training"),
                 Publish(AgentTopics(lease.agent).down_control, phase, repeated=True),
             ]
-        exchange = run.scheduler.exchanges.get(key)
+        exchange = run.in_hand.exchanges.get(key)
         if exchange is not None:
             # Under another lease it is what an earlier process of this agent has sent the gradients of: it will be
             # committed, and the agent is told so under the lease that it has now.
@@ -84,9 +84,9 @@ class WorkerSteps:
             self._check_activations(lease, message)
         except WireError as error:
             raise ContentRefused(str(error)) from error
-        if run.scheduler.num_of(lease.agent) >= run.limits.credits and not self._make_room(key):
+        if run.in_hand.num_of(lease.agent) >= run.limits.credits and not self._make_room(key):
             return [Refused("credits", f"{lease.agent} sends more than its {run.limits.credits} credits")]
-        run.scheduler.add(Exchange(key, lease.lease, message, ExchangeState.ACTIVATIONS, message.num_samples, now))
+        run.in_hand.add(Exchange(key, lease.lease, message, ExchangeState.ACTIVATIONS, message.num_samples, now))
         return []
 
     def _refuse_candidate(self, lease: Lease, message: Activations) -> list[WorkerAction] | None:
@@ -107,9 +107,9 @@ class WorkerSteps:
         run = self._run
         held = () if run.selection is None else run.selection.held
         actions: list[WorkerAction] = []
-        for key, exchange in list(run.scheduler.exchanges.items()):
+        for key, exchange in list(run.in_hand.exchanges.items()):
             if exchange.activations.candidate and exchange.activations.candidate not in held:
-                run.scheduler.discard(key)
+                run.in_hand.discard(key)
                 resend = Resend(exchange.lease, key.step, key.mode, ResendReason.CANDIDATE)
                 actions.append(Publish(AgentTopics(key.agent).down_control, resend))
         return actions
@@ -122,14 +122,14 @@ class WorkerSteps:
         worker.
         """
         is_open = (ExchangeState.ACTIVATIONS, ExchangeState.OUTPUTS)
-        exchanges = self._run.scheduler.exchanges.items()
+        exchanges = self._run.in_hand.exchanges.items()
         held = [one for one, exchange in exchanges if one.agent == key.agent and exchange.state in is_open]
         held = [one for one in held if one.mode is Mode.TRAIN]
         if not held:
             return False
         last = max(held, key=lambda one: one.step)
         is_in_order = self._run.manifest.window.mode == "synchronous" and key.mode is Mode.TRAIN
-        self._run.scheduler.discard(last if is_in_order and key.step < last.step else held[0])
+        self._run.in_hand.discard(last if is_in_order and key.step < last.step else held[0])
         return True
 
     def _check_activations(self, lease: Lease, message: Activations) -> None:
@@ -199,11 +199,11 @@ class WorkerSteps:
         Raises:
             ContentRefused: When they are not what the manifest says.
         """
-        scheduler = self._run.scheduler
+        in_hand = self._run.in_hand
         key = Key(lease.agent, Mode.TRAIN, message.step)
         if key.step in self._run.ledger.of(lease.agent):
             return [Duplicate("OutputGradients"), self._commit_again(lease, key.step)]
-        exchange = scheduler.exchanges.get(key)
+        exchange = in_hand.exchanges.get(key)
         if exchange is None or exchange.lease != lease.lease:
             resend = Resend(lease.lease, key.step, Mode.TRAIN, ResendReason.UNKNOWN)
             return [Publish(AgentTopics(lease.agent).down_control, resend)]
@@ -225,9 +225,9 @@ class WorkerSteps:
         self._check_tokenizer_gradients(lease, of_tokenizers)
         exchange.received_at = now
         if exchange.group is None:  # of weights that are too old: new outputs follow
-            scheduler.forward_again(exchange, now)
+            in_hand.forward_again(exchange, now)
         else:
-            scheduler.take_gradients(exchange, message.gradients, now, of_tokenizers)
+            in_hand.take_gradients(exchange, message.gradients, now, of_tokenizers)
         return []
 
     def _check_tokenizer_gradients(self, lease: Lease, tensors: NamedTensors) -> None:
@@ -247,17 +247,17 @@ class WorkerSteps:
 
     def _commit_again(self, lease: Lease, step: int) -> Publish:
         tensors = self._run.commits.of(lease.agent, step)
-        commit = ActivationGradients(lease.lease, step, self._run.scheduler.window, 0.0, tensors)
+        commit = ActivationGradients(lease.lease, step, self._run.in_hand.window, 0.0, tensors)
         return Publish(AgentTopics(lease.agent).down_gradients, commit, repeated=True)
 
     # To the agents --------------------------------------------------------------------------------------------
 
     def lacks(self, key: Key, missing: bytes) -> list[WorkerAction]:
         """Forget a microbatch whose samples the store lacks, and ask for their tensors."""
-        exchange = self._run.scheduler.exchanges.get(key)
+        exchange = self._run.in_hand.exchanges.get(key)
         if exchange is None:
             return []
-        self._run.scheduler.discard(key)
+        self._run.in_hand.discard(key)
         resend = Resend(exchange.lease, key.step, key.mode, ResendReason.MISSING, missing)
         return [Publish(AgentTopics(key.agent).down_control, resend)]
 
@@ -266,7 +266,7 @@ class WorkerSteps:
     ) -> list[WorkerAction]:
         """Send the outputs of a forward pass, each to its agent."""
         actions: list[WorkerAction] = []
-        for exchange in self._run.scheduler.forwarded(group, tuple(outputs), version, now):
+        for exchange in self._run.in_hand.forwarded(group, tuple(outputs), version, now):
             message = Outputs(
                 exchange.lease,
                 exchange.key.step,

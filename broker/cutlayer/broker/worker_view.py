@@ -43,12 +43,12 @@ class WorkerView:
     @property
     def credits_used(self) -> int:
         """Microbatches that are here."""
-        return len(self._run.scheduler.exchanges)
+        return len(self._run.in_hand.exchanges)
 
     @property
     def open_samples(self) -> int:
         """Samples in the open window."""
-        return self._run.scheduler.window_samples
+        return self._run.in_hand.window_samples
 
     @property
     def wanted_samples(self) -> int:
@@ -70,14 +70,14 @@ class WorkerView:
 
     def received_at(self, key: Key) -> float | None:
         """Return when the last message of a microbatch came; None when it is not here."""
-        exchange = self._run.scheduler.exchanges.get(key)
+        exchange = self._run.in_hand.exchanges.get(key)
         return None if exchange is None else exchange.received_at
 
     def window_members(self) -> tuple[WindowMember, ...]:
         """Return the microbatches of the open window."""
         members = []
-        for key in self._run.scheduler.in_window:
-            exchange = self._run.scheduler.exchanges[key]
+        for key in self._run.in_hand.in_window:
+            exchange = self._run.in_hand.exchanges[key]
             assert exchange.outputs is not None, "what is in the window has been forward"
             assert exchange.in_window_at is not None, "and backward"
             members.append(WindowMember(exchange.num_samples, exchange.outputs.version, exchange.in_window_at))

@@ -41,7 +41,7 @@ class CandidateKeeper:
         engine, candidates = self._arithmetic.engine, self._session.candidates
         if selection.due is not None:
             name = engine.hold_candidate()
-            self._do(self._session.candidate_taken(name, self._arithmetic.tokenizer_tensors(name), now))
+            self._do(candidates.taken(name, self._arithmetic.tokenizer_tensors(name), now))
             if candidates.has_no_judge():
                 log.warning(
                     "no agent has validation samples: nothing can be chosen, and the last weights are kept\n"
@@ -56,5 +56,5 @@ class CandidateKeeper:
             self._arithmetic.hand_out_weights()
             kept = f"epoch {decision.epoch} is kept" if decision.name else "the last weights are kept"
             log.info("%s: %s", selection.reason(), kept)
-            self._do(self._session.kept(version))
+            self._do(candidates.kept(version))
         engine.hold_only(selection.held)

@@ -12,7 +12,8 @@ from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.pool_round import Verdict
 from cutlayer.broker.work import Commit
-from cutlayer.broker.worker_session import ROUND_PAUSE_S, WorkerSession
+from cutlayer.broker.worker_rounds import ROUND_PAUSE_S
+from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.server_worker.arithmetic import Arithmetic
 from cutlayer.server_worker.checkpoint import Checkpoint
 from cutlayer.server_worker.events import EventHandler, RoundEnded, StateTakenOver
@@ -103,7 +104,7 @@ class Rounds:
             self._begin(None, now)
         elif now >= self._announced_at + ANNOUNCE_S:
             self._announced_at = now
-            self._do(self._session.round_begun(now))
+            self._do(self._session.rounds.begun(now))
 
     def begin(self, work: Commit, now: float) -> None:
         """Start a round for a window."""
@@ -112,7 +113,7 @@ class Rounds:
     def _begin(self, is_due: bool | None, now: float) -> None:
         engine = self._arithmetic.engine
         digest = "" if is_due is None else engine.fingerprint()
-        part = self._session.part(digest, engine.gradients_present(), is_due=is_due)
+        part = self._session.rounds.part(digest, engine.gradients_present(), is_due=is_due)
         self._begun_at = self._announced_at = now
         self._pool.begin(
             RoundTask(
@@ -123,7 +124,7 @@ class Rounds:
                 self._snapshot,
             )
         )
-        self._do(self._session.round_begun(now))
+        self._do(self._session.rounds.begun(now))
 
     def poll(self, now: float) -> bool:
         """Do what the round has decided, once it is over.
@@ -160,7 +161,7 @@ class Rounds:
         if self._session.name in verdict.rejected:
             self._arithmetic.engine.drop_gradients()
         if not verdict.commits:
-            self._do(self._session.round_failed(verdict, result.generation, now))
+            self._do(self._session.rounds.failed(verdict, result.generation, now))
             self._tend(now)
             return False
         self._commit(result, verdict, now)
@@ -170,7 +171,7 @@ class Rounds:
         if not self._was_failing:
             log.warning("the pool's round has failed (%s); trying again", result.failure)
         self._was_failing = True
-        self._do(self._session.round_failed(None, result.generation or self._generation, now))
+        self._do(self._session.rounds.failed(None, result.generation or self._generation, now))
 
     def _differs(self, result: RoundResult, now: float) -> None:
         """Have the pool's weights taken over in the next round, and what is committed here alone done again.
@@ -188,7 +189,7 @@ class Rounds:
         log.warning("this worker's weights differ from its pool's at window %d; taking over the pool's", window)
         self._is_mending = True
         self._pool.fall_behind()
-        self._do(self._session.round_failed(None, result.generation, now))
+        self._do(self._session.rounds.failed(None, result.generation, now))
 
     def _commit(self, result: RoundResult, verdict: Verdict, now: float) -> None:
         assert result.sums is not None, "a window that closes has sums"
@@ -196,8 +197,8 @@ class Rounds:
         is_in_it = self._session.name not in verdict.rejected
         members = self._session.view.window_members() if is_in_it else ()
         wanted_samples = self._session.view.wanted_samples
-        step = self._arithmetic.step(verdict.num_samples, self._session.progress(verdict))
-        self._do(self._session.round_committed(verdict, step.version, result.generation, now))
+        step = self._arithmetic.step(verdict.num_samples, self._session.rounds.progress(verdict))
+        self._do(self._session.rounds.committed(verdict, step.version, result.generation, now))
         self._arithmetic.emit_committed(
             step, verdict.num_samples, len(verdict.steps), wanted_samples=wanted_samples, members=members
         )
@@ -223,7 +224,7 @@ class Rounds:
         self._arithmetic.forget_groups()
         self._arithmetic.hand_out_weights()
         self._do(
-            self._session.take_over(
+            self._session.rounds.take_over(
                 manifest,
                 Ledger.from_bytes(checkpoint.ledger),
                 cast("dict[str, int]", checkpoint.meta["known_samples"]),
