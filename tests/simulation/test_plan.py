@@ -26,8 +26,9 @@ from cutlayer.simulation.plan_compute import (
     projection_flops,
     raw_sample_bytes,
 )
+from cutlayer.simulation.plan_evaluations import evaluation_batches
 from cutlayer.simulation.plan_model import PlannedModel, plan_model
-from cutlayer.simulation.plan_schedule import Stage, evaluation_batches, schedule
+from cutlayer.simulation.plan_schedule import Stage, schedule
 from cutlayer.simulation.plan_sites import CountChoice, sites_from_counts
 from cutlayer.simulation.plan_wire import Link
 from support.processes import DIGITS_FILE
@@ -73,8 +74,8 @@ def test_a_batch_that_is_not_answered_yet_goes_as_tensors_again() -> None:
     manifest = plan_model(small_settings(run={"epochs": 1}, evaluation={"every_epochs": 0})).manifest
     plan = EpochPlan(0, "site/0", 1, 16, 4, 4)
     known = {
-        given: num_known
-        for given, _, num_known in evaluation_batches(manifest, plan, BOTH, is_kept=True, num_credits=2)
+        batch.evaluation.given: batch.num_known
+        for batch in evaluation_batches(manifest, plan, BOTH, is_kept=True, num_credits=2)
     }
     assert known == {BOTH: 0, ("audio",): 0, ("image",): 4}
 

@@ -12,10 +12,10 @@ from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation import plan_rehearsal
 from cutlayer.simulation.plan_changes import follow
 from cutlayer.simulation.plan_compute import agent_memory_bytes, learning_flops
+from cutlayer.simulation.plan_evaluations import Visit
 from cutlayer.simulation.plan_exchange import Parties
 from cutlayer.simulation.plan_model import PlannedModel, plan_model
 from cutlayer.simulation.plan_rehearsal import Cadence, rehearse
-from cutlayer.simulation.plan_schedule import Visit
 from cutlayer.simulation.plan_sites import site_of, trial_windows, try_out
 from cutlayer.simulation.plan_tensors import MeasuredTensors, has_fixed_size
 from cutlayer.simulation.plan_trial import Trial
