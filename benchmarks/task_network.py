@@ -17,8 +17,9 @@ from cutlayer.broker.faults import LinkFaults
 from cutlayer.broker.memory import MemoryTransport
 from cutlayer.broker.messages import MetricSums
 from cutlayer.broker.transport import WireCount
+from cutlayer.edge_agent.agent_options import AgentOptions
 from cutlayer.edge_agent.batches import Dataset
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.activation_store import MemoryActivationStore
 from cutlayer.server_worker.model_builder import BuiltModel
 from cutlayer.server_worker.run_book import RunBook
@@ -82,7 +83,8 @@ class _Timed:
         wake_at = self.agent.pump(now)
         if self.trained is None:
             self.cpu_s += time.process_time() - started_s
-            if self.agent._told_done:
+            foreman = self.agent._foreman
+            if foreman is not None and foreman.told_done:
                 self.trained = self.wire
         return wake_at
 

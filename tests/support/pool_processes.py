@@ -26,7 +26,8 @@ from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.messages import WindowState, parse
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.transport import TransportEvent, Will
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.agent_options import AgentOptions
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.checkpoint import CheckpointStore, RestoredCheckpoint
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.run_book import RunBook
