@@ -61,16 +61,17 @@ class SampleFeatures:
         """Return samples as features of each modality that they have, from the cache where they are in it."""
         wanted = [int(index) for index in indices]
         missing = [index for index in wanted if (split, index) not in self._samples]
-        fresh: dict[int, Sample] = {}
+        # Looked up first: those that are missing may take their room.
+        found = {index: self._samples[split, index] for index in wanted if (split, index) in self._samples}
         if missing:
             batch = self._dataset.batch(split, np.array(missing, dtype=np.int64))
             features = self._features(batch)
             for place, index in enumerate(missing):
-                fresh[index] = Sample(features[place], np.array(batch.targets[place]))
+                found[index] = Sample(features[place], np.array(batch.targets[place]))
                 if not self._is_visit:
-                    self._targets[split, index] = fresh[index].target
-                self._keep(split, index, fresh[index])
-        return [fresh.get(index) or self._samples[split, index] for index in wanted]
+                    self._targets[split, index] = found[index].target
+                self._keep(split, index, found[index])
+        return [found[index] for index in wanted]
 
     def targets(self, split: Split, indices: NDArray[np.int64]) -> list[Targets]:
         """Return what is true of samples; those seen before cost nothing to look up."""
