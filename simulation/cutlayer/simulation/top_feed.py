@@ -25,7 +25,7 @@ from cutlayer.dashboards.catalogue import Kind, metric
 from cutlayer.dashboards.headlines import Headline, headlines
 from cutlayer.dashboards.live_history import History
 from cutlayer.dashboards.metric_store import Distribution, MetricStore, SeriesKey
-from cutlayer.dashboards.panels import OVERVIEW
+from cutlayer.dashboards.overview_board import OVERVIEW
 from cutlayer.dashboards.snapshots import Snapshot, Snapshots
 from cutlayer.simulation.top_state import TopState, WorkerSeen, agent_rows
 
