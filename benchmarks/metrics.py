@@ -23,7 +23,7 @@ import torch
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.messages import Direction, MetricSums, StageTime, Telemetry, Traffic
 from cutlayer.broker.telemetry import LogHistogram
-from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER_KINDS, TENSOR_KINDS
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, OTHER_KINDS, TENSOR_KINDS
 from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.edge_agent.partition import Shard
 from cutlayer.edge_agent.runtime import AgentRuntime

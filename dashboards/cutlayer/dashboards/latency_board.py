@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cutlayer.dashboards.catalogue import AGENT_STAGES, Stage
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, Stage
 from cutlayer.dashboards.overview_board import ACCURACY, ROUND_TRIP, ROUND_TRIPS, STAGES
 from cutlayer.dashboards.panels import Board, Panel, Row, Shape, Target, Threshold, Unit
 from cutlayer.dashboards.query import Buckets, Mean, Quantile, Query, Rate, Value, Within

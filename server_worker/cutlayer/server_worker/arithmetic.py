@@ -19,7 +19,7 @@ from cutlayer.broker.tensors import WEIGHTS_CODEC, decode_tensor, encode_tensor
 from cutlayer.broker.work import Backward, Forward, Key, NamedTensors, Release
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.broker.worker_view import WindowMember
-from cutlayer.dashboards.catalogue import Stage
+from cutlayer.dashboards.metric_labels import Stage
 from cutlayer.server_worker.assembler import Assembler, Lacking
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import CommitResult, Engine, ForwardItem

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, RunPhase
-from cutlayer.dashboards.catalogue import OTHER_KINDS, REFUSALS, Side, Stage
+from cutlayer.dashboards.metric_labels import OTHER_KINDS, REFUSALS, Side, Stage
 from cutlayer.dashboards.metric_store import MetricStore, StoreCollector
 from cutlayer.server_worker.agent_counters import AgentCounters
 from cutlayer.server_worker.agent_table import AgentTable

@@ -20,7 +20,7 @@ from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
 from cutlayer.broker.selection import Selection
 from cutlayer.broker.task_metrics import metrics_of
 from cutlayer.broker.telemetry import LogHistogram
-from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER, REFUSALS, Side, Stage
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, OTHER, REFUSALS, Side, Stage
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker.run_results import (
     JOINT,
