@@ -21,7 +21,6 @@ from cutlayer.broker.topics import RUN, WorkerTopics, model_chunk
 from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointNotSaved, CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.engine import Forwarded, ForwardItem
 from cutlayer.server_worker.events import (
     AgentCountChanged,
     CheckpointSaved,
@@ -30,6 +29,7 @@ from cutlayer.server_worker.events import (
     StageTimed,
     WindowCommitted,
 )
+from cutlayer.server_worker.passes import Forwarded, ForwardItem
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
 from cutlayer.simulation.virtual import VirtualNetwork
