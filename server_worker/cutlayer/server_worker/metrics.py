@@ -37,8 +37,8 @@ from cutlayer.server_worker.events import (
     WindowCommitted,
     WorkerSampled,
 )
-from cutlayer.server_worker.run_book import versions
 from cutlayer.server_worker.run_figures import RunFigures
+from cutlayer.server_worker.versions import versions
 
 __all__ = ["WorkerMetrics"]
 
