@@ -32,7 +32,8 @@ from cutlayer.server_worker.events import (
 from cutlayer.server_worker.passes import Forwarded, ForwardItem
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_json import run_json
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import small_dataset, small_settings
 from support.virtual_run import Client, Worker, committed_once, run_until_over

@@ -32,8 +32,9 @@ from cutlayer.server_worker.checkpoint import CheckpointStore, RestoredCheckpoin
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_pool, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.worker_options import WorkerOptions
 from support.ports import free_port, listens
 from support.small_run import small_dataset
 from support.waiting import until

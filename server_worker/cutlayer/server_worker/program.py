@@ -41,11 +41,12 @@ from cutlayer.server_worker.run_parts import (
     make_session,
     num_threads,
 )
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import load_run_settings
 from cutlayer.server_worker.store_keeper import StoreKeeper
 from cutlayer.server_worker.tuning import goes_back_through_all
 from cutlayer.server_worker.versions import versions
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.server_worker.worker_reports import WorkerReports
 
 __all__ = ["Program", "write_json"]

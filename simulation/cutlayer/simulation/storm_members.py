@@ -26,9 +26,10 @@ from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.memory_pool import MemoryPool
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_book import RunBook
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.store_keeper import StoreKeeper
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.storm_settings import StormSettings, Weather, draw_weather
 from cutlayer.simulation.virtual import VirtualNetwork
 
