@@ -28,9 +28,10 @@ from cutlayer.server_worker.activation_store import MemoryActivationStore
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import load_run_settings
 from cutlayer.server_worker.store_keeper import StoreKeeper
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.virtual import VirtualNetwork
 
 NUM_AGENTS = 4

@@ -20,8 +20,9 @@ from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.edge_agent.losses import CrossEntropy
 from cutlayer.edge_agent.tokenizers import Tokenizer, load_tokenizers, parts_of
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.model_builder import build
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.run_parts import make_engine
 from cutlayer.server_worker.settings import load_run_settings
 

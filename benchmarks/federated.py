@@ -15,8 +15,8 @@ from benchmarks.site_training import Trainer
 from benchmarks.task_sites import Site
 from torch import Tensor
 
-from cutlayer.server_worker.engine import EngineState
 from cutlayer.server_worker.model_builder import BuiltModel
+from cutlayer.server_worker.parameters import EngineState
 from cutlayer.server_worker.settings import RunSettings
 
 FLOAT32_BYTES = 4

@@ -25,7 +25,8 @@ import yaml
 
 from cutlayer.broker.broker_options import BrokerOptions
 from cutlayer.broker.launcher import launch_broker
-from cutlayer.dashboards.panels import OVERVIEW, Panel
+from cutlayer.dashboards.overview_board import OVERVIEW
+from cutlayer.dashboards.panels import Panel
 from cutlayer.dashboards.promql import promql
 
 BIN = Path(sys.executable).parent

@@ -19,8 +19,8 @@ from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.partition import Shard
-from cutlayer.server_worker.engine import ForwardItem
 from cutlayer.server_worker.model_builder import build
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, num_threads
 from cutlayer.server_worker.settings import load_run_settings
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from cutlayer.broker.messages import Direction, MetricSums, StageTime, Telemetry, Traffic
 from cutlayer.broker.telemetry import LogHistogram
-from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER_KINDS, TENSOR_KINDS, Stage
 from cutlayer.dashboards.live_stats import LiveStats, RunFacts
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, OTHER_KINDS, TENSOR_KINDS, Stage
 from cutlayer.server_worker.agent_table import MAX_TOP
 from cutlayer.server_worker.events import StageTimed, TelemetryTaken
 from cutlayer.server_worker.http_server import GZIP_LEVEL

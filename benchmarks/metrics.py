@@ -23,7 +23,7 @@ import torch
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.messages import Direction, MetricSums, StageTime, Telemetry, Traffic
 from cutlayer.broker.telemetry import LogHistogram
-from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER_KINDS, TENSOR_KINDS
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, OTHER_KINDS, TENSOR_KINDS
 from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.edge_agent.partition import Shard
 from cutlayer.edge_agent.runtime import AgentRuntime
@@ -35,8 +35,9 @@ from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.server_worker.worker_reports import WorkerReports
 
 RUN = Path(__file__).with_name("digits_int8.toml")

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cutlayer.edge_agent.batches import Dataset, Split
 from cutlayer.edge_agent.tokenizers import Tokenizer
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.passes import ForwardItem
 
 Tokens = dict[str, NDArray[np.float32]]
 

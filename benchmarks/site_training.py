@@ -20,8 +20,9 @@ from cutlayer.edge_agent.client_side import Tokenized
 from cutlayer.edge_agent.losses import task_from_spec
 from cutlayer.edge_agent.reported_sums import Sums
 from cutlayer.edge_agent.work_items import EvaluationRun
-from cutlayer.server_worker.engine import EngineState, ForwardItem
 from cutlayer.server_worker.model_builder import BuiltModel
+from cutlayer.server_worker.parameters import EngineState
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.run_parts import make_engine
 from cutlayer.server_worker.settings import RunSettings
 

@@ -27,8 +27,8 @@ from benchmarks.tasks.catalogue import Task
 from cutlayer.broker.task_metrics import metric_values
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.partition import Shard
-from cutlayer.server_worker.engine import EngineState
 from cutlayer.server_worker.model_builder import build
+from cutlayer.server_worker.parameters import EngineState
 from cutlayer.server_worker.run_parts import make_manifest
 from cutlayer.server_worker.settings import RunSettings
 

@@ -17,16 +17,18 @@ from cutlayer.broker.faults import LinkFaults
 from cutlayer.broker.memory import MemoryTransport
 from cutlayer.broker.messages import MetricSums
 from cutlayer.broker.transport import WireCount
+from cutlayer.edge_agent.agent_options import AgentOptions
 from cutlayer.edge_agent.batches import Dataset
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.activation_store import MemoryActivationStore
-from cutlayer.server_worker.engine import EngineState
 from cutlayer.server_worker.model_builder import BuiltModel
+from cutlayer.server_worker.parameters import EngineState
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.store_keeper import StoreKeeper
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.virtual import VirtualNetwork
 
 DELAY_S, JITTER_S = 0.01, 0.02
@@ -85,7 +87,8 @@ class _Timed:
         wake_at = self.agent.pump(now)
         if self.trained is None:
             self.cpu_s += time.process_time() - started_s
-            if self.agent._told_done:
+            foreman = self.agent._foreman
+            if foreman is not None and foreman.told_done:
                 self.trained = self.wire
         return wake_at
 

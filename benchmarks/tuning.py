@@ -31,8 +31,9 @@ from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.datasets import open_dataset
 from cutlayer.edge_agent.losses import CrossEntropy
 from cutlayer.edge_agent.tokenizers import load_tokenizers
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.run_parts import make_engine
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 from cutlayer.server_worker.timm_import import VisionTransformer, create_model

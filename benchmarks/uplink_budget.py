@@ -26,9 +26,10 @@ from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_manifest, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 from cutlayer.server_worker.store_keeper import StoreKeeper
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.virtual import VirtualNetwork
 
 TRIED = ("int8+zstd", "int4+zstd", "int2+zstd", "lowrank:error=0.05", "lowrank:error=0.1", "lowrank:error=0.2")

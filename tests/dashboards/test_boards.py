@@ -9,9 +9,11 @@ import pytest
 
 from cutlayer.dashboards.boards import BOARDS
 from cutlayer.dashboards.broker_board import STANDARD_METRICS
-from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, Kind
+from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS
 from cutlayer.dashboards.grafana import dashboard_json
-from cutlayer.dashboards.panels import OVERVIEW, Board, Panel, Shape
+from cutlayer.dashboards.metric_declaration import Kind
+from cutlayer.dashboards.overview_board import OVERVIEW
+from cutlayer.dashboards.panels import Board, Panel, Shape
 
 NOT_SHOWN: Mapping[str, str] = {}
 """Metrics on no panel, and why."""

@@ -8,17 +8,9 @@ import pytest
 
 from cutlayer.broker.messages import MESSAGE_TYPES
 from cutlayer.broker.telemetry import MQTT_KIND
-from cutlayer.dashboards.catalogue import (
-    AGENT_METRICS,
-    METRICS,
-    NO_CODEC,
-    OTHER_KINDS,
-    TENSOR_KINDS,
-    Kind,
-    Metric,
-    Stage,
-    metric,
-)
+from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, metric
+from cutlayer.dashboards.metric_declaration import Kind, Metric
+from cutlayer.dashboards.metric_labels import NO_CODEC, OTHER_KINDS, TENSOR_KINDS, Stage
 
 ALL = (*METRICS, *AGENT_METRICS)
 UNITS = ("bytes", "seconds", "ratio")

@@ -11,9 +11,11 @@ import pytest
 
 from cutlayer.dashboards.boards import BOARDS
 from cutlayer.dashboards.broker_board import STANDARD_METRICS
-from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, Kind, Metric, Stage
+from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS
 from cutlayer.dashboards.grafana import dashboard_json
 from cutlayer.dashboards.grafana_panels import AGENT_SCRAPE_INTERVAL
+from cutlayer.dashboards.metric_declaration import Kind, Metric
+from cutlayer.dashboards.metric_labels import Stage
 from support.promql import metric_names, selectors, with_variables
 
 UNITS = set((Path(__file__).parent / "grafana_units.txt").read_text(encoding="utf-8").split())

@@ -5,7 +5,7 @@ import pytest
 from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS
 from cutlayer.dashboards.headlines import HEADLINE_METRICS, Headline, headlines
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.dashboards.panels import OVERVIEW
+from cutlayer.dashboards.overview_board import OVERVIEW
 from cutlayer.dashboards.snapshots import Snapshot, Snapshots
 
 MB = 1e6

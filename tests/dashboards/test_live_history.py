@@ -6,7 +6,8 @@ import pytest
 
 from cutlayer.dashboards.live_history import History
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.dashboards.panels import OVERVIEW, Board, Panel, Row, Shape, Target, Unit
+from cutlayer.dashboards.overview_board import OVERVIEW
+from cutlayer.dashboards.panels import Board, Panel, Row, Shape, Target, Unit
 from cutlayer.dashboards.query import Mean, Rate, Ratio, Top, Value
 from cutlayer.dashboards.snapshots import Snapshot
 

@@ -11,7 +11,7 @@ import pytest
 from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS
 from cutlayer.dashboards.live_stats import LiveStats, RunFacts
 from cutlayer.dashboards.metric_store import MetricStore, SeriesKey
-from cutlayer.dashboards.panels import OVERVIEW
+from cutlayer.dashboards.overview_board import OVERVIEW
 from support.manual_clock import ManualClock
 from support.waiting import ends
 

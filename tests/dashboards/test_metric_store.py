@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cutlayer.dashboards.catalogue import METRICS, Kind
+from cutlayer.dashboards.catalogue import METRICS
+from cutlayer.dashboards.metric_declaration import Kind
 from cutlayer.dashboards.metric_store import Distribution, MetricStore, StoreCollector
 
 

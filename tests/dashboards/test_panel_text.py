@@ -1,7 +1,8 @@
 import pytest
 
+from cutlayer.dashboards.overview_board import OVERVIEW
 from cutlayer.dashboards.panel_text import labels_of, legend_text, panel_text, value_text
-from cutlayer.dashboards.panels import OVERVIEW, Shape, Target, Unit
+from cutlayer.dashboards.panels import Shape, Target, Unit
 from cutlayer.dashboards.query import Minus, Rate, Ratio, Times, Top, Value
 
 

@@ -8,8 +8,9 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from cutlayer.dashboards.boards import BOARDS
-from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, Kind
+from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS
 from cutlayer.dashboards.grafana_panels import AGENT_SCRAPE_INTERVAL
+from cutlayer.dashboards.metric_declaration import Kind
 from cutlayer.dashboards.metric_store import MetricStore, StoreCollector
 from support.prometheus import SHIPPED, needs_prometheus, promtool
 

@@ -13,9 +13,10 @@ import pytest
 from prometheus_client.registry import Collector
 
 from cutlayer.dashboards.boards import BOARDS
-from cutlayer.dashboards.catalogue import AGENT_METRICS, LATENCY_BUCKETS_S, METRICS, Kind, Metric
+from cutlayer.dashboards.catalogue import AGENT_METRICS, LATENCY_BUCKETS_S, METRICS
 from cutlayer.dashboards.communication_board import DEFAULT_PRICE_PER_GB
 from cutlayer.dashboards.latency_board import DEFAULT_SLO_S
+from cutlayer.dashboards.metric_declaration import Kind, Metric
 from cutlayer.dashboards.metric_store import MetricStore, StoreCollector
 from cutlayer.dashboards.promql import promql
 from cutlayer.dashboards.query import (

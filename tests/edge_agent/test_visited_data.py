@@ -147,9 +147,9 @@ def test_a_data_set_of_ones_own_is_seen_with_its_splits_one_after_the_other() ->
 
 
 def test_a_client_side_of_a_visit_keeps_no_more_than_its_last_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cutlayer.edge_agent import client_side
+    from cutlayer.edge_agent import sample_features
 
-    monkeypatch.setattr(client_side, "CACHE_BYTES", 2_000)
+    monkeypatch.setattr(sample_features, "CACHE_BYTES", 2_000)
     run = small_manifest()
     dataset = VisitedDataset(small_dataset(0, 40, 40), "all")
     client = ClientSide(run, tokenizer_file(), dataset, is_visit=True)
@@ -159,4 +159,20 @@ def test_a_client_side_of_a_visit_keeps_no_more_than_its_last_samples(monkeypatc
         found, wanted = client.tokenize("test", indices, ("image",)), whole.tokenize("train", indices, ("image",))
         np.testing.assert_array_equal(found.tokens[0][1], wanted.tokens[0][1])
         np.testing.assert_array_equal(client.targets("test", indices), wanted.targets)
-    assert client._cached_bytes <= 2_000
+    assert client._samples._cached_bytes <= 2_000
+
+
+def test_a_visit_whose_microbatch_is_larger_than_what_is_kept_reads_some_of_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cutlayer.edge_agent import sample_features
+
+    run, indices = small_manifest(), np.arange(4)
+    dataset = VisitedDataset(small_dataset(0, 40, 40), "all")
+    wanted = ClientSide(run, tokenizer_file(), dataset, is_visit=True).tokenize("test", indices, ("image",))
+    monkeypatch.setattr(sample_features, "CACHE_BYTES", 300)
+    client = ClientSide(run, tokenizer_file(), dataset, is_visit=True)
+    assert client.has_some("test", indices, ("image",)).all()
+    assert 0 < len(client._samples._samples) < 4
+    found = client.tokenize("test", indices, ("image",))
+    np.testing.assert_array_equal(found.tokens[0][1], wanted.tokens[0][1])

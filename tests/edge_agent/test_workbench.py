@@ -13,8 +13,9 @@ from cutlayer.broker.tensors import decode_tensor
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.enrolment import Enrolled
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.packing import Microbatch
 from cutlayer.edge_agent.reporter import Reporter
-from cutlayer.edge_agent.workbench import Microbatch, Workbench
+from cutlayer.edge_agent.workbench import Workbench
 from support.small_run import small_dataset
 from support.small_side import small_manifest, tokenizer_file
 

@@ -5,15 +5,16 @@ Axes: b samples of a microbatch, B batch, N tokens, P values of a patch, D width
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.passes import Forwarded, ForwardItem
 from cutlayer.server_worker.settings import OptimizerSettings, RunSettings
 
 torch.set_num_threads(1)
@@ -90,3 +91,22 @@ def output_gradient(outputs_bC: NDArray[np.float32], labels_b: NDArray[np.int64]
     gradient_bC = shifted_bC / shifted_bC.sum(axis=1, keepdims=True)
     gradient_bC[np.arange(len(labels_b)), labels_b] -= 1.0
     return np.asarray(gradient_bC, np.float32)
+
+
+def group_of(forwarded: Forwarded) -> int:
+    assert forwarded.group_id is not None
+    return forwarded.group_id
+
+
+def labels_of(num_samples: int) -> NDArray[np.int64]:
+    return np.arange(num_samples) % CLASSES
+
+
+def gradients_of(forwarded: Forwarded) -> dict[Hashable, NDArray[np.float32]]:
+    return {key: output_gradient(output, labels_of(len(output))) for key, output in forwarded.outputs.items()}
+
+
+def run_window(engine: Engine, items: list[ForwardItem], progress: float | None = None) -> None:
+    forwarded = engine.forward(items)
+    engine.backward(group_of(forwarded), gradients_of(forwarded), last=True)
+    engine.commit(sum(item.num_samples for item in items), progress)

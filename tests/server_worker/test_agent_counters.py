@@ -9,7 +9,7 @@ import pytest
 from cutlayer.broker.messages import Direction, Telemetry, Traffic
 from cutlayer.broker.telemetry import control_traffic
 from cutlayer.broker.transport import WireCount
-from cutlayer.dashboards.catalogue import TENSOR_KINDS
+from cutlayer.dashboards.metric_labels import TENSOR_KINDS
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker.agent_counters import AgentCounters
 from cutlayer.server_worker.events import TelemetryTaken

@@ -11,21 +11,14 @@ import pytest
 from cutlayer.broker.actions import Publish, Refused, WorkerAction
 from cutlayer.broker.errors import RunError
 from cutlayer.broker.leases import LeaseTable
-from cutlayer.broker.messages import (
-    Activations,
-    EncodedTensor,
-    Hello,
-    Mode,
-    OutputGradients,
-    Outputs,
-    Reject,
-)
+from cutlayer.broker.messages import Activations, EncodedTensor, Hello, Mode, OutputGradients, Outputs, Reject
 from cutlayer.broker.work import Backward, Commit, Forward, Key, Release
 from cutlayer.broker.worker_session import WorkerLimits, WorkerSession
 from cutlayer.server_worker.arithmetic import Arithmetic
 from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.engine import CommitResult, Forwarded, ForwardItem
 from cutlayer.server_worker.events import Event, StageTimed, WindowCommitted
+from cutlayer.server_worker.parameters import CommitResult
+from cutlayer.server_worker.passes import Forwarded, ForwardItem
 from support.conversation import BYTE_STAGES, CLASSES, CODECS, MICROBATCH, image_tokens, small_manifest, zeros
 from support.manual_clock import ManualClock
 

@@ -20,7 +20,8 @@ from cutlayer.dashboards.summary import summary
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.model_card import model_card
-from cutlayer.server_worker.run_book import RunBook, selection_json
+from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_json import selection_json
 from cutlayer.server_worker.settings import load_run_settings
 from server_worker.small_model import output_gradient, small_engine, train_item
 from support.html_page import Page

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cutlayer.broker.errors import CheckpointError
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointNotSaved, CheckpointStore
-from cutlayer.server_worker.engine import Engine, EngineState
+from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.parameters import EngineState
 from server_worker.small_model import output_gradient, small_engine, train_item
 
 

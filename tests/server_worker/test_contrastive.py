@@ -15,8 +15,9 @@ from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.contrastive import info_nce
 from cutlayer.server_worker.encoder import SplitEncoder
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.pair_head import PairHead
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.settings import ModelSettings, OptimizerSettings
 from server_worker.small_model import GRIDS, OPTIONS, random_tokens
 

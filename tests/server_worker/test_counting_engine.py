@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cutlayer.server_worker.counting_engine import CountingEngine, contribution_of
-from cutlayer.server_worker.engine import EngineState, ForwardItem
+from cutlayer.server_worker.parameters import EngineState
+from cutlayer.server_worker.passes import ForwardItem
 
 
 def item(key: Hashable, num_samples: int = 2, mode: str = "train") -> ForwardItem:

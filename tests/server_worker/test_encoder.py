@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cutlayer.server_worker.backbone import create_vit
-from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
+from cutlayer.server_worker.encoder import SplitEncoder
+from cutlayer.server_worker.modality_embedding import ModalityEmbedding
 from cutlayer.server_worker.settings import ModelSettings
 from server_worker.small_model import CLASSES, GRIDS, OPTIONS, WIDTH, random_tokens, small_model
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cutlayer.server_worker.engine import Engine, Forwarded, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.held_tokenizers import held_name
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.passes import Forwarded, ForwardItem
 from cutlayer.server_worker.settings import OptimizerSettings
 from server_worker.small_model import output_gradient, random_tokens, small_settings, train_item
 

@@ -18,10 +18,11 @@ from cutlayer.edge_agent.private_head import PrivateHead
 from cutlayer.edge_agent.token_reduction import reduce_present_tokens
 from cutlayer.edge_agent.tokenizers import load_tokenizers
 from cutlayer.server_worker import torchvision_shim
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.export import export_model, raw_forms
 from cutlayer.server_worker.exported_model import load
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.run_parts import make_manifest
 from cutlayer.server_worker.settings import OptimizerSettings, RunSettings
 from support.modalities import EVERY_KIND, raw_samples

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, TENSOR_KINDS, Stage
+from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS
 from cutlayer.dashboards.live_page import load_live_page
 from cutlayer.dashboards.live_stats import LiveStats, RunFacts
+from cutlayer.dashboards.metric_labels import TENSOR_KINDS, Stage
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.dashboards.panels import OVERVIEW, TASK_METRIC, Shape
+from cutlayer.dashboards.overview_board import OVERVIEW, TASK_METRIC
+from cutlayer.dashboards.panels import Shape
 from cutlayer.server_worker.http_routes import page_route, stats_route
 from cutlayer.server_worker.http_server import HttpServer
 from support.headless_browser import HeadlessBrowser, headless_browser, needs_chromium

@@ -8,8 +8,8 @@ import torch
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.pool_round import WindowPart
 from cutlayer.server_worker.checkpoint import Checkpoint
-from cutlayer.server_worker.engine import EngineState
 from cutlayer.server_worker.memory_pool import MemoryLighthouse, MemoryPool
+from cutlayer.server_worker.parameters import EngineState
 from cutlayer.server_worker.pool import RoundResult, RoundTask
 from support.manual_clock import ManualClock
 

@@ -13,7 +13,9 @@ from cutlayer.broker import worker_reception, worker_roster, worker_steps
 from cutlayer.broker.errors import WireError
 from cutlayer.broker.manifest import CodecNames
 from cutlayer.broker.messages import Direction, RunPhase, Traffic
-from cutlayer.dashboards.catalogue import METRICS, REFUSALS, Kind, Source, Stage, metric
+from cutlayer.dashboards.catalogue import METRICS, metric
+from cutlayer.dashboards.metric_declaration import Kind, Source
+from cutlayer.dashboards.metric_labels import REFUSALS, Stage
 from cutlayer.server_worker.broker_figures import FIGURES
 from cutlayer.server_worker.events import (
     ActivationsAssembled,

@@ -14,8 +14,8 @@ import torch
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.server_worker.backbone import create_vit
-from cutlayer.server_worker.engine import ForwardItem
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.run_parts import make_engine
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.timm_import import create_model

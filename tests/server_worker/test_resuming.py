@@ -13,8 +13,10 @@ from cutlayer.broker.errors import CheckpointError
 from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.messages import RunPhase
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
-from cutlayer.server_worker.engine import Engine, EngineState, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.parameters import EngineState
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.resuming import resume_from
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.settings import RunSettings

@@ -9,8 +9,11 @@ from cutlayer.broker.messages import Direction, Evaluation, MetricSums, StageTim
 from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.broker.tuning_spec import TuningSpec
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.server_worker.run_book import MAX_PROCESSES, RunBook, federated_averaging_bytes, versions
+from cutlayer.server_worker.federated_averaging import federated_averaging_bytes
+from cutlayer.server_worker.run_book import MAX_PROCESSES, RunBook
 from cutlayer.server_worker.run_figures import RunFigures
+from cutlayer.server_worker.run_json import run_json
+from cutlayer.server_worker.versions import versions
 from support.synthetic_run import NUM_EPOCHS, STEPS_PER_EPOCH, synthetic_manifest, synthetic_telemetry
 
 NUM_PARAMETERS = 812_042
@@ -35,7 +38,8 @@ def book() -> RunBook:
 
 
 def as_json(book: RunBook, store: MetricStore | None = None) -> dict[str, object]:
-    content: dict[str, object] = book.as_json(
+    content: dict[str, object] = run_json(
+        book,
         worker="w0",
         windows=200,
         committed_samples=25_600,
@@ -76,7 +80,7 @@ def test_run_json_has_every_key_that_is_promised(book: RunBook) -> None:
 
 
 def test_run_in_which_nothing_happened_can_be_written_down(book: RunBook) -> None:
-    content = book.as_json(worker="w0", windows=0, committed_samples=0, duration_s=0.0, training_s=0.0, reason="")
+    content = run_json(book, worker="w0", windows=0, committed_samples=0, duration_s=0.0, training_s=0.0, reason="")
     assert content["accuracy"] == {}
     assert content["bytes_per_sample"] is None
     assert content["round_trip_s"] == {"p50": None, "p95": None}

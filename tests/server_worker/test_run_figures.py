@@ -9,7 +9,8 @@ import pytest
 from cutlayer.broker.messages import Evaluation, MetricSums, Telemetry
 from cutlayer.broker.tasks import TaskSpec
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.server_worker.run_book import RunBook, federated_averaging_bytes
+from cutlayer.server_worker.federated_averaging import federated_averaging_bytes
+from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_figures import RunFigures
 from support.synthetic_run import NUM_EPOCHS, STEPS_PER_EPOCH, synthetic_manifest, synthetic_telemetry
 from support.synthetic_tasks import AGE, AGE_AND_DOSE, FINDINGS, task_manifest, task_telemetry

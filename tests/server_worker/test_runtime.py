@@ -21,7 +21,6 @@ from cutlayer.broker.topics import RUN, WorkerTopics, model_chunk
 from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointNotSaved, CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.engine import Forwarded, ForwardItem
 from cutlayer.server_worker.events import (
     AgentCountChanged,
     CheckpointSaved,
@@ -30,8 +29,11 @@ from cutlayer.server_worker.events import (
     StageTimed,
     WindowCommitted,
 )
+from cutlayer.server_worker.passes import Forwarded, ForwardItem
 from cutlayer.server_worker.run_book import RunBook
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.run_json import run_json
+from cutlayer.server_worker.runtime import WorkerRuntime
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import small_dataset, small_settings
 from support.virtual_run import Client, Worker, committed_once, run_until_over
@@ -140,8 +142,8 @@ def test_run_book_adds_up_over_a_whole_run(network: VirtualNetwork) -> None:
     assert rows["up", "Activations"]["raw_bytes"] == both * 2 * token_bytes + single * token_bytes
     assert rows["up", "Activations"]["payload_bytes"] >= rows["up", "Activations"]["raw_bytes"], "identity"
     assert moved["up"]["raw"] == sum(row["raw_bytes"] for (side, _), row in rows.items() if side == "up")
-    content = worker.book.as_json(
-        worker="w0", windows=1, committed_samples=train, duration_s=1.0, training_s=1.0, reason=""
+    content = run_json(
+        worker.book, worker="w0", windows=1, committed_samples=train, duration_s=1.0, training_s=1.0, reason=""
     )
     assert content["steps"] == 2 * 2 * 3
     assert set(content["accuracy"]) == {"joint", "audio", "image"}

@@ -17,7 +17,7 @@ from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.pool_round import WindowPart
 from cutlayer.server_worker import torchft_pool
 from cutlayer.server_worker.checkpoint import Checkpoint
-from cutlayer.server_worker.engine import EngineState
+from cutlayer.server_worker.parameters import EngineState
 from cutlayer.server_worker.pool import RoundResult, RoundTask
 from cutlayer.server_worker.torchft_pool import PoolTimeouts, TorchftPool, own_address
 from server_worker.torchft_replica import GIVE_UP_S, Child, Report, number_of

@@ -19,7 +19,7 @@ from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.pool_round import WindowPart
 from cutlayer.server_worker.checkpoint import Checkpoint
 from cutlayer.server_worker.counting_engine import contribution_of
-from cutlayer.server_worker.engine import EngineState
+from cutlayer.server_worker.parameters import EngineState
 from cutlayer.server_worker.pool import RoundResult, RoundTask
 from cutlayer.server_worker.torchft_pool import PoolTimeouts, TorchftPool
 

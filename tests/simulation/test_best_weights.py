@@ -23,7 +23,7 @@ from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.memory_pool import MemoryLighthouse
-from cutlayer.server_worker.run_book import selection_json
+from cutlayer.server_worker.run_json import selection_json
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import CLASSES, IMAGE, small_dataset, small_settings

@@ -13,7 +13,7 @@ from cutlayer.broker.courier import Courier
 from cutlayer.broker.messages import Direction
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.transport import Received
-from cutlayer.dashboards.catalogue import TENSOR_KINDS
+from cutlayer.dashboards.metric_labels import TENSOR_KINDS
 from cutlayer.edge_agent.runtime import AgentRuntime
 from support.brokers import Client, mosquitto_test, mqtt_client, running_broker
 from support.processes import CountingWorker, counting_worker

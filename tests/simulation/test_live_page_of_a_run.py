@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cutlayer.dashboards.panels import OVERVIEW, TASK_METRIC
+from cutlayer.dashboards.overview_board import OVERVIEW, TASK_METRIC
 from support.brokers import mosquitto_test, running_broker
 from support.headless_browser import headless_browser, needs_chromium
 from support.processes import DIGITS_FILE, SMALL_DIGITS, Process, script

@@ -9,7 +9,8 @@ from typing import cast
 import pytest
 
 from cutlayer.broker.faults import LinkFaults
-from cutlayer.dashboards.catalogue import METRICS, Stage
+from cutlayer.dashboards.catalogue import METRICS
+from cutlayer.dashboards.metric_labels import Stage
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.server_worker import metrics, self_observer
 from cutlayer.server_worker.broker_figures import FIGURES

@@ -15,17 +15,12 @@ from cutlayer.broker.memory import MemoryBroker, MemoryTransport
 from cutlayer.broker.messages import AgentState, serialize
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.work_items import WorkItems
-from cutlayer.server_worker.run_book import federated_averaging_bytes
+from cutlayer.server_worker.federated_averaging import federated_averaging_bytes
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 from cutlayer.simulation.plan import Conditions, RunPlan, plan_run
 from cutlayer.simulation.plan_alternatives import federated_full, federated_last_blocks, federated_lora
 from cutlayer.simulation.plan_comparison import FederatedChoice, compare, verdicts
-from cutlayer.simulation.plan_compute import (
-    feature_flops,
-    forward_flops,
-    projection_flops,
-    raw_sample_bytes,
-)
+from cutlayer.simulation.plan_compute import feature_flops, forward_flops, projection_flops, raw_sample_bytes
 from cutlayer.simulation.plan_evaluations import evaluation_batches
 from cutlayer.simulation.plan_model import PlannedModel, plan_model
 from cutlayer.simulation.plan_schedule import Stage, schedule

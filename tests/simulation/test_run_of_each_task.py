@@ -20,6 +20,7 @@ from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
 from cutlayer.edge_agent.reported_sums import Sums
+from cutlayer.server_worker.run_json import run_json
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_tasks import LABELS, NUMBERS, ONE_NUMBER, task_dataset, task_settings
 from support.virtual_run import Worker, run_until_over
@@ -38,8 +39,8 @@ class Run:
 
     def content(self) -> dict[str, Any]:
         book = self.worker.book
-        content = book.as_json(
-            worker="w0", windows=1, committed_samples=1, duration_s=1.0, training_s=1.0, reason="all is done"
+        content = run_json(
+            book, worker="w0", windows=1, committed_samples=1, duration_s=1.0, training_s=1.0, reason="all is done"
         )
         again: dict[str, Any] = json.loads(json.dumps(content))
         return again

@@ -13,7 +13,8 @@ from cutlayer.broker.ledger import Ledger
 from cutlayer.broker.messages import Chunk, serialize
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.server_worker.counting_engine import contribution_of
-from cutlayer.server_worker.engine import Backwarded, CommitResult
+from cutlayer.server_worker.parameters import CommitResult
+from cutlayer.server_worker.passes import Backwarded
 from cutlayer.server_worker.resuming import Resumed
 from cutlayer.simulation.storm import Storm, StormFailed
 from cutlayer.simulation.storm_books import WatchedEngine

@@ -5,7 +5,8 @@ import pytest
 
 from cutlayer.broker.messages import RunManifest, RunPhase, SeriesDistribution, SeriesNumber, WorkerReport
 from cutlayer.broker.topics import RUN, WORKER_REPORTS, WORKER_STATES, WorkerTopics
-from cutlayer.dashboards.panels import OVERVIEW, Panel
+from cutlayer.dashboards.overview_board import OVERVIEW
+from cutlayer.dashboards.panels import Panel
 from cutlayer.dashboards.snapshots import Snapshot, Snapshots, evaluate
 from cutlayer.simulation.top_state import as_document
 from cutlayer.simulation.top_view import render

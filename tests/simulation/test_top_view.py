@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from cutlayer.broker.messages import RunPhase
-from cutlayer.dashboards.panels import OVERVIEW, Shape
+from cutlayer.dashboards.overview_board import OVERVIEW
+from cutlayer.dashboards.panels import Shape
 from cutlayer.simulation.top_state import TopState, as_document
 from cutlayer.simulation.top_view import TopScreen
 from support.reported_run import EVERY_S, Reporters, grown_store, worker_state

@@ -9,7 +9,7 @@ import torch
 
 from cutlayer.broker.errors import CheckpointError
 from cutlayer.broker.faults import NO_FAULTS, LinkFaults
-from cutlayer.dashboards.catalogue import Stage
+from cutlayer.dashboards.metric_labels import Stage
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.server_worker.activation_store import MemoryActivationStore
 from cutlayer.server_worker.checkpoint import CheckpointStore

@@ -15,8 +15,9 @@ from cutlayer.broker.faults import FaultyTransport
 from cutlayer.broker.messages import Chunk, parse
 from cutlayer.broker.mqtt_packets import publish_size
 from cutlayer.broker.transport import Transport
+from cutlayer.edge_agent.agent_options import AgentOptions
 from cutlayer.edge_agent.batches import Dataset
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.simulation.virtual import Pumped
 from support.live_brokers import LiveBroker
 

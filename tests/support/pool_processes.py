@@ -26,13 +26,15 @@ from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.messages import WindowState, parse
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.transport import TransportEvent, Will
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.agent_options import AgentOptions
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.checkpoint import CheckpointStore, RestoredCheckpoint
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_pool, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.worker_options import WorkerOptions
 from support.ports import free_port, listens
 from support.small_run import small_dataset
 from support.waiting import until

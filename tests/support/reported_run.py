@@ -14,7 +14,8 @@ from cutlayer.broker.messages import (
     serialize,
 )
 from cutlayer.broker.topics import RUN, WorkerTopics
-from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, PHASES
+from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS
+from cutlayer.dashboards.metric_labels import PHASES
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.simulation.top_feed import TopFeed
 from support.manual_clock import ManualClock

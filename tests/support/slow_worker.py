@@ -10,7 +10,7 @@ from unittest.mock import patch
 from cutlayer.server_worker import program
 from cutlayer.server_worker.cli import app
 from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.engine import Forwarded, ForwardItem
+from cutlayer.server_worker.passes import Forwarded, ForwardItem
 
 __all__ = ["SlowEngine", "main"]
 

@@ -16,9 +16,10 @@ from cutlayer.server_worker.events import ActivationsAssembled, Event
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.store_keeper import StoreKeeper
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.virtual import VirtualNetwork
 
 IMAGE = ImageSpec(height=4, width=4, channels=1, patch=2)

@@ -17,6 +17,7 @@ from cutlayer.broker.manifest import (
 from cutlayer.broker.messages import Direction, Evaluation, MetricSums, StageTime, Telemetry, Traffic
 from cutlayer.broker.telemetry import LogHistogram
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_json import run_json
 
 NUM_EPOCHS = 8
 STEPS_PER_EPOCH = 25
@@ -101,7 +102,8 @@ def synthetic_run(num_agents: int = 4, num_parameters: int = 812_042) -> dict[st
     book = RunBook(synthetic_manifest(num_parameters), num_client_parameters=11_000)
     for index in range(num_agents):
         book.take(f"clinic/{index:02d}", synthetic_telemetry(slowness=1 + index / 4))
-    content = book.as_json(
+    content = run_json(
+        book,
         worker="worker-0",
         windows=NUM_EPOCHS * STEPS_PER_EPOCH,
         committed_samples=num_agents * NUM_EPOCHS * STEPS_PER_EPOCH * 32,

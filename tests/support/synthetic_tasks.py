@@ -10,6 +10,7 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import MetricSums, Telemetry
 from cutlayer.broker.tasks import MultiLabelSpec, RegressionSpec, TargetSpec, TaskSpec
 from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_json import run_json
 from support.synthetic_run import synthetic_manifest, synthetic_telemetry
 
 __all__ = ["AGE", "AGE_AND_DOSE", "FINDINGS", "task_manifest", "task_run", "task_telemetry"]
@@ -40,8 +41,14 @@ def task_run(task: TaskSpec) -> dict[str, Any]:
     book = RunBook(task_manifest(task), num_client_parameters=11_000)
     for name in ("clinic/00", "clinic/01"):
         assert book.take(name, task_telemetry(task, 8))
-    content = book.as_json(
-        worker="worker-0", windows=200, committed_samples=25_600, duration_s=96.4, training_s=88.2, reason="all is done"
+    content = run_json(
+        book,
+        worker="worker-0",
+        windows=200,
+        committed_samples=25_600,
+        duration_s=96.4,
+        training_s=88.2,
+        reason="all is done",
     )
     run: dict[str, Any] = json.loads(json.dumps(content))
     return run

@@ -21,9 +21,10 @@ from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.resuming import resume_from
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.store_keeper import StoreKeeper
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.server_worker.worker_reports import WorkerReports
 from cutlayer.simulation.virtual import VirtualNetwork
 from support.small_run import CLASSES

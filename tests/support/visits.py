@@ -9,9 +9,10 @@ import numpy as np
 
 from cutlayer.broker.faults import NO_FAULTS, LinkFaults
 from cutlayer.broker.manifest import Manifest
+from cutlayer.edge_agent.agent_options import AgentOptions
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.data_request import Rows
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.visit import Visit
 from cutlayer.edge_agent.visit_prediction import PredictionVisit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from cutlayer.dashboards.panels import BROKER, TROUBLE, Board, Panel, Row, Shape, Target, Threshold, Unit
+from cutlayer.dashboards.overview_board import BROKER, TROUBLE
+from cutlayer.dashboards.panels import Board, Panel, Row, Shape, Target, Threshold, Unit
 from cutlayer.dashboards.query import Increase, Quantile, Query, Rate, Top, Value, Written
 
 __all__ = ["BROKER_AND_POOL", "STANDARD_METRICS"]

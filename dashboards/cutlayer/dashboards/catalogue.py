@@ -9,27 +9,13 @@ Workers of a pool show some numbers each for itself and some of the whole run: `
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Mapping
 from typing import Final, TypedDict, Unpack
 
-__all__ = [
-    "AGENT_METRICS",
-    "AGENT_NAMES",
-    "LATENCY_BUCKETS_S",
-    "METRICS",
-    "NO_CODEC",
-    "OTHER",
-    "Across",
-    "Kind",
-    "Metric",
-    "Side",
-    "Source",
-    "Stage",
-    "metric",
-]
+from cutlayer.dashboards.metric_declaration import Across, Kind, Metric, Source
+from cutlayer.dashboards.metric_labels import NO_CODEC, OTHER_KINDS, PHASES, REFUSALS, TENSOR_KINDS, Side, Stage
+
+__all__ = ["AGENT_METRICS", "AGENT_NAMES", "LATENCY_BUCKETS_S", "METRICS", "metric"]
 
 LATENCY_BUCKETS_S: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -38,163 +24,6 @@ ROUND_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.
 STALENESS_BUCKETS: Final = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0)
 SIZE_BUCKETS_BYTES: Final = tuple(float(4**power) for power in range(4, 14))
 """256 B to 64 MiB."""
-
-NO_CODEC: Final = "none"
-"""Label of messages without tensors."""
-OTHER: Final = "other"
-"""Label of what a peer has named and this table has not, and of the agents beyond those that are listed."""
-
-
-class Kind(StrEnum):
-    """Prometheus' kinds."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-    INFO = "info"
-
-
-class Source(StrEnum):
-    """Who has measured it."""
-
-    WORKER = "worker"
-    AGENTS = "agents"
-    BROKER = "broker"
-
-
-class Across(StrEnum):
-    """How the values of several workers of a run make one: parts of a whole, or the same number seen by each."""
-
-    SUM = "sum"
-    MAX = "max"
-
-
-class Side(StrEnum):
-    """Which program a number is of."""
-
-    AGENT = "agent"
-    WORKER = "worker"
-
-
-class Stage(StrEnum):
-    """Where the time of a step goes, in the order of a step."""
-
-    TOKENIZE = "tokenize"
-    """Agent: samples to activations."""
-    ENCODE = "encode"
-    """Agent: activations to bytes."""
-    NETWORK = "network"
-    """Agent: its round trip without the worker's own time: both ways, and the waiting for a link."""
-    QUEUE = "queue"
-    """Worker: activations received until their forward pass begins."""
-    DECODE = "decode"
-    """Worker: bytes to activations, a group at a time."""
-    FORWARD = "forward"
-    """Worker: a group's forward pass."""
-    PUBLISH = "publish"
-    """Worker: outputs to bytes and to the broker's connection, a group at a time."""
-    LOSS = "loss"
-    """Agent: outputs to loss and output gradients."""
-    BACKWARD = "backward"
-    """Worker: a group's backward pass."""
-    WAIT = "wait"
-    """Worker: a microbatch's backward pass done until its window is committed."""
-    COMMIT = "commit"
-    """Worker: an optimizer step."""
-
-
-AGENT_STAGES: Final = (Stage.TOKENIZE, Stage.ENCODE, Stage.NETWORK, Stage.LOSS)
-
-TENSOR_KINDS: Final[Mapping[str, str]] = {
-    "Activations": "up",
-    "OutputGradients": "up",
-    "Outputs": "down",
-    "ActivationGradients": "down",
-    "TokenizerWeights": "down",
-    "Candidate": "down",
-}
-"""Messages that carry tensors, and their direction."""
-OTHER_KINDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Hello": ("up",),
-    "TrainingDone": ("up",),
-    "Goodbye": ("up",),
-    "Telemetry": ("up",),
-    "AgentState": ("up", "down"),
-    "Welcome": ("down",),
-    "Busy": ("down",),
-    "Reject": ("down",),
-    "Resend": ("down",),
-    "Phase": ("down",),
-    "WorkerState": ("down",),
-    "RunManifest": ("down",),
-    "ModelChunk": ("down",),
-    "Chunk": ("up", "down"),
-    "MissingChunks": ("up", "down"),
-    "mqtt": ("up", "down"),
-}
-"""Messages without tensors; `mqtt` stands for all packets that carry no message: CONNECT, PUBACK, PINGREQ."""
-
-REFUSALS: Final = (
-    "malformed",
-    "oversized",
-    "version",
-    "content",
-    "lease",
-    "late",
-    "state",
-    "credits",
-    "codec",
-    "manifest",
-    "topic",
-    "incarnation",
-    "departed",
-    "busy",
-    "unexpected",
-)
-PHASES: Final = ("waiting", "training", "evaluating", "ended")
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric.
-
-    Attributes:
-        name: As Prometheus shows it; a histogram's without `_bucket`, `_sum` and `_count`.
-        kind: Prometheus' kind.
-        help: One line for a person.
-        labels: Label names, and the values that exist from the start; None where the run names them.
-        buckets: Upper bounds, for a histogram.
-        source: Who has measured it.
-        across: How the values of several workers make one.
-        combinations: The label values that exist from the start, where not all combinations of `labels` can occur.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    labels: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
-    buckets: tuple[float, ...] = ()
-    source: Source = Source.WORKER
-    across: Across = Across.SUM
-    combinations: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def is_counted_elsewhere(self) -> bool:
-        """Whether another program counts it, from a start of its own."""
-        return self.kind is Kind.COUNTER and self.source is Source.BROKER
-
-    def initial(self) -> Iterator[tuple[str, ...]]:
-        """Yield the label values that exist from the start, in the order of `labels`: none where a run names some.
-
-        None either of what the broker counts: it has counted before this worker came, and from a 0 of ours to its
-        first figure would be a rate that never was.
-        """
-        if self.is_counted_elsewhere:
-            return
-        if self.combinations:
-            yield from self.combinations
-        elif all(values is not None for values in self.labels.values()):
-            yield from itertools.product(*(values or () for values in self.labels.values()))
 
 
 class _More(TypedDict, total=False):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from cutlayer.dashboards.panels import BANDWIDTH, SAVED, Board, Panel, Row, Shape, Target, Threshold, Unit, run_bytes
+from cutlayer.dashboards.overview_board import BANDWIDTH, SAVED, run_bytes
+from cutlayer.dashboards.panels import Board, Panel, Row, Shape, Target, Threshold, Unit
 from cutlayer.dashboards.query import Buckets, Increase, Minus, Query, Rate, Ratio, Times, Top, Value
 
 __all__ = ["COMMUNICATION", "DEFAULT_PRICE_PER_GB", "PRICE_VARIABLE"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from cutlayer.dashboards.catalogue import AGENT_STAGES, Stage
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, Stage
 from cutlayer.dashboards.panels import Colour
 
 __all__ = ["COLOURS", "STAGE_COLOURS"]

@@ -9,7 +9,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Final
 
-from cutlayer.dashboards.panels import SENT_AGAIN, Colour, run_bytes
+from cutlayer.dashboards.overview_board import SENT_AGAIN, run_bytes
+from cutlayer.dashboards.panels import Colour
 from cutlayer.dashboards.query import Query, Rate, Value, metrics_of
 from cutlayer.dashboards.snapshots import Snapshots, evaluate
 from cutlayer.dashboards.units import bytes_text, latency_text, percent_text

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from cutlayer.dashboards.catalogue import AGENT_STAGES, Stage
-from cutlayer.dashboards.panels import (
-    ACCURACY,
-    ROUND_TRIP,
-    ROUND_TRIPS,
-    STAGES,
-    Board,
-    Panel,
-    Row,
-    Shape,
-    Target,
-    Threshold,
-    Unit,
-)
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, Stage
+from cutlayer.dashboards.overview_board import ACCURACY, ROUND_TRIP, ROUND_TRIPS, STAGES
+from cutlayer.dashboards.panels import Board, Panel, Row, Shape, Target, Threshold, Unit
 from cutlayer.dashboards.query import Buckets, Mean, Quantile, Query, Rate, Value, Within
 
 __all__ = ["DEFAULT_SLO_S", "LATENCY", "SLO_VARIABLE"]

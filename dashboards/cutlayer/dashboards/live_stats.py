@@ -33,8 +33,9 @@ from typing import Any, Final
 from cutlayer.dashboards.headlines import AGENTS, HEADLINE_METRICS, headlines
 from cutlayer.dashboards.live_history import History, Series
 from cutlayer.dashboards.metric_store import MetricStore, SeriesKey
+from cutlayer.dashboards.overview_board import OVERVIEW
 from cutlayer.dashboards.panel_text import group_labels, legend_text
-from cutlayer.dashboards.panels import OVERVIEW, Board, Panel
+from cutlayer.dashboards.panels import Board, Panel
 from cutlayer.dashboards.snapshots import Snapshot, Snapshots, evaluate
 
 __all__ = ["LiveStats", "RunFacts", "board_as_json"]

@@ -11,18 +11,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
-from prometheus_client.core import (
-    Metric as MetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.core import Metric as MetricFamily
 from prometheus_client.registry import Collector
 
-from cutlayer.dashboards.catalogue import METRICS, Kind, Metric, metric
+from cutlayer.dashboards.catalogue import METRICS, metric
+from cutlayer.dashboards.metric_declaration import Kind, Metric
 
 __all__ = ["Distribution", "Labels", "MetricStore", "SeriesKey", "StoreCollector"]
 

@@ -7,7 +7,8 @@ from typing import Final
 
 from cutlayer.dashboards.alerts import ALERTS
 from cutlayer.dashboards.boards import BOARDS
-from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS, Kind, Metric, Source
+from cutlayer.dashboards.catalogue import AGENT_METRICS, METRICS
+from cutlayer.dashboards.metric_declaration import Kind, Metric, Source
 
 __all__ = ["metrics_page"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from cutlayer.dashboards.catalogue import AGENT_NAMES, Across, metric
+from cutlayer.dashboards.catalogue import AGENT_NAMES, metric
+from cutlayer.dashboards.metric_declaration import Across
 from cutlayer.dashboards.query import (
     Buckets,
     Increase,

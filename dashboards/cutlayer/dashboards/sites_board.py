@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cutlayer.dashboards.catalogue import OTHER
+from cutlayer.dashboards.metric_labels import OTHER
 from cutlayer.dashboards.panels import Board, Panel, Row, Shape, Target, Threshold, Unit
 from cutlayer.dashboards.query import Query, Rate, Ratio, Top, Value
 

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cutlayer.dashboards.catalogue import AGENT_NAMES, Across, Kind, Metric, metric
+from cutlayer.dashboards.catalogue import AGENT_NAMES, metric
+from cutlayer.dashboards.metric_declaration import Across, Kind, Metric
 from cutlayer.dashboards.metric_store import Distribution, MetricStore, SeriesKey
 from cutlayer.dashboards.query import (
     Buckets,

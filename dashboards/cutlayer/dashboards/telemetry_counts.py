@@ -12,15 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from cutlayer.broker.messages import StageTime, Telemetry
 from cutlayer.broker.telemetry import LogHistogram
-from cutlayer.dashboards.catalogue import (
-    AGENT_STAGES,
-    NO_CODEC,
-    OTHER,
-    OTHER_KINDS,
-    REFUSALS,
-    TENSOR_KINDS,
-    Side,
-)
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, NO_CODEC, OTHER, OTHER_KINDS, REFUSALS, TENSOR_KINDS, Side
 from cutlayer.dashboards.metric_store import MetricStore
 
 __all__ = ["add_growth", "initialise_traffic", "traffic_of"]

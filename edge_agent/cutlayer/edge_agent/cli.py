@@ -140,10 +140,11 @@ def start(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from cutlayer.broker.mqtt import MqttTransport
     from cutlayer.broker.topics import AgentTopics
+    from cutlayer.edge_agent.agent_options import AgentOptions
     from cutlayer.edge_agent.datasets import check_data, open_dataset
     from cutlayer.edge_agent.own_tokenizers import check_sources, parse_sources
     from cutlayer.edge_agent.partition import Shard
-    from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+    from cutlayer.edge_agent.runtime import AgentRuntime
     from cutlayer.edge_agent.site_parts import SiteParts
 
     if activations not in ACTIVATION_CHOICES:

@@ -14,24 +14,20 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from cutlayer.broker.errors import ManifestUnsatisfiable, SettingsError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import EncodedTensor
-from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.broker.tensors import check_tensor, decode_tensor
-from cutlayer.compression import CodecError, codec_from_name
-from cutlayer.edge_agent.batches import Batch, Dataset, Split, Targets
+from cutlayer.edge_agent.batches import Dataset, Split, Targets
 from cutlayer.edge_agent.losses import LossResult, task_from_spec
 from cutlayer.edge_agent.own_tokenizers import open_own_tokenizers
 from cutlayer.edge_agent.private_head import PrivateHead
+from cutlayer.edge_agent.sample_features import Sample, SampleFeatures, stacked
+from cutlayer.edge_agent.satisfiable import check_satisfiable
 from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.token_reduction import reduce_present_tokens, reduce_tokens
 from cutlayer.edge_agent.tokenizers import load_tokenizers, parts_of
 
-__all__ = ["ClientSide", "Tokenized", "check_satisfiable"]
-
-CACHE_BYTES = 32 << 20
-"""Features kept, so that decoding and spectrograms are computed once a sample and not once an epoch."""
+__all__ = ["ClientSide", "Tokenized"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +44,6 @@ class Tokenized:
     tokens: tuple[tuple[str, NDArray[np.float32]], ...]
     targets: Targets
     positions: tuple[tuple[str, NDArray[np.intp]], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    features: dict[str, NDArray[Any]]  # of the modalities that it has
-    target: Targets
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.features.values())
 
 
 class ClientSide:
@@ -90,9 +76,7 @@ class ClientSide:
     ) -> None:
         site = site or SiteParts()
         check_satisfiable(manifest, dataset, is_visit=is_visit)
-        self._is_visit = is_visit
         self.modalities = tuple(sorted(manifest.modalities.keys() & dataset.modalities.keys()))
-        self._dataset = dataset
         self._seed = manifest.seed
         self._reduction = manifest.reduction
         self._task = task_from_spec(manifest.task)
@@ -103,9 +87,9 @@ class ClientSide:
             self.head = PrivateHead(manifest, site.agent, planned, site.head, is_visit=is_visit)
         self._own = open_own_tokenizers(manifest, self.modalities, site, planned, is_visit=is_visit)
         self._tokenizers = {**load_tokenizers(manifest.modalities, tokenizer_file), **self._own}
-        self._samples: dict[tuple[Split, int], _Sample] = {}
-        self._targets: dict[tuple[Split, int], Targets] = {}
-        self._cached_bytes = 0
+        self._samples = SampleFeatures(
+            dataset, {name: self._tokenizers[name] for name in self.modalities}, is_visit=is_visit
+        )
         # What they are put back to after a moment with a candidate's.
         is_trained = manifest.tokenizers.mode == "trainable"
         self._weights: Mapping[str, NDArray[Any]] = safetensors.numpy.load(tokenizer_file) if is_trained else {}
@@ -118,7 +102,7 @@ class ClientSide:
             indices: Sample numbers, int64 (B).
             given: Modalities to give.
         """
-        samples = self._read(split, indices)
+        samples = self._samples.read(split, indices)
         tokens, positions = [], []
         for name in given:
             tokens_BND, present_BN = self._tokens(name, samples)
@@ -152,11 +136,11 @@ class ClientSide:
             positions: Which tokens went up, (B, K), by modality, where they are reduced or not all there.
             gradients: The gradients at the cut, float32 (B, K, D), by modality.
         """
-        samples = self._read(split, indices)
+        samples = self._samples.read(split, indices)
         found: dict[str, NDArray[np.float32]] = {}
         for name, gradient_BKD in gradients.items():
             tokenizer = self._tokenizers[name]
-            has_B, features = _stacked(samples, name)
+            has_B, features = stacked(samples, name)
             if features is None:
                 continue
             gradient_BND = gradient_BKD
@@ -200,16 +184,11 @@ class ClientSide:
 
     def targets(self, split: Split, indices: NDArray[np.int64]) -> Targets:
         """Return what is true of samples; those seen before cost nothing to look up."""
-        if self._is_visit:
-            return self._task.batch([sample.target for sample in self._read(split, indices)])
-        unseen = [int(index) for index in indices if (split, int(index)) not in self._targets]
-        if unseen:
-            self._read(split, np.array(unseen, dtype=np.int64))
-        return self._task.batch([self._targets[split, int(index)] for index in indices])
+        return self._task.batch(self._samples.targets(split, indices))
 
     def has_some(self, split: Split, indices: NDArray[np.int64], given: tuple[str, ...]) -> NDArray[np.bool_]:
         """Return which samples have at least one of some modalities, bool (B)."""
-        samples = self._read(split, indices)
+        samples = self._samples.read(split, indices)
         return np.array([any(name in sample.features for name in given) for sample in samples], np.bool_)
 
     def loss(
@@ -255,51 +234,10 @@ class ClientSide:
         values = decode_tensor(outputs, what="outputs")
         return values if self.head is None else self.head.outputs(values)
 
-    def _read(self, split: Split, indices: NDArray[np.int64]) -> list[_Sample]:
-        """Return samples as features of each modality that they have, from the cache where they are in it."""
-        wanted = [int(index) for index in indices]
-        missing = [index for index in wanted if (split, index) not in self._samples]
-        fresh: dict[int, _Sample] = {}
-        if missing:
-            batch = self._dataset.batch(split, np.array(missing, dtype=np.int64))
-            features = self._features(batch)
-            for place, index in enumerate(missing):
-                fresh[index] = _Sample(features[place], np.array(batch.targets[place]))
-                if not self._is_visit:
-                    self._targets[split, index] = fresh[index].target
-                self._keep(split, index, fresh[index])
-        return [fresh.get(index) or self._samples[split, index] for index in wanted]
-
-    def _features(self, batch: Batch) -> list[dict[str, NDArray[Any]]]:
-        """Compute the features of each sample."""
-        found: list[dict[str, NDArray[Any]]] = [{} for _ in batch.targets]
-        for name in self.modalities:
-            tokenizer, present_B = self._tokenizers[name], batch.present.get(name)
-            if present_B is None:
-                rows_b, raw = np.arange(len(found)), batch.inputs[name]
-            elif present_B.any():
-                rows_b = np.flatnonzero(present_B)
-                raw = batch.inputs[name][rows_b]
-            else:
-                continue
-            features = tokenizer.features(raw)
-            present_bN = tokenizer.presence(features)
-            for place, row in enumerate(rows_b):
-                # An empty text is as good as none.
-                if present_bN is None or present_bN[place].any():
-                    # A copy each, or one sample kept would keep the whole batch.
-                    found[row][name] = features[place].copy()
-        if (num_empty := sum(not features for features in found)) > 0 and not self._is_visit:
-            raise SettingsError(
-                f"{self._dataset.name} has samples without any modality of the run: {num_empty} of {len(found)}",
-                "leave such samples out of the data",
-            )
-        return found
-
-    def _tokens(self, name: str, samples: Sequence[_Sample]) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    def _tokens(self, name: str, samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         """Return tokens (B, N, D), and which of them are there, bool (B, N); None for all."""
         tokenizer = self._tokenizers[name]
-        has_B, features = _stacked(samples, name)
+        has_B, features = stacked(samples, name)
         if features is not None and has_B.all():
             present_BN = tokenizer.presence(features)
             return tokenizer.project(features), None if present_BN is None or present_BN.all() else present_BN
@@ -311,22 +249,6 @@ class ClientSide:
             present_BN[has_B] = True if present_bN is None else present_bN
         return tokens_BND, present_BN
 
-    def _keep(self, split: Split, index: int, sample: _Sample) -> None:
-        while self._is_visit and self._samples and self._cached_bytes + sample.nbytes > CACHE_BYTES:
-            # A visit reads its samples in order and comes back to none: the last ones are what is asked for again.
-            oldest = next(iter(self._samples))
-            self._cached_bytes -= self._samples.pop(oldest).nbytes
-        if self._cached_bytes + sample.nbytes <= CACHE_BYTES:
-            self._samples[split, index] = sample
-            self._cached_bytes += sample.nbytes
-
-
-def _stacked(samples: Sequence[_Sample], name: str) -> tuple[NDArray[np.bool_], NDArray[Any] | None]:
-    """Return which samples have a modality, bool (B), and the features of these, (b, ...); None without any."""
-    has_B = np.array([name in sample.features for sample in samples], np.bool_)
-    features = [sample.features[name] for sample in samples if name in sample.features]
-    return has_B, np.stack(features) if features else None
-
 
 def _spread(gradient_BKD: NDArray[np.float32], positions_BK: NDArray[np.intp], num_tokens: int) -> NDArray[np.float32]:
     """Return the gradient at all N tokens, (B, N, D), of that at K of them: none at the others."""
@@ -334,51 +256,3 @@ def _spread(gradient_BKD: NDArray[np.float32], positions_BK: NDArray[np.intp], n
     gradient_BSD = np.zeros((batch, num_tokens + 1, width), np.float32)
     np.put_along_axis(gradient_BSD, positions_BK[:, :, None], gradient_BKD, axis=1)
     return gradient_BSD[:, :num_tokens]
-
-
-def check_satisfiable(manifest: Manifest, dataset: Dataset, *, is_visit: bool = False) -> None:
-    """Check that an agent with these data can take part in a run.
-
-    Args:
-        manifest: The run.
-        dataset: The agent's samples.
-        is_visit: Whether it trains nothing.
-
-    Raises:
-        ManifestUnsatisfiable: When it cannot; the text names the first thing that is missing and the fix.
-    """
-    if not manifest.modalities.keys() & dataset.modalities.keys():
-        raise ManifestUnsatisfiable(
-            f"its modalities are {', '.join(sorted(manifest.modalities))}, and {dataset.name} has none of them but "
-            f"{', '.join(sorted(dataset.modalities)) or 'nothing'}",
-            "give data with one of these at least (--data), or take part in another run",
-        )
-    if isinstance(manifest.task, RetrievalSpec) and len(manifest.modalities.keys() & dataset.modalities.keys()) < 2:
-        raise ManifestUnsatisfiable(
-            f"it matches {' and '.join(manifest.task.between)}, and {dataset.name} has only "
-            f"{', '.join(sorted(dataset.modalities))}",
-            "give data that have both (--data)",
-        )
-    for name, spec in manifest.modalities.items():
-        have = dataset.modalities.get(name)
-        if have is not None and have.raw_form != spec.raw_form:
-            raise ManifestUnsatisfiable(
-                f"it needs {name} as {spec!r}, and {dataset.name} gives {have!r}",
-                "prepare the data as the run asks, or change [modalities] in the run settings",
-            )
-    task = manifest.task
-    if dataset.classes != task.output_names:
-        raise ManifestUnsatisfiable(
-            f"its {task.called} are {', '.join(task.output_names[:12])}, and {dataset.name} has "
-            f"{', '.join(dataset.classes[:12])}",
-            f"name the {task.called} as the run does, in its order",
-        )
-    for kind, codec in manifest.codecs:
-        try:
-            codec_from_name(codec)
-        except CodecError as error:
-            raise ManifestUnsatisfiable(
-                f"it encodes {kind} as {codec!r}: {error}", "install a newer release"
-            ) from error
-    if not is_visit and dataset.num_samples("train") < 1:
-        raise ManifestUnsatisfiable(f"{dataset.name} has no training sample", "give data that have some (--data)")

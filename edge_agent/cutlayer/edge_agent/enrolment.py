@@ -17,8 +17,9 @@ from cutlayer.broker.model_chunks import ModelAssembler
 from cutlayer.broker.topics import RUN, WORKER_STATES, model_chunks
 from cutlayer.broker.transport import Transport
 from cutlayer.edge_agent.batches import Dataset
-from cutlayer.edge_agent.client_side import ClientSide, check_satisfiable
+from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.epochs import EpochPlan
+from cutlayer.edge_agent.satisfiable import check_satisfiable
 from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.validation import num_validation_samples, with_validation
 

@@ -10,17 +10,12 @@ import importlib.metadata
 from types import TracebackType
 from typing import Self
 
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.messages import Telemetry
-from cutlayer.dashboards.catalogue import Metric, metric
+from cutlayer.dashboards.catalogue import metric
+from cutlayer.dashboards.metric_declaration import Metric
 from cutlayer.dashboards.metric_store import MetricStore, StoreCollector
 from cutlayer.dashboards.telemetry_counts import add_growth
 

@@ -17,6 +17,7 @@ from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.mqtt import MqttTransport
 from cutlayer.broker.topics import AgentTopics
+from cutlayer.edge_agent.agent_options import AgentOptions
 from cutlayer.edge_agent.batches import Dataset
 from cutlayer.edge_agent.cli_flags import client_identifier
 from cutlayer.edge_agent.data_request import ROWS, Rows
@@ -25,7 +26,7 @@ from cutlayer.edge_agent.own_tokenizers import check_sources, parse_sources
 from cutlayer.edge_agent.partition import Shard
 from cutlayer.edge_agent.rate_text import parse_rate
 from cutlayer.edge_agent.row_names import RowNames
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.edge_agent.site_parts import SiteParts
 from cutlayer.edge_agent.visit import Visit
 from cutlayer.edge_agent.visited_data import open_visited

@@ -12,7 +12,7 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Telemetry
 from cutlayer.broker.telemetry import MQTT_KIND, STORE_CODEC
 from cutlayer.compression import codec_from_name
-from cutlayer.dashboards.catalogue import NO_CODEC
+from cutlayer.dashboards.metric_labels import NO_CODEC
 from cutlayer.dashboards.metric_store import MetricStore
 from cutlayer.dashboards.telemetry_counts import add_growth, initialise_traffic
 from cutlayer.server_worker.events import TelemetryTaken

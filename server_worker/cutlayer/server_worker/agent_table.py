@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from cutlayer.broker.messages import Direction, Telemetry
 from cutlayer.broker.telemetry import LogHistogram
-from cutlayer.dashboards.catalogue import OTHER
+from cutlayer.dashboards.metric_labels import OTHER
 from cutlayer.dashboards.metric_store import SeriesKey
 
 __all__ = ["DEFAULT_TOP", "MAX_TOP", "AgentTable"]

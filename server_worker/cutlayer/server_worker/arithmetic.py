@@ -19,11 +19,13 @@ from cutlayer.broker.tensors import WEIGHTS_CODEC, decode_tensor, encode_tensor
 from cutlayer.broker.work import Backward, Forward, Key, NamedTensors, Release
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.broker.worker_view import WindowMember
-from cutlayer.dashboards.catalogue import Stage
+from cutlayer.dashboards.metric_labels import Stage
 from cutlayer.server_worker.assembler import Assembler, Lacking
 from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.engine import CommitResult, Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.events import ActivationsAssembled, EventHandler, StageTimed, WindowCommitted
+from cutlayer.server_worker.parameters import CommitResult
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.store_keeper import StoreKeeper
 
 __all__ = ["Arithmetic"]

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cutlayer.server_worker.engine import Backwarded, CommitResult, EngineState, Forwarded, ForwardItem
+from cutlayer.server_worker.parameters import CommitResult, EngineState
+from cutlayer.server_worker.passes import Backwarded, Forwarded, ForwardItem
 
 __all__ = ["CountingEngine", "contribution_of"]
 

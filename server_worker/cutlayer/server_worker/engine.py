@@ -18,8 +18,7 @@ Not thread-safe: one thread owns an engine.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,76 +27,13 @@ from torch import Tensor
 
 from cutlayer.server_worker.contrastive import WindowContrast, info_nce
 from cutlayer.server_worker.encoder import SplitEncoder
+from cutlayer.server_worker.group_pass import GroupPass, finite_outputs, rows_of
 from cutlayer.server_worker.held_tokenizers import held_name, tokenizer_weights
-from cutlayer.server_worker.modality_dropout import draw_keep
 from cutlayer.server_worker.parameters import CommitResult, EngineState, VersionedParameters
+from cutlayer.server_worker.passes import Backwarded, Forwarded, ForwardItem
 from cutlayer.server_worker.settings import OptimizerSettings
 
-__all__ = ["Backwarded", "CommitResult", "Engine", "EngineState", "ForwardItem", "Forwarded"]
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardItem:
-    """A microbatch on its way through the encoder.
-
-    Attributes:
-        key: Names the microbatch in outputs and gradients, and seeds its modality dropout: a value whose `repr`
-            is the same in every process, such as a tuple of strings and numbers.
-        mode: `train` keeps the graph and drops modalities; `eval` does neither.
-        tokens: Activations, float32 (b, K, D), by modality. A modality that the microbatch lacks is left out.
-        positions: Which of the N tokens these K are, (b, K), of the modalities that are reduced or ragged; N for none.
-    """
-
-    key: Hashable
-    mode: Literal["train", "eval"]
-    tokens: Mapping[str, NDArray[np.float32]]
-    positions: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples b."""
-        return len(next(iter(self.tokens.values())))
-
-    @property
-    def batch_key(self) -> Hashable:
-        """Items with equal batch keys can go forward together."""
-        return self.mode, tuple((name, tokens.shape[1]) for name, tokens in sorted(self.tokens.items()))
-
-
-@dataclass(frozen=True, slots=True)
-class Forwarded:
-    """What a forward pass gave.
-
-    Attributes:
-        group_id: Names the graph, for `Engine.backward`; None when there is none (`eval`, or nothing finite).
-        version: Parameter version that it was computed with.
-        outputs: Logits, float32 (b, C), by key; each array its own copy.
-        refused: Keys whose outputs are not finite, because their activations are not. They are in no graph.
-    """
-
-    group_id: int | None
-    version: int
-    outputs: dict[Hashable, NDArray[np.float32]]
-    refused: tuple[Hashable, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Backwarded:
-    """What a backward pass gave.
-
-    Attributes:
-        accepted: Keys whose gradient is in the window's sums now.
-        refused: Keys whose gradient is not finite, and is not in the sums. All keys, when each is finite and the
-            gradient of the group is not: send them again, one by one, to find the culprit.
-        cut_gradients: Of the accepted keys, the gradients at the cut, float32 (b, K, D) by modality; where tokenizers
-            are trained.
-        positions: Of their microbatches that are reduced or ragged, which tokens these are of, (b, K) by modality.
-    """
-
-    accepted: tuple[Hashable, ...]
-    refused: tuple[Hashable, ...]
-    cut_gradients: Mapping[Hashable, Mapping[str, NDArray[np.float32]]] = field(default_factory=dict)
-    positions: Mapping[Hashable, Mapping[str, NDArray[np.intp]]] = field(default_factory=dict)
+__all__ = ["Engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +75,7 @@ class Engine:
         self._encoder = encoder
         self._parameters = VersionedParameters(encoder, optimizer)
         self._contrast = WindowContrast(self._parameters.add) if contrasts_window else None
-        self._seed = seed
-        self._modality_dropout = modality_dropout
+        self._pass = GroupPass(encoder, seed, modality_dropout)
         self._groups: dict[int, _Group] = {}
         self._num_groups = 0
 
@@ -170,23 +105,24 @@ class Engine:
             ValueError: When items do not fit together, or activations are not (b, K, D) of a known modality.
             KeyError: When no such candidate is held.
         """
-        self._check(items)
+        self._pass.check(items)
         assert not candidate or items[0].mode == "eval", "gradients are of the newest version alone"
         version = self._parameters.version
-        outputs_BC, tokens = self._run(items, candidate)
-        outputs, refused = _finite_outputs(items, outputs_BC)
+        weights = self._parameters.held[candidate] if candidate else self._parameters.newest
+        outputs_BC, tokens = self._pass.run(items, weights)
+        outputs, refused = finite_outputs(items, outputs_BC)
         if items[0].mode == "eval" or not outputs:
             return Forwarded(None, version, outputs, refused)
         if refused:
             # Zero output gradients would not save the others, since 0 * NaN is NaN: they go again, alone.
             items = [item for item in items if item.key in outputs]
-            outputs_BC, tokens = self._run(items)
+            outputs_BC, tokens = self._pass.run(items, weights)
         group_id = self._num_groups
         self._num_groups += 1
         self._groups[group_id] = _Group(
             outputs_BC,
             tuple(self._parameters.newest.values()),
-            dict(_rows(items)),
+            dict(rows_of(items)),
             set(outputs),
             tokens if self._encoder.tokenizers is not None else {},
             {item.key: item.positions for item in items if item.positions},
@@ -239,7 +175,7 @@ class Engine:
             found = torch.autograd.grad(
                 group.outputs,
                 (*group.parameters, *group.tokens.values()),
-                self._to_torch(gradients_BC),
+                self._pass.to_torch(gradients_BC),
                 retain_graph=not last,
                 allow_unused=True,
             )
@@ -274,7 +210,7 @@ class Engine:
         for key in keys:
             for name, gradient in tokenizer_gradients.get(key, {}).items():
                 place = self._parameters.place_of(held_name(name))
-                before, added = sums[place], self._to_torch(gradient.copy())
+                before, added = sums[place], self._pass.to_torch(gradient.copy())
                 sums[place] = added if before is None else before + added
         return sums
 
@@ -373,92 +309,9 @@ class Engine:
         if self._contrast is not None:
             self._contrast.drop()
 
-    def _check(self, items: Sequence[ForwardItem]) -> None:
-        if not items or not items[0].tokens:
-            raise ValueError("a group has at least one microbatch, and a microbatch at least one modality")
-        if len({item.batch_key for item in items}) > 1 or len({item.key for item in items}) < len(items):
-            raise ValueError("the microbatches of a group have one mode, the same modalities and distinct keys")
-        for item in items:
-            for name, tokens_bND in item.tokens.items():
-                if name not in self._encoder.num_tokens:
-                    raise ValueError(f"{item.key!r} has modality {name!r}, the encoder has {self._encoder.names}")
-                num_tokens, places_bK = self._encoder.num_tokens[name], item.positions.get(name)
-                num_kept = num_tokens if places_bK is None else places_bK.shape[1]
-                wanted = (item.num_samples, num_kept, self._encoder.width)
-                if tokens_bND.shape != wanted or not item.num_samples:
-                    raise ValueError(f"activations {name!r} of {item.key!r} are {tokens_bND.shape}, not {wanted}")
-                if places_bK is not None and not 0 <= places_bK.min() <= places_bK.max() <= num_tokens:
-                    raise ValueError(f"positions of {name!r} of {item.key!r} are not all from 0 to {num_tokens}")
-
-    def _run(self, items: Sequence[ForwardItem], candidate: str = "") -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the outputs (B, C) of all items, one after the other, and the tokens (B, K, D) that they are of."""
-        train = items[0].mode == "train"
-        if self._encoder.training != train:
-            self._encoder.train(train)
-        # concatenate copies, so torch never sees the read-only arrays of the wire.
-        tokens = {
-            name: self._to_torch(np.concatenate([item.tokens[name] for item in items])) for name in items[0].tokens
-        }
-        positions = {
-            name: torch.from_numpy(np.concatenate([self._places(item, name) for item in items])).to(self._device)
-            for name in sorted({name for item in items for name in item.positions})
-        }
-        if train and self._encoder.tokenizers is not None:
-            tokens = {name: tokens_BKD.requires_grad_() for name, tokens_BKD in tokens.items()}
-        keep = self._draw_keep(items) if train else None
-        with torch.set_grad_enabled(train):
-            outputs_BC: Tensor = torch.func.functional_call(
-                self._encoder,
-                self._parameters.held[candidate] if candidate else self._parameters.newest,
-                (tokens, keep, positions),
-                tie_weights=False,  # the encoder ties none, and the search costs half a millisecond
-            )
-        return outputs_BC, tokens
-
-    def _places(self, item: ForwardItem, name: str) -> NDArray[np.intp]:
-        """Return which tokens a microbatch has of a modality, (b, K)."""
-        places_bK = item.positions.get(name)
-        if places_bK is not None:
-            return places_bK
-        return np.tile(np.arange(self._encoder.num_tokens[name], dtype=np.intp), (item.num_samples, 1))
-
-    def _draw_keep(self, items: Sequence[ForwardItem]) -> dict[str, Tensor] | None:
-        names = sorted(items[0].tokens)
-        if not self._modality_dropout or len(names) == 1:
-            return None
-        draws_bM = [
-            draw_keep(self._seed, item.key, (item.num_samples, len(names)), self._modality_dropout) for item in items
-        ]
-        keep_BM = torch.from_numpy(np.concatenate(draws_bM)).to(self._device)
-        return dict(zip(names, keep_BM.unbind(dim=1), strict=True))
-
-    @property
-    def _device(self) -> torch.device:
-        return self._encoder.any_parameter.device
-
-    def _to_torch(self, array: NDArray[np.floating[Any]]) -> Tensor:
-        return torch.from_numpy(array).to(self._encoder.any_parameter)  # its device and dtype
-
-
-def _rows(items: Sequence[ForwardItem]) -> Iterator[tuple[Hashable, slice]]:
-    start = 0
-    for item in items:
-        yield item.key, slice(start, start + item.num_samples)
-        start += item.num_samples
-
-
-def _finite_outputs(
-    items: Sequence[ForwardItem], outputs_BC: Tensor
-) -> tuple[dict[Hashable, NDArray[np.float32]], tuple[Hashable, ...]]:
-    """Return each microbatch's outputs where they are finite, and the keys of the others."""
-    values_BC = outputs_BC.detach().cpu().numpy()
-    outputs = {key: values_BC[rows].astype(np.float32) for key, rows in _rows(items)}
-    refused = tuple(key for key, output_bC in outputs.items() if not np.isfinite(output_bC).all())
-    return {key: output_bC for key, output_bC in outputs.items() if key not in refused}, refused
-
 
 def _losses(items: Sequence[ForwardItem], outputs_BC: Tensor) -> Iterator[NDArray[np.float32]]:
     """Yield each microbatch's losses, (b, 1), among the samples of the group."""
     losses_B1 = info_nce(outputs_BC.detach())[:, None].cpu().numpy().astype(np.float32)
-    for _, rows in _rows(items):
+    for _, rows in rows_of(items):
         yield losses_B1[rows]

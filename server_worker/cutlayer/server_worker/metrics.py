@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, RunPhase
-from cutlayer.dashboards.catalogue import OTHER_KINDS, REFUSALS, Side, Stage
+from cutlayer.dashboards.metric_labels import OTHER_KINDS, REFUSALS, Side, Stage
 from cutlayer.dashboards.metric_store import MetricStore, StoreCollector
 from cutlayer.server_worker.agent_counters import AgentCounters
 from cutlayer.server_worker.agent_table import AgentTable
@@ -37,8 +37,8 @@ from cutlayer.server_worker.events import (
     WindowCommitted,
     WorkerSampled,
 )
-from cutlayer.server_worker.run_book import versions
 from cutlayer.server_worker.run_figures import RunFigures
+from cutlayer.server_worker.versions import versions
 
 __all__ = ["WorkerMetrics"]
 

@@ -13,8 +13,9 @@ import torch
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.backbone import create_vit
-from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
+from cutlayer.server_worker.encoder import SplitEncoder
 from cutlayer.server_worker.held_tokenizers import HeldTokenizers
+from cutlayer.server_worker.modality_embedding import ModalityEmbedding
 from cutlayer.server_worker.settings import ModelSettings, RunSettings
 from cutlayer.server_worker.timm_import import VisionTransformer
 from cutlayer.server_worker.tokenizer_weights import check_trainable, initial_weights

@@ -6,7 +6,15 @@ import ast
 import inspect
 from types import ModuleType
 
-from cutlayer.server_worker import encoder, exported_model, pair_head, raw_features, torch_tokenizers, visible_tokens
+from cutlayer.server_worker import (
+    encoder,
+    exported_model,
+    modality_embedding,
+    pair_head,
+    raw_features,
+    torch_tokenizers,
+    visible_tokens,
+)
 
 __all__ = ["portable_source"]
 
@@ -30,7 +38,7 @@ _IMPORTS = (
     "from timm.layers import resample_abs_pos_embed",
     "from timm.models.vision_transformer import VisionTransformer",
 )
-_MODULES = (raw_features, torch_tokenizers, visible_tokens, pair_head, encoder, exported_model)
+_MODULES = (raw_features, torch_tokenizers, visible_tokens, pair_head, modality_embedding, encoder, exported_model)
 
 
 def portable_source(forms: dict[str, str]) -> str:

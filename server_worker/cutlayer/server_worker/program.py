@@ -30,7 +30,8 @@ from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.resuming import Resumed, resume_from
-from cutlayer.server_worker.run_book import RunBook, selection_json, versions
+from cutlayer.server_worker.run_book import RunBook
+from cutlayer.server_worker.run_json import run_json, selection_json
 from cutlayer.server_worker.run_parts import (
     check_codecs,
     make_engine,
@@ -40,10 +41,12 @@ from cutlayer.server_worker.run_parts import (
     make_session,
     num_threads,
 )
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import load_run_settings
 from cutlayer.server_worker.store_keeper import StoreKeeper
 from cutlayer.server_worker.tuning import goes_back_through_all
+from cutlayer.server_worker.versions import versions
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.server_worker.worker_reports import WorkerReports
 
 __all__ = ["Program", "write_json"]
@@ -217,7 +220,8 @@ class Program:
         runtime, now = self._runtime, time.monotonic()
         started_at = now if runtime.training_started_at is None else runtime.training_started_at
         committed_at = started_at if runtime.last_commit_at is None else runtime.last_commit_at
-        content = runtime.book.as_json(
+        content = run_json(
+            runtime.book,
             worker=self._name,
             windows=self.session.window,
             committed_samples=self.session.committed_samples,

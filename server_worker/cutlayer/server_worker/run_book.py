@@ -1,4 +1,4 @@
-"""What a run has cost and reached, put together from the agents' counters: the source of `run.json`.
+"""What a run has cost and reached, put together from the agents' counters.
 
 Agents count cumulatively since their start, so the latest message of each process of an agent says all; a process
 that came back is another incarnation, and both count.
@@ -6,22 +6,15 @@ that came back is another incarnation, and both count.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, Evaluation, Telemetry
-from cutlayer.broker.process_usage import cpu_seconds, peak_rss_bytes
-from cutlayer.broker.selection import Selection
-from cutlayer.broker.task_metrics import metrics_of
 from cutlayer.broker.telemetry import LogHistogram
-from cutlayer.dashboards.catalogue import AGENT_STAGES, OTHER, REFUSALS, Side, Stage
-from cutlayer.dashboards.metric_store import MetricStore
+from cutlayer.dashboards.metric_labels import AGENT_STAGES, OTHER, REFUSALS
+from cutlayer.server_worker.federated_averaging import federated_averaging_bytes, num_exchanged_parameters
 from cutlayer.server_worker.run_results import (
     JOINT,
     Evaluated,
@@ -32,17 +25,8 @@ from cutlayer.server_worker.run_results import (
     tells_what_can_be,
 )
 
-__all__ = [
-    "RUN_FORMAT",
-    "RunBook",
-    "federated_averaging_bytes",
-    "num_exchanged_parameters",
-    "selection_json",
-    "versions",
-]
+__all__ = ["RunBook", "stage_times"]
 
-RUN_FORMAT = 1
-FLOAT32_BYTES = 4
 MAX_PROCESSES = 64
 """Of one agent whose counters are kept: an agent that came back more often is not counted any more."""
 
@@ -85,6 +69,11 @@ class RunBook:
     def adopt(self, manifest: Manifest) -> None:
         """Take notice that the run has another id: this worker has joined others."""
         self._manifest = manifest
+
+    @property
+    def manifest(self) -> Manifest:
+        """The run."""
+        return self._manifest
 
     def of(self, agent: str, incarnation: int) -> Telemetry | None:
         """Return the latest counters of one process of an agent."""
@@ -158,7 +147,7 @@ class RunBook:
                 sums[stage][1] += entry.seconds
                 times[stage].merge(LogHistogram(entry.buckets))
         return {
-            stage: _stage(int(count), seconds, times[stage].quantile(0.5), times[stage].quantile(0.95))
+            stage: stage_times(int(count), seconds, times[stage].quantile(0.5), times[stage].quantile(0.95))
             for stage, (count, seconds) in sums.items()
             if count
         }
@@ -171,76 +160,19 @@ class RunBook:
                 counts[label if label in REFUSALS else OTHER] += count
         return dict(sorted(counts.items()))
 
-    def as_json(
-        self,
-        *,
-        worker: str,
-        windows: int,
-        committed_samples: int,
-        duration_s: float,
-        training_s: float,
-        reason: str,
-        store: MetricStore | None = None,
-    ) -> dict[str, Any]:
-        """Return the content of `run.json`.
-
-        Args:
-            worker: The worker's name.
-            windows: Windows committed.
-            committed_samples: Training samples committed, each epoch's again.
-            duration_s: Seconds from the start of training to the end of the run.
-            training_s: Seconds of that until the last commit.
-            reason: Why the run ended.
-            store: The worker's metrics: the stages that it has timed, and the messages that it has not taken.
-        """
-        latest = self.latest()
-        round_trips = self.round_trips()
-        moved = self.bytes_moved()
-        wire_bytes = moved["up"]["wire"] + moved["down"]["wire"]
-        manifest = self._manifest
-        processes: list[dict[str, Any]] = [
-            {"role": "worker", "id": worker, "peak_rss_bytes": peak_rss_bytes(), "cpu_s": cpu_seconds()}
-        ]
-        processes += [
-            {"role": "agent", "id": agent, "peak_rss_bytes": entry.peak_rss_bytes, "cpu_s": entry.cpu_s}
-            for agent, entry in latest
-        ]
-        return {
-            "format": RUN_FORMAT,
-            "run_id": manifest.run_id,
-            "reason": reason,
-            "measures": [asdict(metric) for metric in metrics_of(manifest.task)],
-            "metrics": self.metrics(),
-            "accuracy": self.accuracy(),
-            "history": self.history(),
-            "bytes": moved,
-            "bytes_per_sample": wire_bytes / committed_samples if committed_samples else None,
-            "traffic": self.traffic(),
-            "federated_averaging": {
-                "bytes": self._federated_bytes(),
-                "rounds": manifest.epochs,
-                "agents": len(self._agents),
-                "parameters": self._num_parameters(),
-            },
-            "samples": committed_samples,
-            "steps": sum({agent: entry.steps for agent, entry in latest}.values()),
-            "windows": windows,
-            "duration_s": duration_s,
-            "training_s": training_s,
-            "round_trip_s": {"p50": round_trips.quantile(0.5), "p95": round_trips.quantile(0.95)},
-            "resends": sum(entry.resends for _, entry in latest),
-            "duplicates": sum(entry.duplicates for _, entry in latest),
-            "reconnects": sum(entry.reconnects for _, entry in latest),
-            "rejects": {"agent": self.rejects(), "worker": _rejects_of(store)},
-            "stages": _in_order_of_a_step({**self.stages(), **_stages_of(store)}),
-            "processes": processes,
-            "seed": manifest.seed,
-            "manifest": manifest.model_dump(mode="json"),
-            "versions": versions(),
+    def federated_averaging(self) -> dict[str, int]:
+        """Return the comparison for as many epochs as each agent has trained: some leave, or come late."""
+        num_parameters = num_exchanged_parameters(self._manifest, self._num_client_parameters)
+        one_round_bytes = federated_averaging_bytes(num_parameters, 1, 1)
+        shares = {
+            agent: min(entry.steps / entry.total_steps, 1.0) for agent, entry in self.latest() if entry.total_steps
         }
-
-    def _num_parameters(self) -> int:
-        return num_exchanged_parameters(self._manifest, self._num_client_parameters)
+        return {
+            "bytes": round(one_round_bytes * self._manifest.epochs * sum(shares.values())),
+            "rounds": self._manifest.epochs,
+            "agents": len(self._agents),
+            "parameters": num_parameters,
+        }
 
     def _evaluations(self) -> list[Evaluated]:
         """Return each agent's evaluations in order."""
@@ -254,91 +186,10 @@ class RunBook:
             moved[agent] += entry.wire_sent_bytes + entry.wire_received_bytes
         return evaluations
 
-    def _federated_bytes(self) -> int:
-        """Return the comparison for as many epochs as each agent has trained: some leave, or come late."""
-        one_round_bytes = federated_averaging_bytes(self._num_parameters(), 1, 1)
-        shares = {
-            agent: min(entry.steps / entry.total_steps, 1.0) for agent, entry in self.latest() if entry.total_steps
-        }
-        return round(one_round_bytes * self._manifest.epochs * sum(shares.values()))
-
     def _given(self, evaluation: Evaluation) -> str:
         return JOINT if evaluation.given == "+".join(sorted(self._manifest.modalities)) else evaluation.given
 
 
-def num_exchanged_parameters(manifest: Manifest, num_client_parameters: int) -> int:
-    """Return how many parameters federated averaging of the same training exchanges each round.
-
-    The whole model where all of the encoder trains. Where a part of it does, that part, and the tokenizers where they
-    train: what is frozen a client may have from elsewhere, so its first download is not counted.
-
-    Args:
-        manifest: The run.
-        num_client_parameters: Parameters of the tokenizers.
-    """
-    if manifest.tuning.mode == "full" or manifest.num_trained_parameters is None:
-        return manifest.num_parameters + num_client_parameters
-    return manifest.num_trained_parameters + (manifest.tokenizers.mode == "trainable") * num_client_parameters
-
-
-def federated_averaging_bytes(num_parameters: int, num_rounds: int, num_agents: int) -> int:
-    """Return what federated averaging moves: its parameters in float32, down and up, each agent, each round.
-
-    McMahan et al., arXiv 1602.05629, algorithm 1, with every client in every round and one local epoch a round.
-    """
-    return 2 * num_rounds * num_agents * num_parameters * FLOAT32_BYTES
-
-
-def selection_json(selection: Selection | None, book: RunBook) -> dict[str, Any]:
-    """Return what `run.json` says of the weights that were judged; nothing where none were.
-
-    Args:
-        selection: What was judged and chosen.
-        book: Has the other metrics.
-    """
-    if selection is None:
-        return {}
-    metrics = book.candidate_metrics()
-    document = {key: value for key, value in selection.as_json().items() if key != "state"}
-    rows = [{**row, "metrics": metrics.get(row["name"], {})} for row in document["candidates"]]
-    return {"selection": {**document, "candidates": rows}}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a run depends on."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
-    for package in ("cutlayer", "torch", "timm", "numpy", "paho-mqtt", "msgpack", "lz4", "zstandard"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _stages_of(store: MetricStore | None) -> dict[str, dict[str, float]]:
-    """Return the stages that a worker times itself; agents' own are in its metrics, too, in coarser buckets."""
-    found = store.distributions() if store is not None else {}
-    return {
-        labels[0]: _stage(times.count, times.total, times.quantile(0.5), times.quantile(0.95))
-        for (name, labels), times in found.items()
-        if name == "cutlayer_stage_seconds" and times.count and labels[0] not in AGENT_STAGES
-    }
-
-
-def _rejects_of(store: MetricStore | None) -> dict[str, int]:
-    """Return the messages that a worker has not taken, by label."""
-    found = store.numbers() if store is not None else {}
-    return {
-        labels[1]: int(count)
-        for (name, labels), count in sorted(found.items())
-        if name == "cutlayer_rejects_total" and labels[0] == Side.WORKER and count
-    }
-
-
-def _stage(count: int, seconds: float, p50_s: float | None, p95_s: float | None) -> dict[str, Any]:
+def stage_times(count: int, seconds: float, p50_s: float | None, p95_s: float | None) -> dict[str, Any]:
+    """Return the times of a stage as `run.json` has them: how often, mean, median and 95th percentile in seconds."""
     return {"count": count, "mean_s": seconds / count, "p50_s": p50_s, "p95_s": p95_s}
-
-
-def _in_order_of_a_step(stages: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    names = [*(stage.value for stage in Stage), OTHER]
-    return {name: stages[name] for name in names if name in stages}

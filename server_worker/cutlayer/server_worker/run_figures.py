@@ -14,7 +14,7 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, MetricSums, Telemetry
 from cutlayer.broker.task_metrics import ACCURACY, NOTHING, mean_loss, metric_values, primary_metric
 from cutlayer.dashboards.metric_store import MetricStore
-from cutlayer.server_worker.run_book import federated_averaging_bytes, num_exchanged_parameters
+from cutlayer.server_worker.federated_averaging import federated_averaging_bytes, num_exchanged_parameters
 
 __all__ = ["RunFigures"]
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from cutlayer.broker.actions import PhaseReached, Publish
+from cutlayer.broker.actions import PhaseReached
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import Direction, RunManifest, RunPhase, serialize
-from cutlayer.broker.model_chunks import cut_model
+from cutlayer.broker.messages import Direction, RunPhase, serialize
 from cutlayer.broker.telemetry import activation_bytes
-from cutlayer.broker.topics import RUN, WORKER_STATES, WORKER_WINDOWS, WorkerTopics, model_chunk
+from cutlayer.broker.topics import WORKER_STATES, WORKER_WINDOWS, WorkerTopics
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will
 from cutlayer.broker.work import Backward, Commit, Forward, Release, Work
 from cutlayer.broker.worker_session import WorkerSession
+from cutlayer.server_worker.announcement import Announcement
 from cutlayer.server_worker.arithmetic import Arithmetic
 from cutlayer.server_worker.candidate_keeper import CandidateKeeper
 from cutlayer.server_worker.checkpoint import CheckpointStore
@@ -29,41 +28,22 @@ from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.dispatcher import Dispatcher
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.events import ConnectionChanged, EventHandler, PhaseChanged
+from cutlayer.server_worker.parting import Parting
 from cutlayer.server_worker.pool import Pool
 from cutlayer.server_worker.rounds import Rounds
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.saver import Saver
 from cutlayer.server_worker.self_observer import SelfObserver
 from cutlayer.server_worker.store_keeper import StoreKeeper
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.server_worker.worker_reports import WorkerReports
 
-__all__ = ["WorkerOptions", "WorkerRuntime"]
+__all__ = ["WorkerRuntime"]
 
 log = logging.getLogger(__name__)
 
 LONGEST_SLEEP_S = 10.0
 """Whoever drives a worker need not come back earlier, when it has no deadline and no news."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """How a worker behaves.
-
-    Attributes:
-        connect_timeout_s: How long the first connection is tried.
-        claim_s: How long it looks for another worker that already serves a run here.
-        checkpoint_every_windows: Windows from one checkpoint to the next.
-        drain_s: How long a worker that is stopped goes on with what agents have outstanding at it.
-        part_s: How long a worker of a pool waits at the end of the run for the last round.
-        asks_broker: Whether it asks the broker for what that tells of itself.
-    """
-
-    connect_timeout_s: float = 20.0
-    claim_s: float = 0.5
-    checkpoint_every_windows: int = 50
-    drain_s: float = 10.0
-    part_s: float = 10.0
-    asks_broker: bool = False
 
 
 class WorkerRuntime:
@@ -123,12 +103,14 @@ class WorkerRuntime:
         self._keeper = keeper or StoreKeeper()
         self._arithmetic = Arithmetic(session, engine, self._do, on_event, clock, self._keeper)
         self._tend = CandidateKeeper(session, self._arithmetic, self._do).tend
-        self._rounds = None
+        self._rounds: Rounds | None = None
+        self._parting: Parting | None = None
         if pool is not None:
             self._rounds = Rounds(
                 pool, session, self._arithmetic, self._saver.snapshot, self._do, on_event, clock, self._tend
             )
-        self._tokenizer_file = tokenizer_file
+            self._parting = Parting(self._rounds, session, self._options.part_s)
+        self._announcement = Announcement(transport, self._courier, tokenizer_file)
         self._emit = on_event
         self._url = url
         self._clock = clock
@@ -137,9 +119,6 @@ class WorkerRuntime:
         self._was_connected = False
         self._problem = ""
         self._claimed_at: float | None = None
-        self._part_by: float | None = None
-        self._rounds_before_parting = 0
-        self._has_parted = False
         self.book = book
         self.training_started_at: float | None = None
 
@@ -160,7 +139,7 @@ class WorkerRuntime:
     @property
     def is_finished(self) -> bool:
         """Whether the run has ended, and nobody of the pool has to wait for this worker's weights."""
-        return self._session.phase is RunPhase.ENDED and (self._rounds is None or self._has_parted)
+        return self._session.phase is RunPhase.ENDED and (self._parting is None or self._parting.is_done)
 
     def start(self) -> None:
         """Start connecting, with a will that says offline."""
@@ -222,11 +201,8 @@ class WorkerRuntime:
             return
         self._observer.look(self._clock(), at_once=True)
         self._courier.send(self._session.state(is_online=False))
-        if self.is_finished:  # nobody needs them any more: the broker forgets them
-            self._transport.publish(RUN, b"", retain=True)
-            for chunk in cut_model(self._tokenizer_file):
-                topic = model_chunk(self._manifest.tokenizers.digest, chunk.index)
-                self._transport.publish(topic, b"", retain=True)
+        if self.is_finished:
+            self._announcement.withdraw(self._manifest)
 
     def pump(self, now: float) -> float:
         """Handle what has arrived, then compute at most one thing.
@@ -259,8 +235,8 @@ class WorkerRuntime:
         self._do(self._session.tick(now))
         self._tend(now)
         self._observer.look(now)
-        if self._rounds is not None and self._session.phase is RunPhase.ENDED:
-            self._part(self._rounds, now)
+        if self._parting is not None and self._session.phase is RunPhase.ENDED:
+            self._parting.go_on(now)
         deadlines: list[float | None] = [now + LONGEST_SLEEP_S]
         if self._rounds is not None and not self.is_connected:
             deadlines.append(self._rounds.keep_up(now))
@@ -284,16 +260,6 @@ class WorkerRuntime:
                 return
             self.book.adopt(self._manifest)
         self._serve()
-
-    def _part(self, rounds: Rounds, now: float) -> None:
-        """Have one more round after the run's end: whoever has missed the last window still gets its weights."""
-        if self._part_by is None:
-            self._part_by, self._rounds_before_parting = now + self._options.part_s, rounds.num_rounds
-        is_last = not self._session.num_other_workers
-        if is_last or rounds.num_rounds > self._rounds_before_parting or now >= self._part_by:
-            self._has_parted = True
-        else:
-            rounds.join(now)
 
     # Connection -----------------------------------------------------------------------------------------------
 
@@ -327,10 +293,7 @@ class WorkerRuntime:
         self._dispatcher.is_serving = True
         self._session.keep_in(self._keeper.open(self._manifest.run_id))
         self._arithmetic.hand_out_weights()
-        for chunk in cut_model(self._tokenizer_file):
-            topic = model_chunk(self._manifest.tokenizers.digest, chunk.index)
-            self._courier.send(Publish(topic, chunk, retain=True))
-        self._courier.send(Publish(RUN, RunManifest(self._manifest.to_bytes()), retain=True))
+        self._announcement.publish(self._manifest)
         self._do(self._session.connected())
         log.info("serving run %s as %s", self._manifest.run_id, self._session.name)
 

@@ -9,7 +9,7 @@ from cutlayer.broker.telemetry import TrafficMeter, message_codec
 from cutlayer.broker.topics import WorkerTopics
 from cutlayer.broker.transport import Received, Transport
 from cutlayer.broker.worker_session import WorkerSession
-from cutlayer.dashboards.catalogue import TENSOR_KINDS
+from cutlayer.dashboards.metric_labels import TENSOR_KINDS
 from cutlayer.server_worker.broker_figures import FIGURES, SYS, broker_figure
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.engine import Engine

@@ -25,22 +25,15 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed._serialization import _streaming_load
-from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
-    AllgatherOptions,
-    AllreduceOptions,
-)
+from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions  # type: ignore[attr-defined]
 from torchft.checkpointing.http_transport import HTTPTransport  # type: ignore[import-untyped]
 from torchft.manager import Manager  # type: ignore[import-untyped]
-from torchft.process_group import (  # type: ignore[import-untyped]
-    ProcessGroup,
-    ProcessGroupGloo,
-    ProcessGroupNCCL,
-)
+from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNCCL  # type: ignore[import-untyped]
 
 from cutlayer.broker.errors import PoolError
 from cutlayer.broker.pool_round import WindowPart
 from cutlayer.server_worker.checkpoint import Checkpoint
-from cutlayer.server_worker.engine import EngineState
+from cutlayer.server_worker.parameters import EngineState
 from cutlayer.server_worker.pool import RoundResult, RoundTask, flatten, judge_parts, unflatten
 
 __all__ = ["PoolTimeouts", "TorchftPool"]

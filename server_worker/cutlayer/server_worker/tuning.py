@@ -20,8 +20,9 @@ from torch import nn
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.tuning_spec import TuningSpec
-from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
+from cutlayer.server_worker.encoder import SplitEncoder
 from cutlayer.server_worker.lora import LoraLinear
+from cutlayer.server_worker.modality_embedding import ModalityEmbedding
 
 __all__ = ["goes_back_through_all", "num_trained", "tune"]
 

@@ -9,9 +9,9 @@ from pydantic import JsonValue
 
 from cutlayer.broker.errors import CutlayerError, ManifestUnsatisfiable, SettingsError
 from cutlayer.broker.manifest import Manifest
-from cutlayer.edge_agent.client_side import check_satisfiable
 from cutlayer.edge_agent.datasets import check_data, open_dataset
 from cutlayer.edge_agent.partition import Shard
+from cutlayer.edge_agent.satisfiable import check_satisfiable
 from cutlayer.simulation.doctor_report import Finding, found, problem, warning
 
 __all__ = ["SiteData", "check_site_data"]

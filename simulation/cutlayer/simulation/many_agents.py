@@ -21,8 +21,9 @@ from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_manifest, make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.virtual import VirtualNetwork
 
 __all__ = ["InvariantBroken", "Scenario", "SimulationResult", "simulate"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from cutlayer.broker.manifest import ActivationMode, Manifest, ModalitySpec
 from cutlayer.compression.delta import DEFAULT_MAX_BYTES
-from cutlayer.edge_agent.client_side import CACHE_BYTES
+from cutlayer.edge_agent.sample_features import CACHE_BYTES
 
 __all__ = [
     "BlockSizes",

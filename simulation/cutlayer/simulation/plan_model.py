@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cutlayer.broker.manifest import Manifest
-from cutlayer.server_worker.encoder import ModalityEmbedding, SplitEncoder
+from cutlayer.server_worker.encoder import SplitEncoder
 from cutlayer.server_worker.engine import Engine
 from cutlayer.server_worker.lora import LoraLinear
+from cutlayer.server_worker.modality_embedding import ModalityEmbedding
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_parts import check_codecs, make_engine, make_manifest, num_threads
 from cutlayer.server_worker.settings import RunSettings

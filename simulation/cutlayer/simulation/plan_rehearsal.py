@@ -23,11 +23,12 @@ from cutlayer.broker.model_chunks import describe_model
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import Batch
 from cutlayer.server_worker.counting_engine import CountingEngine
-from cutlayer.server_worker.engine import Backwarded, Forwarded, ForwardItem
+from cutlayer.server_worker.passes import Backwarded, Forwarded, ForwardItem
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_session
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.virtual import VirtualNetwork
 
 __all__ = ["Cadence", "rehearse"]

@@ -28,7 +28,8 @@ from cutlayer.broker.tensors import decode_tensor, encode_tensor
 from cutlayer.edge_agent.client_side import ClientSide
 from cutlayer.edge_agent.epochs import EpochPlan
 from cutlayer.edge_agent.tokenizer_gradients import TokenizerGradients
-from cutlayer.server_worker.engine import Engine, ForwardItem
+from cutlayer.server_worker.engine import Engine
+from cutlayer.server_worker.passes import ForwardItem
 from cutlayer.server_worker.settings import RunSettings
 
 __all__ = ["Member", "Trial", "Weights", "train"]

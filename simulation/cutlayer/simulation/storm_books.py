@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cutlayer.broker.worker_session import WorkerSession
 from cutlayer.server_worker.counting_engine import CountingEngine, contribution_of
-from cutlayer.server_worker.engine import Backwarded
+from cutlayer.server_worker.passes import Backwarded
 
 __all__ = ["Books", "InvariantBroken", "Step", "WatchedEngine"]
 

@@ -16,18 +16,20 @@ from cutlayer.broker.ledger import StepRanges
 from cutlayer.broker.manifest import ImageSpec
 from cutlayer.broker.messages import RejectReason
 from cutlayer.broker.worker_session import WorkerSession
+from cutlayer.edge_agent.agent_options import AgentOptions
 from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.batches import Batch
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.server_worker.activation_store import Fetched, MemoryActivationStore
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore, RestoredCheckpoint
 from cutlayer.server_worker.counting_engine import CountingEngine
 from cutlayer.server_worker.memory_pool import MemoryPool
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.run_book import RunBook
-from cutlayer.server_worker.runtime import WorkerOptions, WorkerRuntime
+from cutlayer.server_worker.runtime import WorkerRuntime
 from cutlayer.server_worker.settings import RunSettings
 from cutlayer.server_worker.store_keeper import StoreKeeper
+from cutlayer.server_worker.worker_options import WorkerOptions
 from cutlayer.simulation.storm_settings import StormSettings, Weather, draw_weather
 from cutlayer.simulation.virtual import VirtualNetwork
 
@@ -211,8 +213,8 @@ class StormAgent:
     @property
     def committed(self) -> StepRanges:
         """Its own view of the ledger."""
-        bench = self.runtime._bench
-        return StepRanges() if bench is None else bench.items.committed
+        foreman = self.runtime._foreman
+        return StepRanges() if foreman is None else foreman.bench.items.committed
 
     @property
     def unfinished_bytes(self) -> int:

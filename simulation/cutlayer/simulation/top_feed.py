@@ -21,11 +21,12 @@ from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import Direction, RunManifest, RunPhase, WorkerReport, WorkerState
 from cutlayer.broker.topics import RUN, WORKER_REPORTS, WORKER_STATES
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport
-from cutlayer.dashboards.catalogue import Kind, metric
+from cutlayer.dashboards.catalogue import metric
 from cutlayer.dashboards.headlines import Headline, headlines
 from cutlayer.dashboards.live_history import History
+from cutlayer.dashboards.metric_declaration import Kind
 from cutlayer.dashboards.metric_store import Distribution, MetricStore, SeriesKey
-from cutlayer.dashboards.panels import OVERVIEW
+from cutlayer.dashboards.overview_board import OVERVIEW
 from cutlayer.dashboards.snapshots import Snapshot, Snapshots
 from cutlayer.simulation.top_state import TopState, WorkerSeen, agent_rows
 

@@ -26,11 +26,12 @@ from typing import Any, Final
 
 from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.messages import RunPhase, WorkerState
-from cutlayer.dashboards.catalogue import OTHER
 from cutlayer.dashboards.headlines import Headline
 from cutlayer.dashboards.live_history import Series
+from cutlayer.dashboards.metric_labels import OTHER
+from cutlayer.dashboards.overview_board import OVERVIEW
 from cutlayer.dashboards.panel_text import group_labels, legend_text
-from cutlayer.dashboards.panels import OVERVIEW, Panel
+from cutlayer.dashboards.panels import Panel
 from cutlayer.dashboards.query import Query, Rate, Value
 from cutlayer.dashboards.snapshots import Group, Snapshots, evaluate
 

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from cutlayer.broker.command_line import printable
 from cutlayer.broker.messages import RunPhase
+from cutlayer.dashboards.overview_board import OVERVIEW
 from cutlayer.dashboards.panel_text import panel_text
-from cutlayer.dashboards.panels import OVERVIEW, Panel, Shape, Unit
+from cutlayer.dashboards.panels import Panel, Shape, Unit
 from cutlayer.dashboards.units import bytes_text, count_text, duration_text, latency_text, percent_text
 from cutlayer.simulation.top_drawing import STYLES, Glyphs, bar, beside, columns, fitted, sparkline
 from cutlayer.simulation.top_state import AgentRow, Line, TopState

@@ -16,8 +16,9 @@ from typing import Protocol
 from cutlayer.broker.agent_session import Deadlines
 from cutlayer.broker.faults import NO_FAULTS, LinkFaults
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
+from cutlayer.edge_agent.agent_options import AgentOptions
 from cutlayer.edge_agent.batches import Dataset
-from cutlayer.edge_agent.runtime import AgentOptions, AgentRuntime
+from cutlayer.edge_agent.runtime import AgentRuntime
 from cutlayer.edge_agent.site_parts import SiteParts
 
 __all__ = ["SimulationStuck", "VirtualClock", "VirtualNetwork", "is_retained_topic"]
