@@ -157,8 +157,11 @@ def _form(name: str, spec: ModalitySpec, width: int) -> str:
         case AudioSpec():
             return f"(B, T) float from -1 to 1, mono at {spec.sample_rate_hz} Hz; {spec.num_samples} samples are used"
         case TextSpec():
-            of = "bytes of UTF-8" if spec.vocabulary == "bytes" else f"tokens of {name}.vocabulary.json"
-            return f"(B, {spec.num_tokens}) whole numbers, {of}, -1 behind a text's end"
+            of = "bytes of UTF-8"
+            if spec.vocabulary != "bytes":
+                tokenizer = f'tokenizers.Tokenizer.from_file("{name}.vocabulary.json")'
+                of = f"`{tokenizer}.encode(text, add_special_tokens=False).ids`"
+            return f"(B, {spec.num_tokens}) whole numbers: {of}, cut to {spec.num_tokens}, -1 behind a text's end"
         case SeriesSpec():
             return f"(B, T, {spec.channels}) float at {spec.rate_hz:g} Hz, NaN for what is missing"
         case TableSpec():

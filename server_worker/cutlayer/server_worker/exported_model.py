@@ -80,7 +80,7 @@ class ExportedModel(nn.Module):
         """Return outputs (B, C): logits, or standardized numbers, or the embeddings of a pair; or features (B, D).
 
         Args:
-            inputs: Raw samples (B, ...) by modality, as `config.json` describes them; at least one modality.
+            inputs: Raw samples (B, ...) by modality, as the model card describes them; at least one modality.
         """
         tokens, positions = {}, {}
         for name in self.names:
@@ -99,18 +99,21 @@ class ExportedModel(nn.Module):
         return outputs_BC if self.head is None else cast("Tensor", self.head(outputs_BC))
 
     @torch.no_grad()
-    def predict(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def predict(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return what the outputs mean, (B, C).
 
         Probabilities of the classes; of multi-label tasks each by itself; numbers in the user's units for regression;
         embeddings as they are.
+
+        Args:
+            inputs: As of `forward`; arrays and lists as well.
 
         Raises:
             ValueError: When the heads are at the agents, and none of them was given.
         """
         if self.is_headless and self.head is None:
             raise ValueError("the heads of this model are at its sites: load(folder, head=FILE) with a site's own")
-        outputs_BC: Tensor = self(inputs)
+        outputs_BC: Tensor = self({name: torch.as_tensor(samples) for name, samples in inputs.items()})
         if self.task["kind"] == "classification":
             return outputs_BC.softmax(dim=1)
         if self.task["kind"] == "multi-label":

@@ -62,6 +62,8 @@ def _use(forms: Mapping[str, str], *, has_head: bool) -> str:
         f"model.predict({{{inputs}}})",
         "```",
         "",
+        "Inputs are arrays or tensors:",
+        "",
         "| input | form, B samples |",
         "| --- | --- |",
         *(f"| `{name}` | {form} |" for name, form in forms.items()),

@@ -13,6 +13,7 @@ from cutlayer.server_worker import (
     pair_head,
     raw_features,
     torch_tokenizers,
+    torchvision_shim,
     visible_tokens,
 )
 
@@ -29,6 +30,11 @@ A modality that there is nothing of is left out. Written by Cutlayer, whose own 
 """
 
 from __future__ import annotations
+
+{shim}
+
+# Beside a torch that torchvision was not built for, timm would not import.
+declare_missing_operators()
 
 {imports}
 
@@ -49,7 +55,8 @@ def portable_source(forms: dict[str, str]) -> str:
     """
     inputs = ", ".join(f'"{name}": {name}' for name in forms)
     lines = "".join(f"`{name}`: {form}.\n" for name, form in forms.items())
-    head = _HEAD.format(inputs=inputs, forms=lines, imports="\n".join(_IMPORTS))
+    shim = _body(torchvision_shim)
+    head = _HEAD.format(inputs=inputs, forms=lines, shim=shim, imports="\n".join(_IMPORTS))
     return head + "\n\n".join(_body(module) for module in _MODULES)
 
 
