@@ -54,6 +54,7 @@ __all__ = ["Program", "write_json"]
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+CHECKPOINTS = "checkpoints"
 
 
 class Program:
@@ -72,6 +73,7 @@ class Program:
         http_allowed_hosts: Host names under which the page is served, besides those of loopback.
         connect_timeout_s: How long the first connection is tried.
         only_visits: Whether it trains nothing: it loads a checkpoint, evaluates and predicts, and writes nothing.
+        run_id: The run whose checkpoint is read, where the output folder holds those of several; empty for the newest.
 
     Attributes:
         disclosure: What the run tunes and sends, and what a server can infer from that.
@@ -96,6 +98,7 @@ class Program:
         http_allowed_hosts: Sequence[str] = (),
         connect_timeout_s: float,
         only_visits: bool = False,
+        run_id: str = "",
     ) -> None:
         WorkerTopics(name)
         settings = load_run_settings(run_file, overrides)
@@ -106,7 +109,8 @@ class Program:
         wanted = output or (runs if pool is None else runs / name)
         self._output = wanted if only_visits else _writable(wanted)
         self._only_visits = only_visits
-        store = CheckpointStore(self._output / "checkpoints")
+        self._is_pooled = pool is not None
+        self._checkpoints = store = CheckpointStore(self._output / CHECKPOINTS, run_id=run_id)
         built = build(settings, settings.run.seed)
         manifest = make_manifest(settings, built)
         engine = make_engine(settings, built)
@@ -189,6 +193,8 @@ class Program:
         """
         manifest = self.session.manifest
         if not self._only_visits:
+            if not self._is_pooled:  # a worker of a pool learns later which run it is part of
+                _tell_of_others(self._checkpoints, self._output, manifest.run_id)
             _keep_earlier(self._output / RUN_FILE, manifest.run_id)
         tuned = self.disclosure.tuned
         trains = f"{tuned.mode}: {tuned.trained_parameters} train"
@@ -263,6 +269,21 @@ class Program:
         return self._runtime.is_connected, facts
 
 
+def _tell_of_others(store: CheckpointStore, output: Path, run_id: str) -> None:
+    """Warn of what other runs have trained in this output folder, and say what becomes of it."""
+    for held in store.held():
+        if held.run_id != run_id and held.committed_samples:
+            log.warning(
+                "%s holds checkpoints of run %s, up to window %d: they stay, and this new run begins from nothing\n"
+                "fix: --resume goes on with the newest, --output FOLDER keeps runs apart, export and serve with "
+                "--run-id %s still take it",
+                output / CHECKPOINTS,
+                held.run_id,
+                held.window,
+                held.run_id,
+            )
+
+
 def _keep_earlier(path: Path, run_id: str) -> None:
     """Put the record of another run aside: it would pass for this one's, and be overwritten at its end."""
     try:
@@ -272,7 +293,7 @@ def _keep_earlier(path: Path, run_id: str) -> None:
     if isinstance(earlier, str) and earlier != run_id and re.fullmatch(r"[\w.-]{1,64}", earlier):
         kept = path.with_name(f"run-{earlier}.json")
         path.replace(kept)
-        log.info("kept the record of the run before as %s", kept)
+        log.info("kept %s of the run before as %s", path.name, kept)
 
 
 def _writable(folder: Path) -> Path:

@@ -51,8 +51,11 @@ class Saver:
             self.save()
 
     def save(self) -> None:
-        """Save weights, optimizer, counters and ledger; a full disk is reported and the run goes on."""
-        if self._store is None:
+        """Save weights, optimizer, counters and ledger; a full disk is reported and the run goes on.
+
+        Nothing is saved before the first window: that would be the newest checkpoint of the folder, with nothing in it.
+        """
+        if self._store is None or not self._session.window:
             return
         start = time.perf_counter()
         try:
