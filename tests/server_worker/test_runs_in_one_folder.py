@@ -15,6 +15,7 @@ from cutlayer.broker.ledger import Ledger
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore, HeldRun
 from cutlayer.server_worker.exporting import export_run
 from cutlayer.server_worker.model_builder import BuiltModel, build
+from cutlayer.server_worker.namesake import NamesakeLook
 from cutlayer.server_worker.program import Program
 from cutlayer.server_worker.run_parts import make_engine, make_manifest
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
@@ -51,6 +52,12 @@ def save(
 
 def runs(folder: Path) -> tuple[HeldRun, ...]:
     return CheckpointStore(folder / "checkpoints").held()
+
+
+@pytest.fixture
+def name_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a program get as far as its run, which has no broker."""
+    monkeypatch.setattr(NamesakeLook, "run", lambda *_: None)
 
 
 def start(folder: Path, *, resume: bool = False) -> None:
@@ -111,6 +118,7 @@ def test_run_that_has_trained_is_the_newest_for_good(tmp_path: Path) -> None:
     assert [(run.run_id, run.window) for run in store.held()] == [("small-0", 8)]
 
 
+@pytest.mark.usefixtures("name_is_free")
 def test_start_over_another_runs_checkpoints_says_what_becomes_of_them(
     settings: RunSettings, built: BuiltModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -125,6 +133,7 @@ def test_start_over_another_runs_checkpoints_says_what_becomes_of_them(
     assert [run.run_id for run in runs(tmp_path)] == [OLD]
 
 
+@pytest.mark.usefixtures("name_is_free")
 def test_start_that_goes_on_with_a_run_has_nothing_to_say_of_it(
     settings: RunSettings, built: BuiltModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

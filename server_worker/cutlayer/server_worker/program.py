@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +26,12 @@ from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.clients_route import clients_route
 from cutlayer.server_worker.disclosure import disclose
 from cutlayer.server_worker.events import BudgetComputed, PhaseChanged
+from cutlayer.server_worker.folder_lock import FolderLock
 from cutlayer.server_worker.http_routes import health_route, metrics_route, page_route, stats_route
 from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import build
+from cutlayer.server_worker.namesake import NamesakeLook
 from cutlayer.server_worker.resuming import Resumed, resume_from
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_json import run_json, selection_json
@@ -108,6 +111,7 @@ class Program:
         # The replicas of a pool have each a folder of their own: several may run on one machine.
         wanted = output or (runs if pool is None else runs / name)
         self._output = wanted if only_visits else _writable(wanted)
+        self._lock = None if only_visits else FolderLock(self._output)
         self._only_visits = only_visits
         self._is_pooled = pool is not None
         self._checkpoints = store = CheckpointStore(self._output / CHECKPOINTS, run_id=run_id)
@@ -148,6 +152,12 @@ class Program:
         if only_visits:  # it enters no phase
             self._metrics(PhaseChanged(self.session.phase))
         self._metrics(BudgetComputed(self._budget.total_bytes, self._budget.agent_bytes))
+        self._namesake = NamesakeLook(
+            MqttTransport(broker, client_id=f"cutlayer-looks-for-{name}-{secrets.token_hex(4)}", identity=name),
+            name,
+            url=broker.url,
+            connect_timeout_s=connect_timeout_s,
+        )
         transport = MqttTransport(broker, client_id=f"cutlayer-worker-{name}", identity=name)
         self._runtime = WorkerRuntime(
             transport,
@@ -191,6 +201,16 @@ class Program:
         Returns:
             Path of run.json, or None where nothing is written: nothing was committed, or nothing is trained here.
         """
+        try:
+            self._namesake.run(should_stop)
+            self._serve(should_stop)
+            return self._write_record()
+        finally:
+            self._http.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _serve(self, should_stop: Callable[[], bool]) -> None:
         manifest = self.session.manifest
         if not self._only_visits:
             if not self._is_pooled:  # a worker of a pool learns later which run it is part of
@@ -214,7 +234,8 @@ class Program:
             self._runtime.run(should_stop)
         finally:
             self._stats.finish()
-            self._http.close()
+
+    def _write_record(self) -> Path | None:
         if self._only_visits or not self.session.window:
             return None
         path = self._output / RUN_FILE
