@@ -16,6 +16,7 @@ from cutlayer.server_worker.checkpoint import CheckpointStore, HeldRun, Restored
 from cutlayer.server_worker.export import Exported, export_model, raw_forms
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.model_card import model_card
+from cutlayer.server_worker.resuming import load_trained
 from cutlayer.server_worker.run_parts import make_engine, make_manifest
 from cutlayer.server_worker.settings import load_run_settings
 
@@ -54,32 +55,15 @@ def export_run(
     settings = load_run_settings(run_file, overrides)
     source = source or Path("runs") / settings.run.name
     store = CheckpointStore(source / "checkpoints", run_id=run_id)
-    restored = store.load_latest()
-    for problem in restored.passed_over:
-        log.warning("passed over a damaged checkpoint: %s", problem)
-    saved = Manifest.from_bytes(str(restored.checkpoint.meta["manifest"]).encode())
-    _tell_what(saved, restored, source, store.held())
-    if not restored.checkpoint.meta.get("committed_samples") and not may_be_untrained:
-        raise CheckpointError(
-            str(restored.path),
-            f"nothing of run {saved.run_id} is trained yet: its weights are those that it began with\n"
-            "  fix: train first (server-worker start), name another run's with --run-id or --from, or give "
-            "--allow-untrained to export them all the same",
-        )
     built = build(settings, settings.run.seed)
-    wanted = make_manifest(settings, built)
-    for key in ("modalities", "task", "fusion", "width"):
-        if getattr(saved, key) != getattr(wanted, key):
-            raise CheckpointError(
-                str(restored.path), f"it is of a run with other {key}; give the --run and --set of that run"
-            )
-    try:
-        make_engine(settings, built).load_state_dict(restored.checkpoint.state)
-    except ValueError as error:
-        raise CheckpointError(str(restored.path), f"{error}; give the --run and --set of that run") from error
-    known = restored.checkpoint.meta.get("known_samples", {})
-    assert isinstance(known, dict)
-    counts = {str(agent): int(str(count)) for agent, count in known.items()}
+
+    def check(saved: Manifest, restored: RestoredCheckpoint) -> None:
+        _tell_what(saved, restored, source, store.held())
+        if not may_be_untrained:
+            _require_trained(saved, restored)
+
+    resumed, _ = load_trained(store, make_engine(settings, built), make_manifest(settings, built), "export", check)
+    saved, counts = resumed.manifest, resumed.known_samples
     card = model_card(saved, counts, raw_forms(settings.modalities, built.width), _report(source, saved.run_id))
     try:
         return export_model(folder or source / "model", settings, built, card, with_onnx=with_onnx)
@@ -87,6 +71,17 @@ def export_run(
         raise SettingsError(
             f"--to {folder or source / 'model'}: {error.strerror}", "name a folder that can be written"
         ) from error
+
+
+def _require_trained(saved: Manifest, restored: RestoredCheckpoint) -> None:
+    if not restored.checkpoint.meta.get("committed_samples"):
+        raise CheckpointError(
+            str(restored.path),
+            f"nothing of run {saved.run_id} is trained yet: its weights are those that it began with",
+            doing="export",
+            fix="train first (server-worker start), name another run with --run-id or --from, or give "
+            "--allow-untrained to export these weights",
+        )
 
 
 def _tell_what(saved: Manifest, restored: RestoredCheckpoint, source: Path, held: Sequence[HeldRun]) -> None:

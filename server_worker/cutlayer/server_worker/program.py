@@ -32,7 +32,7 @@ from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import build
 from cutlayer.server_worker.namesake import NamesakeLook
-from cutlayer.server_worker.resuming import Resumed, resume_from
+from cutlayer.server_worker.resuming import Resumed, load_trained, resume_from
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_json import run_json, selection_json
 from cutlayer.server_worker.run_parts import (
@@ -118,7 +118,12 @@ class Program:
         built = build(settings, settings.run.seed)
         manifest = make_manifest(settings, built)
         engine = make_engine(settings, built)
-        resumed = resume_from(store, engine, manifest) if resume or only_visits else Resumed(manifest)
+        resumed = Resumed(manifest)
+        if only_visits:
+            resumed, restored = load_trained(store, engine, manifest, "serve")
+            log.info("loaded run %s, window %d, from %s", resumed.manifest.run_id, resumed.window, restored.path)
+        elif resume:
+            resumed = resume_from(store, engine, manifest)
         self._name = name
         self._version = versions().get("cutlayer", "")
         self.session = make_session(
