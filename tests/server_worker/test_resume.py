@@ -105,6 +105,7 @@ def test_worker_that_is_stopped_saves_all_and_goes_on_with_its_agents(
         worker.send(number)
         assert worker.exit_code() == code
     assert "Traceback" not in worker.text()
+    assert "stopped; checkpoint-" in worker.text()
     stopped = run.result
     assert stopped["reason"] == "the worker was stopped"
     assert run.checkpoints()

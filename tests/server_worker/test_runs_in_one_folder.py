@@ -103,12 +103,26 @@ def test_checkpoint_that_cannot_be_read_is_not_removed(
     assert torn.is_dir()
 
 
-def test_worker_that_is_stopped_before_the_first_window_saves_nothing(tmp_path: Path) -> None:
+def test_worker_that_is_stopped_before_the_first_window_saves_nothing_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     network, store = VirtualNetwork(), CheckpointStore(tmp_path)
     worker = Worker(network, small_settings(), store=store)
     network.run(lambda: "cutlayer/run" in network.broker.retained)
-    worker.runtime.stop()
+    with caplog.at_level(logging.INFO, "cutlayer"):
+        worker.runtime.stop()
     assert not list(tmp_path.iterdir())
+    assert caplog.messages[-1] == "stopped; no window was committed, so there is nothing to save"
+
+
+def test_worker_that_is_stopped_says_what_it_has_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network, store = VirtualNetwork(), CheckpointStore(tmp_path)
+    worker = Worker(network, small_settings(), store=store)
+    network.add_agent("site/0", small_dataset(0, 16))
+    network.run(lambda: worker.session.window == 2)
+    with caplog.at_level(logging.INFO, "cutlayer"):
+        worker.runtime.stop()
+    assert "stopped; checkpoint-0000000000 saved, window 2" in caplog.messages
 
 
 def test_run_that_has_trained_is_the_newest_for_good(tmp_path: Path) -> None:

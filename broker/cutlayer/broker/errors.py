@@ -46,6 +46,12 @@ __all__ = [
 ]
 
 
+_WHEN_ENDED = (
+    "start another run (server-worker start) to train, or have a worker serve this one's model (server-worker serve) "
+    "and ask it with edge-agent evaluate or predict"
+)
+
+
 class CutlayerError(Exception):
     """Root of everything that Cutlayer raises on purpose."""
 
@@ -235,7 +241,8 @@ class Rejected(RunError):
         self.worker_id = worker_id
         self.reason = reason
         self.detail = detail
-        super().__init__(f"worker {worker_id} refuses this agent ({reason}): {detail}")
+        fix = f"\n  fix: {_WHEN_ENDED}" if reason == "ended" else ""
+        super().__init__(f"worker {worker_id} refuses this agent ({reason}): {detail}{fix}")
 
 
 class CheckpointError(RunError):
