@@ -28,6 +28,8 @@ def test_any_plain_vit_is_taken(name: str) -> None:
     ("settings", "problem", "fix"),
     [
         (model("vit_tiny_patch16_244"), "timm has no such model", "did you mean vit_tiny_patch16_224?"),
+        (model("vit_tinny"), "timm has no such model", "did you mean vit_tiny_patch16_"),
+        (model("completely_else"), "timm has no such model", "name a plain ViT, such as vit_tiny_patch16_224"),
         (model("resnet18", options={}), "is a ResNet", "name a plain ViT"),
         (model("deit_tiny_distilled_patch16_224"), "VisionTransformerDistilled", "name a plain ViT"),
         (model("vit_tiny_r_s16_p8_224", options={"img_size": 64}), "HybridEmbed", "one convolution"),

@@ -10,6 +10,7 @@ import pytest
 
 from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.errors import BrokerUnreachable, CheckpointError, SettingsError
+from cutlayer.server_worker.namesake import NamesakeLook
 from cutlayer.server_worker.program import Program, write_json
 from support.processes import DIGITS_FILE, SMALL_DIGITS
 from support.waiting import LIMIT_S
@@ -119,6 +120,13 @@ def test_json_is_written_in_one_piece(tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["run.json"]
 
 
+@pytest.fixture
+def name_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a program get as far as its run, which has no broker."""
+    monkeypatch.setattr(NamesakeLook, "run", lambda *_: None)
+
+
+@pytest.mark.usefixtures("name_is_free")
 def test_record_of_the_run_before_is_kept_under_its_name(tmp_path: Path) -> None:
     output = tmp_path / "run"
     output.mkdir()
@@ -129,6 +137,25 @@ def test_record_of_the_run_before_is_kept_under_its_name(tmp_path: Path) -> None
     assert json.loads((output / "run-digits-0123abcd.json").read_text())["windows"] == 3
 
 
+def test_worker_that_is_refused_leaves_the_record_where_it_is(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "run.json").write_text(json.dumps({"run_id": "digits-0123abcd"}))
+    with pytest.raises(BrokerUnreachable):
+        program(tmp_path).run(lambda: False)
+    assert [path.name for path in output.glob("*.json")] == ["run.json"]
+
+
+def test_folder_is_held_until_the_record_is_written_and_free_afterwards(tmp_path: Path) -> None:
+    first = program(tmp_path)
+    with pytest.raises(SettingsError, match="is in use by another worker"):
+        program(tmp_path, name="w1")
+    with pytest.raises(BrokerUnreachable):
+        first.run(lambda: False)
+    program(tmp_path, name="w1")._http.close()
+
+
+@pytest.mark.usefixtures("name_is_free")
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"run_id": "../../elsewhere"}', '{"run_id": 7}'])
 def test_file_that_is_no_record_stays_where_it_is(tmp_path: Path, content: str) -> None:
     output = tmp_path / "run"

@@ -105,6 +105,7 @@ def test_worker_that_is_stopped_saves_all_and_goes_on_with_its_agents(
         worker.send(number)
         assert worker.exit_code() == code
     assert "Traceback" not in worker.text()
+    assert "stopped; checkpoint-" in worker.text()
     stopped = run.result
     assert stopped["reason"] == "the worker was stopped"
     assert run.checkpoints()
@@ -124,13 +125,12 @@ def test_worker_that_is_killed_goes_on_from_its_last_checkpoint(run: Run) -> Non
     finish(run, run.worker("second", "--resume"))
 
 
-def test_second_worker_of_the_same_name_ends_the_first(run: Run) -> None:
-    for index in range(2):
-        run.agent(index)
-    first = run.worker("first", "--min-agents", "9")
-    first.wait_for("serving run")
-    second = run.worker("second", "--output", str(run.folder / "other"), "--min-agents", "9")
-    assert first.exit_code() == 5
-    assert "server-worker: another process now runs as 'w0'" in first.text()
-    assert "Traceback" not in first.text()
-    second.wait_for("serving run")
+def test_second_worker_of_the_same_name_is_refused_and_the_run_goes_on(run: Run) -> None:
+    with run.in_the_middle(3) as worker:
+        second = run.worker("second", "--output", str(run.folder / "other"))
+        assert second.exit_code() == 4
+        assert "worker w0 already serves a run on this broker, in another process\n  fix: " in second.text()
+        assert "Traceback" not in second.text()
+        assert all(agent.is_running() for agent in run.agents)
+    finish(run, worker)
+    assert "lost the lease" not in run.agents[1].text()

@@ -56,9 +56,11 @@ def test_checkpoint_of_other_settings_is_refused_and_names_what_differs(
 ) -> None:
     store = CheckpointStore(tmp_path)
     store.save(checkpoint(settings, built, seed=7, epochs=9))
-    with pytest.raises(CheckpointError, match=r"other settings \(seed, epochs\)") as caught:
+    with pytest.raises(CheckpointError, match=r"other settings \(seed: 7 in the .*; epochs: 9") as caught:
         resume_from(store, make_engine(settings, built), make_manifest(settings, built))
     assert caught.value.exit_code == 4
+    assert "seed: 7 in the checkpoint, 0 given; epochs: 9 in the checkpoint, 2 given" in str(caught.value)
+    assert "\n  fix: give the --run, --set" in str(caught.value)
 
 
 def test_checkpoint_of_another_model_is_refused(built: BuiltModel, tmp_path: Path) -> None:

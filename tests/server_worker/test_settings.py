@@ -98,6 +98,11 @@ def test_weights_are_found_from_the_settings_file(tmp_path: Path) -> None:
             "[modalities.sound] sample_rat_hz",
             "sample_rate_hz?",
         ),
+        (
+            "[run]\nname = 'blätter'",
+            "[run] name = 'blätter' is refused",
+            "use letters from A to Z and a to z, digits, '.'",
+        ),
         ("[optimizer]\nlr = -1.0", "[optimizer] lr = -1.0 is refused", "it should be greater than 0"),
         ("[model]\nfusion = 'both'", "[model] fusion = 'both' is refused", "it should be 'early' or 'late'"),
         ("[model]\nmodality_dropout = 1.0", "[model] modality_dropout = 1.0", "less than 1"),
@@ -109,7 +114,11 @@ def test_weights_are_found_from_the_settings_file(tmp_path: Path) -> None:
             "[modalities.sound] has no known kind",
             'set its kind to "image", "audio"',
         ),
-        ('[modalities."a.b"]\nkind = "image"', "[modalities.a.b]", "match pattern"),
+        (
+            '[modalities."a.b"]\nkind = "image"',
+            "[modalities.a.b]",
+            "use letters from A to Z and a to z, digits, '_' and",
+        ),
     ],
     ids=lambda value: value.replace("\n", " ") if "=" in value else "",
 )

@@ -173,7 +173,10 @@ def test_nothing_to_resume_from_exits_with_4(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(monkeypatch, *GOOD, *SMALL, "--resume") == 4
-    assert "cannot resume from runs/digits/checkpoints: there is no checkpoint" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert (
+        "cannot resume from runs/digits/checkpoints: there is no checkpoint\n  fix: start without --resume" in printed
+    )
 
 
 def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

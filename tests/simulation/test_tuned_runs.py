@@ -125,7 +125,7 @@ def test_a_run_is_not_resumed_in_another_mode(tmp_path: Path) -> None:
     agents = [network.add_agent(topic, data) for topic, data in sites_of(1).items()]
     run_until_over(network, worker, agents)
     for other in (MODES["last"], LORA | {"alpha": 1.0}):
-        with pytest.raises(CheckpointError, match=r"other settings \(.*tuning\)"):
+        with pytest.raises(CheckpointError, match=r"other settings \(.*tuning\."):
             Worker(VirtualNetwork(LINK), settings_of(other, 1), computes=True, store=store, resumes=True)
 
 

@@ -378,7 +378,7 @@ def test_a_worker_that_serves_keeps_its_weights_and_refuses_to_train(store: Chec
     agent = add_visit(network, VISIT, visit, small_dataset(1))
     network.run(lambda: agent.is_finished)
     network.add_agent("site/9", small_dataset(9))
-    with pytest.raises(Rejected, match="its training is over"):
+    with pytest.raises(Rejected, match=r"its training is over.*\n  fix: start another run .* edge-agent evaluate"):
         network.run(lambda: False, max_virtual_s=60.0)
     assert all((before[name] == weight).all() for name, weight in weights(worker).items())
     assert worker.session.phase is RunPhase.EVALUATING

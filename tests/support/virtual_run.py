@@ -18,7 +18,7 @@ from cutlayer.server_worker.events import Event
 from cutlayer.server_worker.memory_pool import MemoryLighthouse, MemoryPool
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import BuiltModel, build
-from cutlayer.server_worker.resuming import resume_from
+from cutlayer.server_worker.resuming import load_trained, resume_from
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.runtime import WorkerRuntime
@@ -74,7 +74,10 @@ class Worker:
         # The workers of a pool find out which of them names the run.
         self.manifest = make_manifest(settings, self.built, run_id="small-0" if lighthouse is None else f"small-{name}")
         resumed = None
-        if resumes or only_visits:
+        if only_visits:
+            assert store is not None
+            resumed, _ = load_trained(store, engine, self.manifest, "serve")
+        elif resumes:
             assert store is not None
             resumed = resume_from(store, engine, self.manifest)
         self.session = make_session(

@@ -14,7 +14,7 @@
     ├── RunError                the run cannot use this program, or this program the run        exit 4
     │   ├── ManifestUnsatisfiable   the agent lacks a modality, a codec or a data set
     │   ├── Rejected                a worker refused the agent; `reason` says why
-    │   └── CheckpointError         no readable checkpoint to resume from
+    │   └── CheckpointError         no checkpoint that can be resumed from, served or exported
     └── IdentityTaken           another process uses this topic or worker name                  exit 5
 
 Tensor coding has a tree of its own (`cutlayer.compression.errors`), since that room knows no messages; a
@@ -44,6 +44,12 @@ __all__ = [
     "WireError",
     "WrongVersion",
 ]
+
+
+_WHEN_ENDED = (
+    "start another run (server-worker start) to train, or have a worker serve this one's model (server-worker serve) "
+    "and ask it with edge-agent evaluate or predict"
+)
 
 
 class CutlayerError(Exception):
@@ -235,21 +241,25 @@ class Rejected(RunError):
         self.worker_id = worker_id
         self.reason = reason
         self.detail = detail
-        super().__init__(f"worker {worker_id} refuses this agent ({reason}): {detail}")
+        fix = f"\n  fix: {_WHEN_ENDED}" if reason == "ended" else ""
+        super().__init__(f"worker {worker_id} refuses this agent ({reason}): {detail}{fix}")
 
 
 class CheckpointError(RunError):
-    """No checkpoint here that this run can be resumed from.
+    """No checkpoint here that this program can use.
 
     Args:
         path: Where was looked.
         detail: What is wrong with it.
+        doing: What it was to be used for.
+        fix: What to do, as an imperative.
     """
 
-    def __init__(self, path: str, detail: str) -> None:
+    def __init__(self, path: str, detail: str, *, doing: str = "resume from", fix: str = "") -> None:
         self.path = path
         self.detail = detail
-        super().__init__(f"cannot resume from {path}: {detail}")
+        self.fix = fix
+        super().__init__(f"cannot {doing} {path}: {detail}" + (f"\n  fix: {fix}" if fix else ""))
 
 
 class IdentityTaken(CutlayerError):

@@ -48,8 +48,8 @@ def _weights_from(path: Path) -> dict[str, object]:
 def _creation_error(settings: ModelSettings, error: Exception) -> SettingsError:
     detail = str(error).strip().partition("\n")[0] or type(error).__name__
     if settings.name.partition(".")[0] not in list_models() and ":" not in settings.name:
-        near = difflib.get_close_matches(settings.name, list_models(), n=1)
-        fix = f"did you mean {near[0]}?" if near else "name a model of `timm.list_models('vit_*')`"
+        near = difflib.get_close_matches(settings.name, _plain_vits(), n=1, cutoff=0.5)
+        fix = f"did you mean {near[0]}?" if near else "name a plain ViT, such as vit_tiny_patch16_224"
         return SettingsError(f"[model] name = {settings.name!r}: timm has no such model", fix)
     if settings.weights is not None:
         return SettingsError(
@@ -65,6 +65,11 @@ def _creation_error(settings: ModelSettings, error: Exception) -> SettingsError:
         f"[model] options = {settings.options!r} are refused by timm's {settings.name}: {detail}",
         "use arguments of timm's VisionTransformer",
     )
+
+
+def _plain_vits() -> list[str]:
+    """Return names of models that `_plain` takes: of timm's ViTs in one file all are."""
+    return [*list_models("vit_*", module="vision_transformer"), *list_models("deit3_*")]
 
 
 def _plain(settings: ModelSettings, model: object) -> VisionTransformer:

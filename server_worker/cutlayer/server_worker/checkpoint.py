@@ -11,6 +11,9 @@ A checkpoint is written under a temporary name, each file and the folder are fsy
 So a crash leaves the old ones and at most a `.partial` folder, which the next save removes. A checkpoint that
 does not match its digests (a torn disk, a stray hand) is passed over for the one before it. One process writes to
 a folder at a time.
+
+A folder may hold checkpoints of several runs, one after the other. A save removes older ones of its own run alone:
+what another run has trained is its owner's to remove.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from torch import Tensor
 from cutlayer.broker.errors import CheckpointError
 from cutlayer.server_worker.parameters import EngineState
 
-__all__ = ["Checkpoint", "CheckpointNotSaved", "CheckpointStore", "RestoredCheckpoint"]
+__all__ = ["Checkpoint", "CheckpointNotSaved", "CheckpointStore", "HeldRun", "RestoredCheckpoint"]
 
 _PREFIX = "checkpoint-"
 _CONTENTS = "checkpoint.json"
@@ -62,7 +65,7 @@ class Checkpoint:
     Attributes:
         state: Weights, optimizer and version.
         ledger: The session's account of committed steps, opaque here.
-        meta: Counters and names of the caller, opaque here.
+        meta: Counters and names of the caller, opaque here but for `manifest`, the run's, which says whose it is.
         candidates: Trained parameters of the weights that are judged, by the candidate's name, which has no slash.
     """
 
@@ -87,22 +90,39 @@ class RestoredCheckpoint:
     passed_over: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class HeldRun:
+    """A run that has checkpoints in a folder, as the newest of these says.
+
+    Attributes:
+        run_id: The run; empty where a checkpoint does not say.
+        window: Windows committed.
+        committed_samples: Samples committed.
+    """
+
+    run_id: str
+    window: int
+    committed_samples: int
+
+
 class CheckpointStore:
-    """The newest few checkpoints of a run, in a folder.
+    """The newest few checkpoints of each run, in a folder.
 
     Args:
         folder: Made by the first save.
-        keep: Checkpoints that stay; older ones are removed after a save.
+        keep: Checkpoints of a run that stay; older ones of it are removed after a save.
+        run_id: The only run whose checkpoints are read; empty for any.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3) -> None:
+    def __init__(self, folder: Path, *, keep: int = 3, run_id: str = "") -> None:
         if keep < 1:
             raise ValueError(f"keep = {keep}: keep at least one checkpoint")
         self._folder = folder
         self._keep = keep
+        self._run_id = run_id
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, and remove those beyond `keep`.
+        """Write a checkpoint, and remove those of its run beyond `keep`.
 
         Returns:
             Its folder.
@@ -123,9 +143,21 @@ class CheckpointStore:
         except (OSError, safetensors.SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointNotSaved(str(path), _detail(error)) from error
-        for old in self._existing()[self._keep :]:
+        run_id = _run_of(checkpoint.meta)
+        # One that cannot be read may be anybody's.
+        own = [found for found in self._existing() if (meta := _meta_of(found)) is not None and _run_of(meta) == run_id]
+        for old in own[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
         return path
+
+    def held(self) -> tuple[HeldRun, ...]:
+        """Return the runs that have checkpoints here, the one with the newest first; digests are not looked at."""
+        found: dict[str, HeldRun] = {}
+        for path in self._existing():
+            meta = _meta_of(path)
+            if meta is not None and (run_id := _run_of(meta)) not in found:
+                found[run_id] = HeldRun(run_id, _whole(meta, "window"), _whole(meta, "committed_samples"))
+        return tuple(found.values())
 
     def load_latest(self) -> RestoredCheckpoint:
         """Read the newest checkpoint that is whole.
@@ -135,11 +167,18 @@ class CheckpointStore:
         """
         passed_over: list[str] = []
         for path in self._existing():
+            if self._run_id and (meta := _meta_of(path)) is not None and _run_of(meta) != self._run_id:
+                continue
             try:
-                return RestoredCheckpoint(_read(path), path, tuple(passed_over))
+                restored = RestoredCheckpoint(_read(path), path, tuple(passed_over))
             except (OSError, safetensors.SafetensorError, _Damaged) as error:
                 passed_over.append(f"{path.name}: {_detail(error)}")
-        raise CheckpointError(str(self._folder), "; ".join(passed_over) or "there is no checkpoint")
+                continue
+            return restored
+        of_run = f" of run {self._run_id}" if self._run_id else ""
+        there = ", ".join(run.run_id for run in self.held() if run.run_id) if self._run_id else ""
+        none = f"there is no checkpoint{of_run}" + (f", but of {there}" if there else "")
+        raise CheckpointError(str(self._folder), "; ".join(passed_over) or none)
 
     def _existing(self) -> list[Path]:
         """Folders of checkpoints, newest first."""
@@ -233,6 +272,28 @@ def _read(folder: Path) -> Checkpoint:
             name, _, key = path.partition("/")
             candidates.setdefault(name, {})[key] = value
     return Checkpoint(state, (folder / _LEDGER).read_bytes(), contents.meta, candidates)
+
+
+def _meta_of(folder: Path) -> Mapping[str, JsonValue] | None:
+    """Return a checkpoint's `meta`, or None where that cannot be read."""
+    try:
+        return _Contents.model_validate_json((folder / _CONTENTS).read_bytes()).meta
+    except (OSError, pydantic.ValidationError):
+        return None
+
+
+def _run_of(meta: Mapping[str, JsonValue]) -> str:
+    """Return the id of the run that a checkpoint is of, empty where it does not say."""
+    try:
+        document = json.loads(str(meta.get("manifest", "")))
+    except ValueError:
+        return ""
+    return str(document.get("run_id", "")) if isinstance(document, dict) else ""
+
+
+def _whole(meta: Mapping[str, JsonValue], key: str) -> int:
+    value = meta.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def _sync_folder(folder: Path) -> None:

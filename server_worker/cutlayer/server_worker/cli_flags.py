@@ -21,6 +21,7 @@ __all__ = [
     "Name",
     "Quiet",
     "RunFile",
+    "RunId",
     "Set",
     "parse_setting",
     "worker_name",
@@ -33,6 +34,16 @@ Name = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any run setting as SECTION.KEY=VALUE, such as optimizer.lr=3e-4; may be repeated."),
+]
+RunId = Annotated[
+    str,
+    typer.Option(
+        "--run-id",
+        help="The run to take, such as digits-3fb5ccc5, where the folder holds checkpoints of several; the one with "
+        "the newest when left out.",
+        metavar="ID",
+        show_default=False,
+    ),
 ]
 HttpPort = Annotated[
     int, typer.Option(help="Port of the live page, /metrics and /healthz; 0 takes a free one.", min=0, max=65_535)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cutlayer.broker.command_line import EXIT_CODES, configure_logging
-from cutlayer.server_worker.cli_flags import parse_setting
+from cutlayer.server_worker.cli_flags import RunId, parse_setting
 
 __all__ = ["add_export"]
 
@@ -28,6 +28,10 @@ def export(
         Path | None,
         typer.Option("--to", help="Folder of the model; `model` in the output folder when left out.", file_okay=False),
     ] = None,
+    run_id: RunId = "",
+    allow_untrained: Annotated[
+        bool, typer.Option("--allow-untrained", help="Export a model of which nothing is trained yet, too.")
+    ] = False,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write model.onnx, too.")] = True,
     settings: Annotated[
         list[str] | None,
@@ -49,7 +53,9 @@ def export(
     from cutlayer.server_worker.exporting import export_run
 
     overrides = dict(parse_setting(pair) for pair in settings or [])
-    exported = export_run(run, overrides, source, folder, with_onnx=onnx)
+    exported = export_run(
+        run, overrides, source, folder, with_onnx=onnx, run_id=run_id, may_be_untrained=allow_untrained
+    )
     for name in exported.files:
         typer.echo(str(exported.folder / name))
     if exported.onnx_difference is not None and not quiet:

@@ -5,12 +5,14 @@ Axis: D width.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import safetensors.torch
 import torch
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.modalities import ImageSpec
 from cutlayer.broker.tasks import RetrievalSpec
 from cutlayer.server_worker.backbone import create_vit
 from cutlayer.server_worker.encoder import SplitEncoder
@@ -23,6 +25,8 @@ from cutlayer.server_worker.tuning import num_trained, tune
 from cutlayer.server_worker.vocabulary_files import vocabulary_contents
 
 __all__ = ["BuiltModel", "build"]
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _MAX_NAME_LENGTH = 256
@@ -67,6 +71,8 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         vit = create_vit(settings.model)
         _check_first_block(vit, settings)
         has_weights = settings.model.pretrained or settings.model.weights is not None
+        if not has_weights:
+            _warn_of_image_size(settings)
         tokenizers = initial_weights(vit, settings.modalities, pretrained=has_weights)
         encoder = SplitEncoder(
             vit,
@@ -107,6 +113,21 @@ def build(settings: RunSettings, seed: int) -> BuiltModel:
         width=encoder.width,
         name=_name_for_people(settings.model),
     )
+
+
+def _warn_of_image_size(settings: RunSettings) -> None:
+    """Warn of an image size that no image has: only weights from elsewhere, whose positions are resampled, have one."""
+    given = settings.model.options.get("img_size")
+    images = {name: spec for name, spec in settings.modalities.items() if isinstance(spec, ImageSpec)}
+    sizes = [[spec.height, spec.width] for spec in images.values()]
+    wanted = [given, given] if isinstance(given, int) else given
+    if given is not None and images and wanted not in sizes:
+        log.warning(
+            "[model] options img_size = %s has no effect: the images are %s\nfix: leave it out, or mend height and "
+            "width of the modality",
+            given,
+            ", ".join(f"{spec.height} x {spec.width} ({name})" for name, spec in images.items()),
+        )
 
 
 def _check_first_block(vit: VisionTransformer, settings: RunSettings) -> None:

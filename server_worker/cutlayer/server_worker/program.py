@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,13 @@ from cutlayer.server_worker.checkpoint import CheckpointStore
 from cutlayer.server_worker.clients_route import clients_route
 from cutlayer.server_worker.disclosure import disclose
 from cutlayer.server_worker.events import BudgetComputed, PhaseChanged
+from cutlayer.server_worker.folder_lock import FolderLock
 from cutlayer.server_worker.http_routes import health_route, metrics_route, page_route, stats_route
 from cutlayer.server_worker.http_server import HttpServer
 from cutlayer.server_worker.metrics import WorkerMetrics
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.resuming import Resumed, resume_from
+from cutlayer.server_worker.namesake import NamesakeLook
+from cutlayer.server_worker.resuming import Resumed, load_trained, resume_from
 from cutlayer.server_worker.run_book import RunBook
 from cutlayer.server_worker.run_json import run_json, selection_json
 from cutlayer.server_worker.run_parts import (
@@ -54,6 +57,7 @@ __all__ = ["Program", "write_json"]
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+CHECKPOINTS = "checkpoints"
 
 
 class Program:
@@ -72,6 +76,7 @@ class Program:
         http_allowed_hosts: Host names under which the page is served, besides those of loopback.
         connect_timeout_s: How long the first connection is tried.
         only_visits: Whether it trains nothing: it loads a checkpoint, evaluates and predicts, and writes nothing.
+        run_id: The run whose checkpoint is read, where the output folder holds those of several; empty for the newest.
 
     Attributes:
         disclosure: What the run tunes and sends, and what a server can infer from that.
@@ -96,6 +101,7 @@ class Program:
         http_allowed_hosts: Sequence[str] = (),
         connect_timeout_s: float,
         only_visits: bool = False,
+        run_id: str = "",
     ) -> None:
         WorkerTopics(name)
         settings = load_run_settings(run_file, overrides)
@@ -105,12 +111,19 @@ class Program:
         # The replicas of a pool have each a folder of their own: several may run on one machine.
         wanted = output or (runs if pool is None else runs / name)
         self._output = wanted if only_visits else _writable(wanted)
+        self._lock = None if only_visits else FolderLock(self._output)
         self._only_visits = only_visits
-        store = CheckpointStore(self._output / "checkpoints")
+        self._is_pooled = pool is not None
+        self._checkpoints = store = CheckpointStore(self._output / CHECKPOINTS, run_id=run_id)
         built = build(settings, settings.run.seed)
         manifest = make_manifest(settings, built)
         engine = make_engine(settings, built)
-        resumed = resume_from(store, engine, manifest) if resume or only_visits else Resumed(manifest)
+        resumed = Resumed(manifest)
+        if only_visits:
+            resumed, restored = load_trained(store, engine, manifest, "serve")
+            log.info("loaded run %s, window %d, from %s", resumed.manifest.run_id, resumed.window, restored.path)
+        elif resume:
+            resumed = resume_from(store, engine, manifest)
         self._name = name
         self._version = versions().get("cutlayer", "")
         self.session = make_session(
@@ -144,6 +157,12 @@ class Program:
         if only_visits:  # it enters no phase
             self._metrics(PhaseChanged(self.session.phase))
         self._metrics(BudgetComputed(self._budget.total_bytes, self._budget.agent_bytes))
+        self._namesake = NamesakeLook(
+            MqttTransport(broker, client_id=f"cutlayer-looks-for-{name}-{secrets.token_hex(4)}", identity=name),
+            name,
+            url=broker.url,
+            connect_timeout_s=connect_timeout_s,
+        )
         transport = MqttTransport(broker, client_id=f"cutlayer-worker-{name}", identity=name)
         self._runtime = WorkerRuntime(
             transport,
@@ -187,8 +206,20 @@ class Program:
         Returns:
             Path of run.json, or None where nothing is written: nothing was committed, or nothing is trained here.
         """
+        try:
+            self._namesake.run(should_stop)
+            self._serve(should_stop)
+            return self._write_record()
+        finally:
+            self._http.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _serve(self, should_stop: Callable[[], bool]) -> None:
         manifest = self.session.manifest
         if not self._only_visits:
+            if not self._is_pooled:  # a worker of a pool learns later which run it is part of
+                _tell_of_others(self._checkpoints, self._output, manifest.run_id)
             _keep_earlier(self._output / RUN_FILE, manifest.run_id)
         tuned = self.disclosure.tuned
         trains = f"{tuned.mode}: {tuned.trained_parameters} train"
@@ -208,7 +239,8 @@ class Program:
             self._runtime.run(should_stop)
         finally:
             self._stats.finish()
-            self._http.close()
+
+    def _write_record(self) -> Path | None:
         if self._only_visits or not self.session.window:
             return None
         path = self._output / RUN_FILE
@@ -263,6 +295,21 @@ class Program:
         return self._runtime.is_connected, facts
 
 
+def _tell_of_others(store: CheckpointStore, output: Path, run_id: str) -> None:
+    """Warn of what other runs have trained in this output folder, and say what becomes of it."""
+    for held in store.held():
+        if held.run_id != run_id and held.committed_samples:
+            log.warning(
+                "%s holds checkpoints of run %s, up to window %d: they stay, and this new run begins from nothing\n"
+                "fix: --resume goes on with the newest, --output FOLDER keeps runs apart, export and serve with "
+                "--run-id %s still take it",
+                output / CHECKPOINTS,
+                held.run_id,
+                held.window,
+                held.run_id,
+            )
+
+
 def _keep_earlier(path: Path, run_id: str) -> None:
     """Put the record of another run aside: it would pass for this one's, and be overwritten at its end."""
     try:
@@ -272,7 +319,7 @@ def _keep_earlier(path: Path, run_id: str) -> None:
     if isinstance(earlier, str) and earlier != run_id and re.fullmatch(r"[\w.-]{1,64}", earlier):
         kept = path.with_name(f"run-{earlier}.json")
         path.replace(kept)
-        log.info("kept the record of the run before as %s", kept)
+        log.info("kept %s of the run before as %s", path.name, kept)
 
 
 def _writable(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from cutlayer.broker.manifest import ActivationMode, Name, TokenizerMode, TokenReduction
-from cutlayer.server_worker.settings_section import Section, Share
+from cutlayer.server_worker.settings_section import MODALITY_PATTERN, Section, Share
 
 __all__ = [
     "ActivationSettings",
@@ -20,8 +20,7 @@ __all__ = [
     "WorkerSettings",
 ]
 
-# Part of parameter names, where a dot separates modules.
-ModalityName = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+ModalityName = Annotated[str, Field(max_length=64, pattern=MODALITY_PATTERN)]
 
 
 def _zero_is_off(value: float | None) -> float | None:

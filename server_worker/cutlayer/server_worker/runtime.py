@@ -194,9 +194,11 @@ class WorkerRuntime:
 
     def stop(self) -> None:
         """Save what is committed and tell everybody that this worker is gone."""
-        self._saver.save()
         if self.is_finished:
+            self._saver.save()
             self._keeper.delete()
+        else:
+            self._saver.save_at_stop()
         if not self.is_connected:
             return
         self._observer.look(self._clock(), at_once=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import JsonValue
 from torch import Tensor
@@ -50,17 +51,36 @@ class Saver:
         if self._session.window % self._every_windows == 0:
             self.save()
 
-    def save(self) -> None:
-        """Save weights, optimizer, counters and ledger; a full disk is reported and the run goes on."""
-        if self._store is None:
-            return
+    def save(self) -> Path | None:
+        """Save weights, optimizer, counters and ledger; a full disk is reported and the run goes on.
+
+        Nothing is saved before the first window: that would be the newest checkpoint of the folder, with nothing in it.
+
+        Returns:
+            The checkpoint's folder; None where nothing was saved.
+        """
+        if self._store is None or not self._session.window:
+            return None
         start = time.perf_counter()
         try:
-            self._store.save(self.snapshot())
+            path = self._store.save(self.snapshot())
         except CheckpointNotSaved as error:
             log.warning("%s", error)
-            return
+            return None
         self._emit(CheckpointSaved(self._session.window, time.perf_counter() - start))
+        return path
+
+    def save_at_stop(self) -> None:
+        """Save what is committed when the worker is stopped before the run has ended, and say what came of it."""
+        path = self.save()
+        if path is not None:
+            log.info("stopped; %s saved, window %d", path.name, self._session.window)
+        elif self._store is None:
+            log.info("stopped")
+        elif self._session.window:
+            log.warning("stopped; no checkpoint of window %d could be saved", self._session.window)
+        else:
+            log.info("stopped; no window was committed, so there is nothing to save")
 
     def snapshot(self) -> Checkpoint:
         """Return the state as it is now."""

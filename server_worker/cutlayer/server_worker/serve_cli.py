@@ -35,6 +35,7 @@ from cutlayer.server_worker.cli_flags import (
     Name,
     Quiet,
     RunFile,
+    RunId,
     Set,
     parse_setting,
     worker_name,
@@ -61,6 +62,7 @@ def add_serve(app: typer.Typer) -> None:
 def serve(
     run: RunFile,
     source: Source = None,
+    run_id: RunId = "",
     name: Name = None,
     settings: Set = None,
     http_port: HttpPort = 9108,
@@ -120,6 +122,7 @@ def serve(
         http_allowed_hosts=http_allow_host or (),
         connect_timeout_s=connect_timeout,
         only_visits=True,
+        run_id=run_id,
     )
     with GracefulStop("finishing what is here; Ctrl-C again to stop at once") as stop:
         program.run(stop.should_stop)

@@ -11,11 +11,19 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from cutlayer.broker.errors import SettingsError
+from cutlayer.broker.spec_base import NAME_PATTERN
 from cutlayer.broker.tasks import without_kind
+from cutlayer.server_worker.settings_section import MODALITY_PATTERN
 
 __all__ = ["settings_error"]
 
 Location = tuple[str, ...]
+
+_CHARACTERS = {
+    NAME_PATTERN: "use letters from A to Z and a to z, digits, '.', '_' and '-', with a letter or a digit first",
+    MODALITY_PATTERN: "use letters from A to Z and a to z, digits, '_' and '-', with a letter or a digit first",
+}
+"""What a name may be made of, by the pattern that says so to pydantic."""
 
 
 def settings_error(source: str, error: pydantic.ValidationError, model: type[BaseModel]) -> SettingsError:
@@ -52,6 +60,8 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         # Our own validators say "problem: fix".
         problem, _, fix = message.removeprefix("Value error, ").partition(": ")
         return f"{key}: {problem}" if location else problem, fix
+    if kind == "string_pattern_mismatch" and (words := _CHARACTERS.get(str(detail.get("ctx", {}).get("pattern")))):
+        return f"{key} = {detail['input']!r} is refused", words
     fix = message.removeprefix("Input should ")
     return f"{key} = {detail['input']!r} is refused", f"it should {fix}" if fix != message else message
 

@@ -6,7 +6,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Section", "Share"]
+__all__ = ["MODALITY_PATTERN", "Section", "Share"]
+
+# Part of parameter names, where a dot separates modules.
+MODALITY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
