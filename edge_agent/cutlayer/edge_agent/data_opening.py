@@ -102,10 +102,10 @@ def _open_table(name: str, path: Path, request: DataRequest, options: UserDataOp
             "id",
         )
     }
+    if not any(column_of(name) in names for name in cell_names(request.modalities)):
+        raise _has_none(path, cell_names(request.modalities), names, "column")
     table = read_table(path, wanted, options.root)
     columns = _columns_of_table(table, request, options)
-    if not columns:
-        raise _has_none(path, request, names)
     if _needs_targets(request, table.columns, column_of):
         targets = read_targets(table, request.task, column_of)
     else:
@@ -167,7 +167,7 @@ def _open_arrays(name: str, path: Path, request: DataRequest, options: UserDataO
         if array_of(modality) in file.names:
             columns[modality] = array_column(file, array_of(modality), spec, len(targets))
     if not columns:
-        raise _has_none(path, request, file.names)
+        raise _has_none(path, request.modalities, file.names, "array")
     if array_of("split") in file.names:
         cells = {array_of("split"): texts_of_array(file, array_of("split"), len(targets))}
     else:
@@ -254,8 +254,10 @@ def _check_keys(request: DataRequest, options: UserDataOptions) -> None:
             )
 
 
-def _has_none(path: Path, request: DataRequest, names: Sequence[str]) -> SettingsError:
+def _has_none(
+    path: Path, wanted: Collection[str], names: Sequence[str], kind: Literal["column", "array"]
+) -> SettingsError:
     return SettingsError(
-        f"{path} has none of the run's modalities ({', '.join(sorted(request.modalities))}); it has {', '.join(names)}",
-        f"say which of these is which: --data-option {min(request.modalities)}=NAME",
+        f"{path} has none of the run's {kind}s {', '.join(sorted(wanted)[:12])}; it has {', '.join(names)}",
+        f"say which of these is which: --data-option {min(wanted)}={kind.upper()}",
     )
