@@ -27,7 +27,15 @@ from cutlayer.broker.agent_session import AgentSession
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, WireError
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import AgentState, Direction, GoodbyeReason, ModelChunk, RunManifest, serialize
+from cutlayer.broker.messages import (
+    AgentState,
+    Direction,
+    GoodbyeReason,
+    ModelChunk,
+    RunManifest,
+    WorkerState,
+    serialize,
+)
 from cutlayer.broker.telemetry import activation_bytes
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will, WireCount
@@ -237,6 +245,9 @@ class AgentRuntime:
                     enrolled = self._enrolment.read_model(message)
                     if enrolled is not None:
                         self._enrolled(enrolled, now)
+                case WorkerState():
+                    self._enrolment.take_state(message)
+                    self._do(self._session.receive(message, now), now)
                 case _:
                     self._do(self._session.receive(message, now), now)
         except WireError as error:
