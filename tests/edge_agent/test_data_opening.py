@@ -244,6 +244,12 @@ def test_option_out_of_range_is_named(options: dict[str, object], message: str) 
     assert caught.value.fix
 
 
+def test_choices_of_an_option_are_the_fix() -> None:
+    with pytest.raises(SettingsError, match="fit=croop: no such choice") as caught:
+        user_data_options({"fit": "croop"})
+    assert caught.value.fix == "choose 'crop', 'stretch' or 'pad'"
+
+
 def test_what_data_is_not_there_or_of_no_known_kind_shows_before_a_run_is_known(tmp_path: Path) -> None:
     (tmp_path / "data.xlsx").touch()
     (tmp_path / "data.csv").touch()

@@ -137,9 +137,10 @@ class AgentRuntime:
             if not self.is_finished:
                 self._leave_early()
             is_graceful = True
-        except IdentityTaken:
+        except IdentityTaken as error:
             is_graceful = True  # the other process speaks for this agent now, and the will would contradict it
-            raise
+            other = f"such as --topic {error.identity}-visits" if self._visit is not None else "(--topic)"
+            raise IdentityTaken(error.identity, f"give this one another topic {other}") from error
         finally:
             # Whatever else ended this agent, the will tells the worker so.
             self._transport.close(graceful=is_graceful)
