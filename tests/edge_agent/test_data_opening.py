@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import ModalitySpec, SeriesSpec, TableSpec, TextSpec
-from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec
+from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RetrievalSpec
 from cutlayer.edge_agent.data_opening import check_user_data, open_user_data
 from cutlayer.edge_agent.data_options import user_data_options
 from cutlayer.edge_agent.datasets import check_data, open_dataset
@@ -25,6 +26,9 @@ EVERYTHING: Mapping[str, ModalitySpec] = {
     "ecg": SeriesSpec(rate_hz=100, num_steps=8, channels=2, patch=4),
     "vitals": TableSpec(columns=("hr", "temp")),
 }
+
+
+KINDS = {"data.csv": "column", "data.npz": "array"}
 
 
 def test_folder_with_a_table_and_the_table_itself_are_the_same_data(tmp_path: Path) -> None:
@@ -183,10 +187,29 @@ def test_data_without_any_modality_of_the_run_are_refused_with_what_they_have(tm
     write_table(tmp_path / "data.csv", ["scan", "label"], [["a.png", "cat"]])
     np.savez(tmp_path / "data.npz", scan=np.zeros(3), label=["cat"] * 3)
     with pytest.raises(
-        SettingsError, match=r"none of the run's modalities \(audio, image\); it has scan, label"
+        SettingsError, match=rf"none of the run's {KINDS[name]}s audio, image; it has scan, label"
     ) as caught:
         open_user_data(str(tmp_path / name), asked())
-    assert "--data-option audio=NAME" in caught.value.fix
+    assert f"--data-option audio={KINDS[name].upper()}" in caught.value.fix
+
+
+@pytest.mark.parametrize("rows", [None, "all"])
+def test_table_of_which_the_run_has_no_column_at_all_is_not_called_empty(
+    tmp_path: Path, rows: Literal["all"] | None
+) -> None:
+    path = write_table(tmp_path / "data.csv", ["label", "word"], [["cat", "a"], ["dog", "b"]])
+    modalities: Mapping[str, ModalitySpec] = {"photo": IMAGE, "text": TextSpec(num_tokens=8)}
+    request = replace(asked(modalities, task=RetrievalSpec(between=("photo", "text"))), rows=rows)
+    with pytest.raises(SettingsError, match="none of the run's columns photo, text; it has label, word") as caught:
+        open_user_data(str(path), request)
+    assert "--data-option photo=COLUMN" in caught.value.fix
+
+
+def test_columns_of_a_table_modality_are_named_and_not_the_modality(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "data.csv", ["pulse"], [[70]])
+    with pytest.raises(SettingsError, match="none of the run's columns hr, temp; it has pulse") as caught:
+        open_user_data(str(path), asked({"vitals": EVERYTHING["vitals"]}))
+    assert "--data-option hr=COLUMN" in caught.value.fix
 
 
 @pytest.mark.parametrize("name", ["data.csv", "data.npz"])
@@ -219,6 +242,12 @@ def test_option_out_of_range_is_named(options: dict[str, object], message: str) 
     with pytest.raises(SettingsError, match=message) as caught:
         user_data_options(options)
     assert caught.value.fix
+
+
+def test_choices_of_an_option_are_the_fix() -> None:
+    with pytest.raises(SettingsError, match="fit=croop: no such choice") as caught:
+        user_data_options({"fit": "croop"})
+    assert caught.value.fix == "choose 'crop', 'stretch' or 'pad'"
 
 
 def test_what_data_is_not_there_or_of_no_known_kind_shows_before_a_run_is_known(tmp_path: Path) -> None:

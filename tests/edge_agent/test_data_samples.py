@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pyarrow.parquet import write_table as write_parquet
 
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.manifest import ImageSpec
@@ -123,6 +126,47 @@ def test_rows_without_any_modality_are_skipped_and_counted(tmp_path: Path, caplo
         f"{path}: 1 samples for training, 0 for testing, 1 lack audio, 2 rows without a modality to learn from skipped"
         in (caplog.messages)
     )
+
+
+AGE = RegressionSpec(targets=(TargetSpec(name="age", mean=0, std=1),))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+def test_rows_without_any_target_are_skipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    ages, splits = [1.0, None, 3.0, None, 5.0], ["train", "train", "train", "test", "test"]
+    path = tmp_path / f"data.{kind}"
+    if kind == "npz":
+        targets = np.array([[np.nan if age is None else age] for age in ages])
+        np.savez(path, image=np.zeros((5, 8, 8, 3), np.uint8), targets=targets, split=splits)
+    elif kind == "parquet":
+        write_image(tmp_path / "a.png")
+        write_parquet(pa.table({"image": ["a.png"] * 5, "age": ages, "split": splits}), path)
+    else:
+        write_image(tmp_path / "a.png")
+        rows = [["a.png", "" if age is None else age, split] for age, split in zip(ages, splits, strict=True)]
+        write_table(path, ["image", "age", "split"], rows)
+    with caplog.at_level("INFO", "cutlayer"):
+        dataset = open_user_data(str(path), asked({"image": IMAGE}, task=AGE))
+    assert dataset.batch("train", all_of(dataset)).targets.tolist() == [[1], [3]]
+    assert dataset.batch("test", all_of(dataset, "test")).targets.tolist() == [[5]]
+    assert f"{path}: 2 samples for training, 1 for testing, 2 rows without a target skipped" in caplog.messages
+
+
+def test_visit_keeps_rows_without_a_target(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    path = write_table(tmp_path / "data.csv", ["image", "age"], [["a.png", 3], ["a.png", ""]])
+    dataset = open_user_data(str(path), replace(asked({"image": IMAGE}, task=AGE), rows="all"))
+    np.testing.assert_array_equal(dataset.batch("test", np.arange(2)).targets, [[3], [np.nan]])
+
+
+def test_table_without_any_target_says_so(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    path = write_table(tmp_path / "data.csv", ["image", "age"], [["a.png", ""]] * 10)
+    with pytest.raises(SettingsError, match="no row for training is left") as caught:
+        open_user_data(str(path), asked({"image": IMAGE}, task=AGE))
+    assert "with a target" in caught.value.fix
 
 
 def test_table_without_a_row_for_training_is_an_error(tmp_path: Path) -> None:
@@ -257,10 +301,12 @@ def test_two_thousand_images_take_the_memory_of_a_few(tmp_path: Path) -> None:
     assert peak_bytes < all_bytes / 10
 
 
-def test_pairs_need_both_of_their_modalities(tmp_path: Path) -> None:
+def test_pairs_need_both_of_their_modalities(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     task = RetrievalSpec(between=("image", "audio"))
     site(tmp_path, 20, without_sound=[3, 4])
-    dataset = open_user_data(str(tmp_path), asked(task=task))
+    with caplog.at_level("INFO", "cutlayer"):
+        dataset = open_user_data(str(tmp_path), asked(task=task))
+    assert caplog.messages[-1].endswith(", 2 rows without one half of the pair skipped")
     assert dataset.classes == ()
     assert dataset.num_skipped == 2
     assert dataset.num_samples("train") + dataset.num_samples("test") == 18

@@ -42,6 +42,36 @@ def test_only_wanted_columns_are_kept(tmp_path: Path) -> None:
     assert table.columns == {"label": ["cat"]}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_rows_are_counted_also_where_no_column_is_wanted(tmp_path: Path, kind: str) -> None:
+    written(tmp_path, "word,label\na,cat\nb,dog\n")
+    parquet(tmp_path, {"word": ["a", "b"]})
+    assert read_table(tmp_path / f"data.{kind}", ("image",)).columns == {}
+
+
+def test_parquet_without_rows_is_named_as_empty(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"data\.parquet has no rows"):
+        read_table(parquet(tmp_path, {"word": []}), ("image",))
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_table_with_another_separator_says_that_columns_are_separated_by_commas(tmp_path: Path, separator: str) -> None:
+    path = written(tmp_path, separator.join(("image", "label")) + "\n" + separator.join(("a.png", "cat")) + "\n")
+    with pytest.raises(SettingsError, match="its only column is called") as caught:
+        read_header(path)
+    assert "separate columns by commas" in caught.value.fix
+
+
+def test_line_that_is_not_utf_8_is_named_however_far_ahead_the_file_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, b"image,label\n" + b"a.png,cat\n" * 3_000 + b"b.png,caf\xe9\n" + b"a.png,cat\n" * 3_000)
+    with pytest.raises(SettingsError, match="line 3002: not UTF-8") as caught:
+        read_table(path, ALL)
+    assert "as UTF-8" in caught.value.fix
+    short = written(tmp_path, b"image,label\na.png,caf\xe9\n")
+    with pytest.raises(SettingsError, match="line 2: not UTF-8"):
+        read_header(short)
+
+
 def test_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_first_name(tmp_path: Path) -> None:
     assert read_header(written(tmp_path, b"\xef\xbb\xbfimage,label\r\na.png,cat\r\n")) == ("image", "label")
 
@@ -56,8 +86,8 @@ def test_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_first_name(tmp_path:
         ("image,,label\na,b,c\n", "column 2 has no name"),
         ("image,label\na.png,cat\nb.png\n", "line 3: 1 cells for 2 columns"),
         ("image,label\na.png,cat\nb, c.png,dog\n", "line 3: 3 cells for 2 columns"),
-        (b"image,label\na.png,caf\xe9\n", "not UTF-8"),
-        (b"im\xe9ge,label\na.png,cat\n", "not UTF-8"),
+        (b"image,label\na.png,caf\xe9\n", "line 2: not UTF-8"),
+        (b"im\xe9ge,label\na.png,cat\n", "line 1: not UTF-8"),
         ('image,label\n"a.png,cat\n', "unexpected end of data"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from cutlayer.broker.errors import SettingsError
 from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, RegressionSpec, TargetSpec, TaskSpec
 from cutlayer.edge_agent.data_table import Table
-from cutlayer.edge_agent.data_targets import read_targets
+from cutlayer.edge_agent.data_targets import has_target, read_targets
 
 ONE = ClassificationSpec(classes=("cat", "dog"))
 SEVERAL = MultiLabelSpec(classes=("cough", "fever", "rash"))
@@ -56,6 +56,12 @@ def test_numbers_keep_their_unit_and_may_be_missing() -> None:
     np.testing.assert_array_equal(targets, np.array([[33, 70.5], [10, np.nan]], np.float32))
 
 
+def test_row_has_a_target_where_one_of_them_is_known() -> None:
+    targets = read_targets(table(weight=["70.5", "", ""], age=["", "", "3"]), NUMBERS, same)
+    assert has_target(NUMBERS, targets).tolist() == [True, False, True]
+    assert has_target(ONE, read_targets(table(label=["dog", "cat"]), ONE, same)).tolist() == [True, True]
+
+
 @pytest.mark.parametrize(
     ("columns", "task", "message"),
     [
@@ -71,7 +77,6 @@ def test_numbers_keep_their_unit_and_may_be_missing() -> None:
         ({"age": ["33"]}, NUMBERS, r"no column 'weight'"),
         ({"age": ["old"], "weight": ["70"]}, NUMBERS, r"line 2, column 'age': 'old' is no number"),
         ({"age": ["inf"], "weight": ["70"]}, NUMBERS, r"line 2, column 'age': 'inf' is not finite"),
-        ({"age": ["3", ""], "weight": ["7", ""]}, NUMBERS, r"line 3, column 'age': the target is missing"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_line_column_and_fix(

@@ -3,15 +3,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from cutlayer.broker.errors import MalformedMessage, ManifestUnsatisfiable, RunError
+from cutlayer.broker.errors import MalformedMessage, ManifestUnsatisfiable, RunError, SettingsError
+from cutlayer.broker.manifest import Manifest
 from cutlayer.broker.memory import MemoryBroker, MemoryTransport
-from cutlayer.broker.messages import ModelChunk, RunManifest
+from cutlayer.broker.messages import ModelChunk, RunManifest, RunPhase, WorkerState
 from cutlayer.broker.model_chunks import cut_model
+from cutlayer.broker.site_optimizer import SiteOptimizer
 from cutlayer.broker.topics import RUN, WORKER_STATES, model_chunks
+from cutlayer.edge_agent.array_dataset import ArrayDataset
 from cutlayer.edge_agent.enrolment import FIRST_ASK_S, LONGEST_ASK_S, Enrolment
+from cutlayer.edge_agent.site_parts import SiteParts
 from support.brokers import TRANSPORTS, Backend, transports
 from support.small_run import small_dataset
 from support.small_side import small_manifest, tokenizer_file
@@ -80,12 +85,68 @@ def test_manifest_that_is_none_changes_nothing(enrolment: Enrolment) -> None:
     assert not enrolment.read_manifest(MANIFEST, is_bound=True)
 
 
-def test_manifest_that_the_data_do_not_fit_is_refused(transport: Noting) -> None:
+def wrong_manifest() -> Manifest:
     manifest = small_manifest()
-    wrong = manifest.model_copy(update={"task": manifest.task.model_copy(update={"classes": ("cat", "dog")})})
-    enrolment = Enrolment("clinic/07", lambda _: small_dataset(0), transport)
+    return manifest.model_copy(update={"task": manifest.task.model_copy(update={"classes": ("cat", "dog")})})
+
+
+WRONG = wrong_manifest()
+
+
+def serving(manifest: Manifest, *, online: bool = True, phase: RunPhase = RunPhase.TRAINING) -> WorkerState:
+    return WorkerState(online, "w0", 1, bytes.fromhex(manifest.digest()), phase, agents=0, version=0, reason="")
+
+
+def test_manifest_that_the_data_do_not_fit_is_refused_where_a_worker_serves_it(enrolment: Enrolment) -> None:
+    enrolment.take_state(serving(WRONG))
     with pytest.raises(ManifestUnsatisfiable):
-        enrolment.read_manifest(RunManifest(wrong.to_bytes()), is_bound=False)
+        enrolment.read_manifest(RunManifest(WRONG.to_bytes()), is_bound=False)
+
+
+def test_worker_that_comes_after_its_manifest_ends_an_agent_that_does_not_fit(enrolment: Enrolment) -> None:
+    enrolment.read_manifest(RunManifest(WRONG.to_bytes()), is_bound=False)
+    enrolment.take_state(serving(small_manifest()))
+    enrolment.take_state(serving(WRONG, online=False))
+    enrolment.take_state(serving(WRONG, phase=RunPhase.ENDED))
+    with pytest.raises(ManifestUnsatisfiable):
+        enrolment.take_state(serving(WRONG))
+
+
+def test_manifest_that_nobody_serves_is_waited_out_and_the_next_one_taken(
+    transport: Noting, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[str] = []
+
+    def open_data(manifest: Manifest) -> ArrayDataset:
+        opened.append(manifest.run_id)
+        if manifest.run_id == WRONG.run_id:
+            raise SettingsError("data.csv has none of the run's columns image", "name one")
+        return small_dataset(0, 10, 6)
+
+    enrolment = Enrolment("clinic/07", open_data, transport)
+    enrolment.wait(0.0)
+    for now in (10.0, 100.0):
+        enrolment.read_manifest(RunManifest(WRONG.to_bytes()), is_bound=False)
+        with caplog.at_level(logging.WARNING, "cutlayer.edge_agent"):
+            enrolment.tick(now)
+    assert opened == [WRONG.run_id], "the same manifest again is no reason to look at all files again"
+    assert caplog.messages == [
+        f"run {WRONG.run_id} is announced, no worker serves it, and it does not fit this site "
+        "(data.csv has none of the run's columns image); waiting for another run, or for a worker of this one"
+    ]
+    assert enrolment.read_manifest(OTHER, is_bound=False)
+    assert enrolment.read_model(cut_model(tokenizer_file())[0]) is not None
+    enrolment.take_state(serving(WRONG))
+
+
+def test_site_parts_that_a_run_without_workers_lacks_end_no_agent(transport: Noting, tmp_path: Path) -> None:
+    manifest = small_manifest().model_copy(update={"head": "alike", "site_optimizer": SiteOptimizer(lr=0.1)})
+    missing = SiteParts(head=tmp_path / "no_head.safetensors")
+    enrolment = Enrolment("clinic/07", lambda _: small_dataset(0, 10, 6), transport, missing, is_visit=True)
+    enrolment.read_manifest(RunManifest(manifest.to_bytes()), is_bound=False)
+    assert enrolment.read_model(cut_model(tokenizer_file())[0]) is None
+    with pytest.raises(ManifestUnsatisfiable, match="is not there"):
+        enrolment.take_state(serving(manifest))
 
 
 def test_wrong_weights_are_refused_and_the_right_ones_taken_after_them(enrolment: Enrolment) -> None:

@@ -37,6 +37,17 @@ def test_run_that_the_data_do_not_fit_is_refused() -> None:
     assert not scene.all(Hello)
 
 
+def test_run_that_a_killed_worker_left_behind_is_waited_out_also_where_the_data_do_not_fit_it() -> None:
+    scene, left = Scene(), classes("cat", "dog")
+    scene.retain(RUN, RunManifest(left.to_bytes()))
+    digest = bytes.fromhex(left.digest())
+    scene.retain(WORKER.state, WorkerState(False, "w0", 0, digest, RunPhase.TRAINING, agents=0, version=0, reason=""))
+    scene.settle()
+    assert not scene.all(Hello)
+    scene.announce()
+    assert isinstance(scene.until(Hello), Hello)
+
+
 def test_refusal_of_a_worker_ends_the_agent_with_its_reason() -> None:
     scene = Scene()
     scene.announce()

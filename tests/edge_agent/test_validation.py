@@ -78,7 +78,7 @@ def test_whoever_has_too_few_says_so_and_has_no_say(
     assert num_validation_samples(parted) == 0
     assert parted.num_samples("train") == num_train, "nothing is set aside in vain"
     assert said in caplog.text
-    assert "it has no say in which weights are kept" in caplog.text
+    assert "it has no say in which weights are kept; fix: add rows with the split val, or without" in caplog.text
 
 
 def test_all_views_of_a_digit_go_the_same_way() -> None:

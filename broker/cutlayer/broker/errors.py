@@ -267,13 +267,14 @@ class IdentityTaken(CutlayerError):
 
     Args:
         identity: The agent's topic or the worker's name.
+        other: How to call this process otherwise, as an imperative; the default is a worker's.
     """
 
     exit_code = 5
 
-    def __init__(self, identity: str) -> None:
+    def __init__(self, identity: str, other: str = "give this one another name (--name)") -> None:
         self.identity = identity
         super().__init__(
             f"another process now runs as {identity!r}; two cannot share an identity\n"
-            "  fix: stop the other one, or give this one another name (--topic, --name)"
+            f"  fix: stop the other one, or {other}"
         )

@@ -30,6 +30,7 @@ from cutlayer.edge_agent.data_split import hashed_split, named_split
 from cutlayer.edge_agent.data_table import TABLE_NAMES, Table, read_header, read_table
 from cutlayer.edge_agent.data_targets import ColumnOf, no_targets, read_targets, target_columns
 from cutlayer.edge_agent.data_tree import read_files, read_tree
+from cutlayer.edge_agent.data_unread import NUM_NAMED, say_unread
 
 __all__ = ["check_user_data", "open_user_data"]
 
@@ -102,17 +103,20 @@ def _open_table(name: str, path: Path, request: DataRequest, options: UserDataOp
             "id",
         )
     }
+    if not any(column_of(name) in names for name in cell_names(request.modalities)):
+        raise _has_none(path, cell_names(request.modalities), names, "column")
     table = read_table(path, wanted, options.root)
     columns = _columns_of_table(table, request, options)
-    if not columns:
-        raise _has_none(path, request, names)
     if _needs_targets(request, table.columns, column_of):
         targets = read_targets(table, request.task, column_of)
     else:
         targets = no_targets(request.task, table.num_rows)
     splits = _splits_of(table, request, options, targets)
     texts, groups = _texts_of(table, columns, column_of), _groups_of(table, column_of("id"))
-    return UserDataset(name, request, options, columns, targets, splits, texts, groups)
+    dataset = UserDataset(name, request, options, columns, targets, splits, texts, groups)
+    is_by_cells = not {column_of("split"), column_of("id")} & set(names)
+    say_unread(name, request, columns, [column for column in names if column not in wanted], is_by_cells=is_by_cells)
+    return dataset
 
 
 def _columns_of_table(table: Table, request: DataRequest, options: UserDataOptions) -> dict[str, Column]:
@@ -167,14 +171,18 @@ def _open_arrays(name: str, path: Path, request: DataRequest, options: UserDataO
         if array_of(modality) in file.names:
             columns[modality] = array_column(file, array_of(modality), spec, len(targets))
     if not columns:
-        raise _has_none(path, request, file.names)
+        raise _has_none(path, request.modalities, file.names, "array")
     if array_of("split") in file.names:
         cells = {array_of("split"): texts_of_array(file, array_of("split"), len(targets))}
     else:
         cells = {"row": [str(row) for row in range(len(targets))]}
     splits = _splits_of(Table(path, cells, path.parent), request, options, targets)
     texts = {"id": texts_of_array(file, array_of("id"), len(targets))} if array_of("id") in file.names else {}
-    return UserDataset(name, request, options, columns, targets, splits, texts)
+    dataset = UserDataset(name, request, options, columns, targets, splits, texts)
+    known = {array_of(key) for key in (*request.modalities, *target_columns(request.task), "targets", "split", "id")}
+    unread = [array for array in file.names if array.removesuffix("_present") not in known]
+    say_unread(name, request, columns, unread)
+    return dataset
 
 
 def _needs_targets(request: DataRequest, names: Collection[str], column_of: ColumnOf) -> bool:
@@ -254,8 +262,10 @@ def _check_keys(request: DataRequest, options: UserDataOptions) -> None:
             )
 
 
-def _has_none(path: Path, request: DataRequest, names: Sequence[str]) -> SettingsError:
+def _has_none(
+    path: Path, wanted: Collection[str], names: Sequence[str], kind: Literal["column", "array"]
+) -> SettingsError:
     return SettingsError(
-        f"{path} has none of the run's modalities ({', '.join(sorted(request.modalities))}); it has {', '.join(names)}",
-        f"say which of these is which: --data-option {min(request.modalities)}=NAME",
+        f"{path} has none of the run's {kind}s {', '.join(sorted(wanted)[:NUM_NAMED])}; it has {', '.join(names)}",
+        f"say which of these is which: --data-option {min(wanted)}={kind.upper()}",
     )

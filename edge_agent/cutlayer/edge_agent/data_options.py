@@ -74,6 +74,8 @@ def user_data_options(options: Mapping[str, object]) -> UserDataOptions:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
+        choices = first.get("ctx", {}).get("expected") if first["type"] == "literal_error" else None
         raise SettingsError(
-            f"--data-option {key}={first['input']}: {first['msg']}", "docs/data.md lists the options and their ranges"
+            f"--data-option {key}={first['input']}: {'no such choice' if choices else first['msg']}",
+            f"choose {choices}" if choices else "docs/data.md lists the options and their ranges",
         ) from error

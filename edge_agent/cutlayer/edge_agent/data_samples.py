@@ -2,11 +2,11 @@
 
 A step's samples are fixed by their numbers (`epochs.py`), for every process that ever runs as this agent. So numbers
 are given once, at opening, from the table and from a look at every file of this agent: what is unreadable then counts
-as an empty cell, and a sample without any modality gets no number. A file may pass that look and fail when it is
-decoded. Then, again, its cell counts as empty; and where that was the sample's only modality, the number stands from
-then on for the next sample that can be read, counted round the split. Both follow from the files alone, so that a
-process which is started again finds the same. A file that could be read before and cannot any more is another matter:
-a disk is gone, and the agent ends rather than send something else under a number that it has used.
+as an empty cell, and a sample without any modality, or without any target, gets no number. A file may pass that look
+and fail when it is decoded. Then, again, its cell counts as empty; and where that was the sample's only modality, the
+number stands from then on for the next sample that can be read, counted round the split. Both follow from the files
+alone, so that a process which is started again finds the same. A file that could be read before and cannot any more is
+another matter: a disk is gone, and the agent ends rather than send something else under a number that it has used.
 
 Axes: B samples of a batch, R rows of the whole data set, S rows of this agent's split.
 """
@@ -28,6 +28,7 @@ from cutlayer.edge_agent.data_columns import Column
 from cutlayer.edge_agent.data_options import UserDataOptions
 from cutlayer.edge_agent.data_progress import with_progress
 from cutlayer.edge_agent.data_request import DataRequest
+from cutlayer.edge_agent.data_targets import has_target
 from cutlayer.edge_agent.data_unreadable import Unreadable, UnreadableFiles
 from cutlayer.edge_agent.partition import partition
 from cutlayer.edge_agent.row_names import RowNames
@@ -82,16 +83,19 @@ class UserDataset:
         own_rows = np.sort(np.concatenate([self._rows[split] for split in _ALL_SPLITS]))
         self.unreadable = UnreadableFiles(self._num_files(own_rows), options.max_unreadable)
         self._look_at_files(own_rows, is_full=options.check == "full")
-        num_rows = own_rows.size
+        self.num_skipped = self.num_without_target = 0
+        has_target_R = has_target(request.task, targets)
         # A visit keeps all its rows: what becomes of each is said.
         for split in _ALL_SPLITS if request.rows is None else ():
             rows_S = self._rows[split]
-            self._rows[split] = rows_S[self._are_samples(rows_S)]
-        self.num_skipped = num_rows - sum(rows_S.size for rows_S in self._rows.values())
+            are_samples_S = self._are_samples(rows_S)
+            self.num_skipped += int((~are_samples_S).sum())
+            self.num_without_target += int((are_samples_S & ~has_target_R[rows_S]).sum())
+            self._rows[split] = rows_S[are_samples_S & has_target_R[rows_S]]
         if request.rows is None and self._rows["train"].size == 0:
             raise SettingsError(
                 f"{name}: no row for training is left in shard {request.shard} of {len(targets)} rows",
-                "give rows with the split `train` and with a modality of the run",
+                "give rows with the split `train`, with a modality of the run and with a target",
             )
         if request.rows is None:
             log.info("%s", self._summary(splits))
@@ -244,7 +248,11 @@ class UserDataset:
             if lacking := int((~has_R[rows]).sum()):
                 parts.append(f"{lacking} lack {modality}")
         if self.num_skipped:
-            parts.append(f"{self.num_skipped} rows without a modality to learn from skipped")
+            is_pair = isinstance(self._request.task, RetrievalSpec)
+            what = "one half of the pair" if is_pair else "a modality to learn from"
+            parts.append(f"{self.num_skipped} rows without {what} skipped")
+        if self.num_without_target:
+            parts.append(f"{self.num_without_target} rows without a target skipped")
         if self.unreadable.reasons:
             parts.append(f"{len(self.unreadable.reasons)} of {self.unreadable.num_files} files unreadable")
         if self.num_val:

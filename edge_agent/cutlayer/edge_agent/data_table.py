@@ -19,6 +19,8 @@ TABLE_NAMES = ("data.csv", "data.parquet")
 """What a table is called in a folder."""
 MAX_CELL_CHARACTERS = 1_000_000
 """A quotation mark that nobody closes makes the rest of a CSV file one cell."""
+_OTHER_SEPARATORS = (";", "\t")
+"""What spreadsheets separate columns by where the comma is a decimal one."""
 DATA_EXTRA = 'pip install "cutlayer[data]"'
 
 
@@ -40,7 +42,7 @@ class Table:
 
     @property
     def num_rows(self) -> int:
-        """Rows."""
+        """Rows; 0 where no column was wanted."""
         return len(next(iter(self.columns.values()))) if self.columns else 0
 
     def where(self, row: int, column: str | None = None) -> str:
@@ -63,7 +65,7 @@ def read_header(path: Path) -> tuple[str, ...]:
     """Return the names of a table's columns.
 
     Raises:
-        SettingsError: When the file cannot be read, or two columns have one name.
+        SettingsError: When the file cannot be read, two columns have one name, or commas do not separate them.
     """
     if path.suffix == ".parquet":
         names = tuple(str(name) for name in _parquet_file(path).schema_arrow.names)
@@ -73,6 +75,8 @@ def read_header(path: Path) -> tuple[str, ...]:
                 names = tuple(next(csv.reader(file, strict=True), ()))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise _unreadable(path, error) from error
+        if len(names) == 1 and any(separator in names[0] for separator in _OTHER_SEPARATORS):
+            raise SettingsError(f"{path}: its only column is called {names[0]!r}", "separate columns by commas")
     _check_names(path, names)
     return names
 
@@ -91,11 +95,12 @@ def read_table(path: Path, columns: Collection[str], root: Path | None = None) -
     names = read_header(path)
     root = path.parent if root is None else root
     if path.suffix == ".parquet":
-        table = Table(path, _parquet_columns(path, [name for name in names if name in columns]), root)
+        cells, num_rows = _parquet_columns(path, [name for name in names if name in columns])
+        table = Table(path, cells, root)
     else:
         cells, lines = _csv_columns(path, names, columns)
-        table = Table(path, cells, root, lines)
-    if table.num_rows == 0:
+        table, num_rows = Table(path, cells, root, lines), len(lines)
+    if num_rows == 0:
         raise SettingsError(f"{path} has no rows below its header", "write one row a sample")
     return table
 
@@ -152,7 +157,7 @@ def _parquet_file(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _parquet_columns(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
+def _parquet_columns(path: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], int]:
     from pyarrow import ArrowException
 
     file = _parquet_file(path)
@@ -164,7 +169,7 @@ def _parquet_columns(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
                 columns[name] += [_cell_text(path, name, value) for value in table.column(name).to_pylist()]
     except (OSError, ArrowException) as error:
         raise _unreadable(path, error) from error
-    return columns
+    return columns, int(file.metadata.num_rows)
 
 
 def _cell_text(path: Path, column: str, value: object) -> str:
@@ -184,9 +189,20 @@ def _cell_text(path: Path, column: str, value: object) -> str:
 
 
 def _unreadable(path: Path, error: Exception, line: int | None = None) -> SettingsError:
-    where = f"{path}" if line is None else f"{path}, about line {line}"
     if isinstance(error, UnicodeDecodeError):
-        return SettingsError(f"{where}: not UTF-8 ({error})", "save the table as UTF-8")
+        return SettingsError(f"{path}{_line_not_utf8(path)}: not UTF-8 ({error.reason})", "save the table as UTF-8")
+    where = f"{path}" if line is None else f"{path}, about line {line}"
     if isinstance(error, OSError):
         return SettingsError(f"{path} cannot be read: {error.strerror or error}", "check the name and your rights")
     return SettingsError(f"{where}: {error}", "save it again, in the form that docs/data.md shows")
+
+
+def _line_not_utf8(path: Path) -> str:
+    """Return where the first line is that is not UTF-8: files are decoded far ahead of the line that is read."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f", line {number}"
+    return ""

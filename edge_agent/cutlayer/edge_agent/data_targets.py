@@ -16,7 +16,7 @@ from cutlayer.broker.tasks import ClassificationSpec, MultiLabelSpec, Regression
 from cutlayer.edge_agent.batches import Targets
 from cutlayer.edge_agent.data_table import Table
 
-__all__ = ["LABELS_SEPARATOR", "ColumnOf", "no_targets", "number_in", "read_targets", "target_columns"]
+__all__ = ["LABELS_SEPARATOR", "ColumnOf", "has_target", "no_targets", "number_in", "read_targets", "target_columns"]
 
 LABELS_SEPARATOR = ";"
 
@@ -54,7 +54,7 @@ def read_targets(table: Table, task: TaskSpec, column_of: ColumnOf) -> Targets:
         Targets of each row, in the form of `batches.Batch`.
 
     Raises:
-        SettingsError: When a column is missing, a class is none of the run's, or a cell is empty or no number.
+        SettingsError: When a column is missing, a class is none of the run's, a label is empty, or a cell is no number.
     """
     if isinstance(task, RetrievalSpec):
         return np.zeros(table.num_rows, np.int64)  # a row's own cells belong together
@@ -72,6 +72,18 @@ def read_targets(table: Table, task: TaskSpec, column_of: ColumnOf) -> Targets:
     column = _needed(table, "label", column_of)
     number_of = _numbers_of(table, column, task.classes, is_single=True)
     return np.array([number_of[cell] for cell in table.columns[column]], dtype=np.int64)
+
+
+def has_target(task: TaskSpec, targets: Targets) -> NDArray[np.bool_]:
+    """Return which rows have something to be learned, bool (R): of a regression's targets one at least.
+
+    Args:
+        task: What is learned.
+        targets: Of all rows.
+    """
+    if isinstance(task, RegressionSpec):
+        return np.asarray(~np.isnan(targets).all(axis=1))
+    return np.ones(len(targets), np.bool_)
 
 
 def _needed(table: Table, name: str, column_of: ColumnOf) -> str:
@@ -128,10 +140,6 @@ def _numbers(table: Table, names: Sequence[str], column_of: ColumnOf) -> NDArray
         for row, cell in enumerate(table.columns[column]):
             if cell:
                 values_RC[row, place] = number_in(table, row, column, cell)
-    without_R = np.isnan(values_RC).all(axis=1)
-    if without_R.any():
-        row = int(without_R.argmax())
-        raise SettingsError(f"{table.where(row, columns[0])}: the target is missing", "write it, or remove the row")
     return values_RC
 
 

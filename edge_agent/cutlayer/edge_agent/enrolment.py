@@ -2,6 +2,9 @@
 
 Manifest and weights are retained at the broker. A broker may drop any of them on the way, or forget them; a new
 SUBSCRIBE makes it send again what it has (MQTT 5, section 3.3.1.3), so the agent subscribes again until it is served.
+
+The manifest of a run whose workers were killed stays at the broker. An agent that does not fit it may well fit the run
+that comes next: it keeps the error to itself, and raises it once a worker says that it serves that run.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cutlayer.broker.errors import RunError
+from cutlayer.broker.agent_workers import MAX_WORKERS
+from cutlayer.broker.errors import ManifestUnsatisfiable, RunError, SettingsError
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import ModelChunk, RunManifest
+from cutlayer.broker.messages import ModelChunk, RunManifest, RunPhase, WorkerState
 from cutlayer.broker.model_chunks import ModelAssembler
 from cutlayer.broker.topics import RUN, WORKER_STATES, model_chunks
 from cutlayer.broker.transport import Transport
@@ -47,6 +51,19 @@ class Enrolled:
     plan: EpochPlan
 
 
+@dataclass(frozen=True, slots=True)
+class _Misfit:
+    """A run that the site does not fit, and why.
+
+    Attributes:
+        manifest: The run.
+        error: What ends the agent if the run goes on.
+    """
+
+    manifest: Manifest
+    error: ManifestUnsatisfiable | SettingsError
+
+
 class Enrolment:
     """Collects what an agent needs.
 
@@ -78,6 +95,8 @@ class Enrolment:
         self._assembler: ModelAssembler | None = None
         self._ask_s = FIRST_ASK_S
         self._told: str | None = None
+        self._misfit: _Misfit | None = None
+        self._serving: dict[str, bytes] = {}
 
     def wait(self, now: float) -> None:
         """Be patient for a while from now on: a connection is new, or a lease was lost."""
@@ -98,11 +117,17 @@ class Enrolment:
         self._transport.subscribe(WORKER_STATES)
         if self._manifest is not None and self._assembler is not None:
             self._transport.subscribe(model_chunks(self._manifest.tokenizers.digest))
-        self._tell(f"{self.lacking}; waiting{' for one' if self._manifest is None else ''}")
+        if self._misfit is not None:
+            self._tell(f"{self.lacking}; waiting for another run, or for a worker of this one", logging.WARNING)
+        else:
+            self._tell(f"{self.lacking}; waiting{' for one' if self._manifest is None else ''}")
 
     @property
     def lacking(self) -> str:
         """What the agent still needs, for people."""
+        if self._misfit is not None:
+            run_id, problem = self._misfit.manifest.run_id, str(self._misfit.error).splitlines()[0]
+            return f"run {run_id} is announced, no worker serves it, and it does not fit this site ({problem})"
         if self._manifest is None:
             return "no run is announced on this broker"
         run = f"run {self._manifest.run_id}"
@@ -122,12 +147,15 @@ class Enrolment:
 
         Raises:
             MalformedMessage: When it is no manifest.
-            ManifestUnsatisfiable: When the agent's data do not fit it.
+            ManifestUnsatisfiable: When the agent's data do not fit it, and a worker serves it; else the agent waits.
+            SettingsError: The same, where they cannot be read for it.
             RunError: When another run has taken the place of the one that the agent takes part in.
         """
         manifest = Manifest.from_bytes(message.document)
         known = self._manifest
         if known is not None and manifest.digest() == known.digest():
+            return False
+        if self._misfit is not None and manifest.digest() == self._misfit.manifest.digest():
             return False
         if known is not None and is_bound:
             raise RunError(
@@ -136,8 +164,13 @@ class Enrolment:
             )
         if known is not None and self._assembler is not None:
             self._transport.unsubscribe(model_chunks(known.tokenizers.digest))
-        dataset = self._open_data(manifest)
-        check_satisfiable(manifest, dataset, is_visit=self._is_visit)
+        self._misfit = None
+        try:
+            dataset = self._open_data(manifest)
+            check_satisfiable(manifest, dataset, is_visit=self._is_visit)
+        except (ManifestUnsatisfiable, SettingsError) as error:
+            self._keep(_Misfit(manifest, error))
+            return True
         if manifest.evaluation.selects and not self._is_visit:
             dataset = with_validation(dataset, manifest, self._agent)
         self._manifest, self._dataset = manifest, dataset
@@ -155,7 +188,8 @@ class Enrolment:
 
         Raises:
             MalformedMessage: When it is no piece of this run's weights.
-            ManifestUnsatisfiable: When the weights do not fit the manifest.
+            ManifestUnsatisfiable: When what the site has does not fit it, and a worker serves the run.
+            SettingsError: The same, where it cannot be read.
         """
         manifest, dataset, assembler = self._manifest, self._dataset, self._assembler
         if manifest is None or dataset is None or assembler is None:
@@ -174,10 +208,35 @@ class Enrolment:
             manifest.microbatch_samples,
             num_validation_samples(dataset) if manifest.evaluation.selects and not self._is_visit else 0,
         )
-        client = ClientSide(manifest, weights, dataset, self._site, is_visit=self._is_visit)
+        try:
+            client = ClientSide(manifest, weights, dataset, self._site, is_visit=self._is_visit)
+        except (ManifestUnsatisfiable, SettingsError) as error:
+            self._keep(_Misfit(manifest, error))
+            return None
         return Enrolled(manifest, client, plan)
 
-    def _tell(self, what: str) -> None:
+    def take_state(self, state: WorkerState) -> None:
+        """Take notice of a worker's retained state.
+
+        Raises:
+            ManifestUnsatisfiable: When it serves a run that the site does not fit.
+            SettingsError: The same, where its data cannot be read for it.
+        """
+        if not state.online or state.phase is RunPhase.ENDED:
+            self._serving.pop(state.worker, None)
+        elif state.worker in self._serving or len(self._serving) < MAX_WORKERS:
+            self._serving[state.worker] = state.manifest_digest
+        if self._misfit is not None:
+            self._keep(self._misfit)
+
+    def _keep(self, misfit: _Misfit) -> None:
+        """Keep an error for the time when it matters, which may be now."""
+        if bytes.fromhex(misfit.manifest.digest()) in self._serving.values():
+            raise misfit.error
+        self._misfit = misfit
+        self._manifest = self._dataset = self._assembler = None
+
+    def _tell(self, what: str, level: int = logging.INFO) -> None:
         if what != self._told:
             self._told = what
-            log.info("%s", what)
+            log.log(level, "%s", what)

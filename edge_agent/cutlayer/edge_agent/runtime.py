@@ -27,7 +27,15 @@ from cutlayer.broker.agent_session import AgentSession
 from cutlayer.broker.courier import Courier
 from cutlayer.broker.errors import BrokerUnreachable, IdentityTaken, WireError
 from cutlayer.broker.manifest import Manifest
-from cutlayer.broker.messages import AgentState, Direction, GoodbyeReason, ModelChunk, RunManifest, serialize
+from cutlayer.broker.messages import (
+    AgentState,
+    Direction,
+    GoodbyeReason,
+    ModelChunk,
+    RunManifest,
+    WorkerState,
+    serialize,
+)
 from cutlayer.broker.telemetry import activation_bytes
 from cutlayer.broker.topics import AgentTopics
 from cutlayer.broker.transport import Connected, Disconnected, Received, Transport, Will, WireCount
@@ -129,9 +137,10 @@ class AgentRuntime:
             if not self.is_finished:
                 self._leave_early()
             is_graceful = True
-        except IdentityTaken:
+        except IdentityTaken as error:
             is_graceful = True  # the other process speaks for this agent now, and the will would contradict it
-            raise
+            other = f"such as --topic {error.identity}-visits" if self._visit is not None else "(--topic)"
+            raise IdentityTaken(error.identity, f"give this one another topic {other}") from error
         finally:
             # Whatever else ended this agent, the will tells the worker so.
             self._transport.close(graceful=is_graceful)
@@ -237,6 +246,9 @@ class AgentRuntime:
                     enrolled = self._enrolment.read_model(message)
                     if enrolled is not None:
                         self._enrolled(enrolled, now)
+                case WorkerState():
+                    self._enrolment.take_state(message)
+                    self._do(self._session.receive(message, now), now)
                 case _:
                     self._do(self._session.receive(message, now), now)
         except WireError as error:

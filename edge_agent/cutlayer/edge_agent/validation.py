@@ -153,7 +153,7 @@ def _set_aside(groups_S: NDArray[np.int64], wanted: int, seed: str) -> NDArray[n
 def _say_too_few(what: str) -> None:
     log.warning(
         "this site has %s, and sums of fewer than %d samples never leave a site: it has no say in which weights are "
-        "kept",
+        "kept; fix: add rows with the split val, or without such rows raise evaluation.val_ratio in the run settings",
         what,
         MIN_REPORTED_SAMPLES,
     )
