@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cutlayer.broker.launcher import BrokerProcess
-from cutlayer.broker.messages import RunManifest, serialize
+from cutlayer.broker.messages import RunManifest, RunPhase, WorkerState, serialize
 from cutlayer.broker.tasks import ClassificationSpec
-from cutlayer.broker.topics import RUN
+from cutlayer.broker.topics import RUN, WorkerTopics
 from support.brokers import mqtt_client, running_broker
 from support.processes import Process, script
 from support.small_side import small_manifest
@@ -19,13 +19,16 @@ from support.user_data import AUDIO, CLASSES, IMAGE, site
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[BrokerProcess]:
-    """A broker with a run of images and sounds announced on it."""
+    """A broker with a run of images and sounds announced on it, and a worker that says that it serves it."""
     manifest = small_manifest().model_copy(
         update={"modalities": {"image": IMAGE, "audio": AUDIO}, "task": ClassificationSpec(classes=CLASSES)}
     )
     with running_broker("amqtt") as running, mqtt_client(running.url, "starter") as starter:
         starter.connect()
         starter.transport.publish(RUN, serialize(RunManifest(manifest.to_bytes())), retain=True)
+        digest = bytes.fromhex(manifest.digest())
+        state = WorkerState(True, "w0", 1, digest, RunPhase.TRAINING, agents=0, version=0, reason="")
+        starter.transport.publish(WorkerTopics("w0").state, serialize(state), retain=True)
         starter.delivered()
         yield running
 

@@ -13,10 +13,9 @@ def agent_cost_text(telemetry: Telemetry) -> str:
     """Return bytes, ratio, samples and round trips since the agent's start, from its last counters."""
     raw_bytes = sum(row.raw_bytes for row in telemetry.traffic)
     wire_bytes = telemetry.wire_sent_bytes + telemetry.wire_received_bytes
-    parts = [
-        f"{bytes_text(telemetry.wire_sent_bytes)} sent and {bytes_text(telemetry.wire_received_bytes)} received on the "
-        f"wire, {bytes_text(raw_bytes)} as float32 ({ratio_text(raw_bytes, wire_bytes)})",
-    ]
+    moved = f"{bytes_text(telemetry.wire_sent_bytes)} sent and {bytes_text(telemetry.wire_received_bytes)} received"
+    as_float32 = f", {bytes_text(raw_bytes)} as float32 ({ratio_text(raw_bytes, wire_bytes)})" if raw_bytes else ""
+    parts = [f"{moved} on the wire{as_float32}"]
     if telemetry.samples:
         parts.append(
             f"{count_text(telemetry.samples)} training samples, {bytes_text(wire_bytes / telemetry.samples)} each"
