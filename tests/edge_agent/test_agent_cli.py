@@ -21,7 +21,7 @@ from cutlayer.edge_agent.cli import client_identifier
 from support.brokers import mqtt_client, running_broker
 from support.ports import free_port
 from support.processes import Process, digits_settings, script
-from support.small_side import small_manifest
+from support.small_side import served, small_manifest
 from support.waiting import LIMIT_S
 
 GOOD = ["start", "--topic", "clinic/07", "--data", "demo:digits", "--shard", "0/4"]
@@ -207,6 +207,7 @@ def test_run_that_the_data_do_not_fit_exits_with_4_and_says_why(tmp_path: Path, 
     with running_broker("amqtt") as broker, mqtt_client(broker.url, "starter") as starter:
         starter.connect()
         starter.transport.publish(RUN, announced(manifest), retain=True)
+        starter.transport.publish(*served(manifest), retain=True)
         starter.delivered()
         with start(broker, tmp_path / "log", "clinic/07") as agent:
             assert agent.exit_code() == 4

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cutlayer.broker.launcher import BrokerProcess
-from cutlayer.broker.messages import RunManifest, RunPhase, WorkerState, serialize
+from cutlayer.broker.messages import RunManifest, serialize
 from cutlayer.broker.tasks import ClassificationSpec
-from cutlayer.broker.topics import RUN, WorkerTopics
+from cutlayer.broker.topics import RUN
 from support.brokers import mqtt_client, running_broker
 from support.processes import Process, script
-from support.small_side import small_manifest
+from support.small_side import served, small_manifest
 from support.user_data import AUDIO, CLASSES, IMAGE, site
 
 
@@ -26,9 +26,7 @@ def broker() -> Iterator[BrokerProcess]:
     with running_broker("amqtt") as running, mqtt_client(running.url, "starter") as starter:
         starter.connect()
         starter.transport.publish(RUN, serialize(RunManifest(manifest.to_bytes())), retain=True)
-        digest = bytes.fromhex(manifest.digest())
-        state = WorkerState(True, "w0", 1, digest, RunPhase.TRAINING, agents=0, version=0, reason="")
-        starter.transport.publish(WorkerTopics("w0").state, serialize(state), retain=True)
+        starter.transport.publish(*served(manifest), retain=True)
         starter.delivered()
         yield running
 

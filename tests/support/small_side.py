@@ -8,10 +8,12 @@ import numpy as np
 import safetensors.numpy
 
 from cutlayer.broker.manifest import ClassificationSpec, CodecNames, EvaluationSpec, Manifest, WindowSpec
+from cutlayer.broker.messages import RunPhase, WorkerState, serialize
 from cutlayer.broker.model_chunks import describe_model
+from cutlayer.broker.topics import WorkerTopics
 from support.small_run import AUDIO, CLASSES, IMAGE
 
-__all__ = ["WIDTH", "small_manifest", "tokenizer_file"]
+__all__ = ["WIDTH", "served", "small_manifest", "tokenizer_file"]
 
 WIDTH = 16
 
@@ -26,6 +28,13 @@ def tokenizer_file() -> bytes:
         weights[f"{name}.bias"] = np.zeros(WIDTH, np.float32)
     file: bytes = safetensors.numpy.save(weights)
     return file
+
+
+def served(manifest: Manifest) -> tuple[str, bytes]:
+    """Return topic and payload of a worker's state that says that it serves a run."""
+    digest = bytes.fromhex(manifest.digest())
+    state = WorkerState(True, "w0", 1, digest, RunPhase.TRAINING, agents=0, version=0, reason="")
+    return WorkerTopics("w0").state, serialize(state)
 
 
 def small_manifest(*, epochs: int = 2, every_epochs: int = 1, run_id: str = "small-0") -> Manifest:
