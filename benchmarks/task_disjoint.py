@@ -64,7 +64,6 @@ class Disjoint:
 
 
 DISJOINT: Mapping[str, Disjoint] = {
-    "digits": Disjoint(shards=16, epochs=40),
     "motions": Disjoint(shards=4, epochs=12),
     "vitals": Disjoint(shards=3, epochs=20, rates=(0.1, 0.3, 1.0), seeds=20),
 }

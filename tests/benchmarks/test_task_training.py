@@ -93,8 +93,8 @@ def test_sites_with_a_modality_each_have_training_samples_of_their_own_and_all_f
 
 
 def test_where_the_metric_is_noisy_more_seeds_are_trained() -> None:
-    jobs = planned(["digits", "vitals"], SCHEMES, 1)
-    seeds = {task: {job.seed for job in jobs if job.task == task} for task in ("digits", "vitals")}
+    jobs = planned(["motions", "vitals"], SCHEMES, 1)
+    seeds = {task: {job.seed for job in jobs if job.task == task} for task in ("motions", "vitals")}
     assert seeds == {task: set(range(DISJOINT[task].seeds)) for task in seeds}
     assert len(jobs) == len(set(jobs))
 
