@@ -38,10 +38,10 @@ from support.virtual_run import Worker
 pytestmark = pytest.mark.slow
 
 TOPICS = ("site/0", "site/1", "site/2")
-NUM_STEPS = 16
+NUM_STEPS = 40
 """Of each agent: a worker that is killed in the third is up again before the last, on a loaded machine, too."""
 SETTINGS = small_settings(
-    run={"min_agents": 3, "absence_grace_s": 60.0, "epochs": 4}, worker={"round_timeout_s": 4.0}, telemetry_s=0.5
+    run={"min_agents": 3, "absence_grace_s": 60.0, "epochs": 10}, worker={"round_timeout_s": 4.0}, telemetry_s=0.5
 )
 CELL_S = 240.0
 """A cell that takes longer has failed."""
