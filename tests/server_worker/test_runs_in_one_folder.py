@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.errors import BrokerUnreachable, CheckpointError
 from cutlayer.broker.ledger import Ledger
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore, HeldRun
 from cutlayer.server_worker.exporting import export_run
 from cutlayer.server_worker.model_builder import BuiltModel, build
 from cutlayer.server_worker.namesake import NamesakeLook
-from cutlayer.server_worker.program import Program
 from cutlayer.server_worker.run_parts import make_engine, make_manifest
 from cutlayer.server_worker.settings import RunSettings, load_run_settings
 from cutlayer.simulation.virtual import VirtualNetwork
+from support.offline_program import offline_program
 from support.processes import DIGITS_FILE, SMALL_DIGITS
 from support.small_run import small_dataset, small_settings
 from support.virtual_run import Worker, run_until_over
@@ -61,18 +60,7 @@ def name_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(folder: Path, *, resume: bool = False) -> None:
-    program = Program(
-        DIGITS_FILE,
-        SMALL_DIGITS,
-        name="w0",
-        broker=BrokerSettings(url="mqtt://127.0.0.1:1"),
-        output=folder,
-        resume=resume,
-        pool=None,
-        http_host="127.0.0.1",
-        http_port=0,
-        connect_timeout_s=0.1,
-    )
+    program = offline_program(folder, resume=resume)
     with pytest.raises(BrokerUnreachable):
         program.run(lambda: False)
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from pydantic import JsonValue
 
-from cutlayer.broker.broker_settings import BrokerSettings
 from cutlayer.broker.errors import CheckpointError
 from cutlayer.server_worker.checkpoint import Checkpoint, CheckpointStore
 from cutlayer.server_worker.exporting import export_run
 from cutlayer.server_worker.model_builder import build
-from cutlayer.server_worker.program import Program
 from cutlayer.server_worker.run_parts import make_engine, make_manifest, make_session
 from cutlayer.server_worker.saver import Saver
 from cutlayer.server_worker.settings import load_run_settings
+from support.offline_program import offline_program
 from support.processes import DIGITS_FILE, SMALL_DIGITS
 
 RUN: dict[str, object] = {**SMALL_DIGITS, "run.seed": 3}
@@ -25,19 +24,7 @@ Use = Callable[[Path, dict[str, object]], None]
 
 
 def serve(folder: Path, overrides: dict[str, object]) -> None:
-    program = Program(
-        DIGITS_FILE,
-        overrides,
-        name="w0",
-        broker=BrokerSettings(url="mqtt://127.0.0.1:1"),
-        output=folder,
-        resume=False,
-        pool=None,
-        http_host="127.0.0.1",
-        http_port=0,
-        connect_timeout_s=0.1,
-        only_visits=True,
-    )
+    program = offline_program(folder, overrides, only_visits=True)
     program._http.close()
 
 
